@@ -1,0 +1,281 @@
+"""The layers of a Targeted Kernel Network: attentive regularization (Eq. 14) and target layers (Eqs. 16, 17)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tkn.attention import attention_function, correlated_gaussian_window, separable_window
+from tkn.roi import project_, roi_bounds, roi_mask
+
+MinSize = int | Literal["kernel"]
+
+
+class RoiLayer(nn.Module):
+    """A layer whose kernels each have a ROI: loc and scale, and the windows, ROIs and projection that follow.
+
+    The base of all layers below; `block` says which power of beta multiplies the layer's scale penalty.
+    """
+
+    num_dims: int
+    block: int
+    loc: nn.Parameter
+    scale: nn.Parameter
+
+    def _init_attention(
+        self, channels: int, attention: str, scale_unit: float, min_size: tuple[int, ...], clip: bool, block: int
+    ) -> None:
+        if not scale_unit > 0:
+            raise ValueError(f"scale_unit={scale_unit} must be positive")
+        if any(isinstance(least, bool) or not isinstance(least, int) or least < 1 for least in min_size):
+            raise ValueError(f"min_size={min_size[0]!r} must be 'kernel' or a whole number of pixels, at least 1")
+        if block < 0:
+            raise ValueError(f"block={block} must not be negative")
+        self.attention_function = attention_function(attention)
+        self.attention = attention
+        self.scale_unit = scale_unit
+        self.min_size = min_size
+        self.clip = clip
+        self.block = block
+        self.loc = nn.Parameter(torch.full((self.num_dims, channels), 0.5))
+        self.scale = nn.Parameter(torch.ones(self.num_dims, channels))
+
+    def reset_attention(self) -> None:
+        """loc = 0.5, scale = 1: every ROI is the whole map (Sec. 3.4)."""
+        nn.init.constant_(self.loc, 0.5)
+        nn.init.constant_(self.scale, 1.0)
+
+    def window(self, size: tuple[int, ...]) -> Tensor:
+        """The attention maps F_att (Eq. 13) on a map of spatial size `size`, before clipping: [C, *size]."""
+        return separable_window(self._checked(size), self.loc, self.scale, self.attention_function, self.scale_unit)
+
+    def rois(self, size: tuple[int, ...]) -> Tensor:
+        """Every kernel's ROI (Eq. 15) on a map of spatial size `size`: int64 [C, dims, 2], (lo, hi) half-open."""
+        return roi_bounds(self._checked(size), self.loc, self.scale)
+
+    def project_(self, size: tuple[int, ...]) -> None:
+        """Clip loc and scale in place for maps of spatial size `size` (Sec. 3.5); call it after an optimiser's step.
+
+        ValueError if min_size is larger than the map.
+        """
+        project_(self._checked(size), self.loc, self.scale, self.min_size)
+
+    def _checked(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        size = tuple(size)
+        if len(size) != self.num_dims or min(size) < 1:
+            raise ValueError(f"size={size} must have {self.num_dims} positive numbers for {type(self).__name__}")
+        return size
+
+    def _weigh(self, activation: Tensor) -> Tensor:
+        """Activation [B, C, *size] or [C, *size] times the window, zero outside the ROIs if `clip`."""
+        size = tuple(activation.shape[-self.num_dims :])
+        window = self.window(size)
+        if self.clip:
+            window = window * roi_mask(size, self.rois(size))
+        return activation * window.to(activation.dtype)
+
+    def _attention_repr(self) -> str:
+        least = self.min_size[0] if len(set(self.min_size)) == 1 else self.min_size
+        return (
+            f"attention={self.attention}, scale_unit={self.scale_unit}, min_size={least}, "
+            f"clip={self.clip}, block={self.block}"
+        )
+
+
+class _AttentiveRegularization(RoiLayer):
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        attention: str = "cauchy",
+        scale_unit: float = 0.5,
+        min_size: int = 3,
+        clip: bool = False,
+        block: int = 0,
+    ) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self._init_attention(num_channels, attention, scale_unit, (min_size,) * self.num_dims, clip, block)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() not in (self.num_dims + 1, self.num_dims + 2) or input.shape[-1 - self.num_dims] != (
+            self.num_channels
+        ):
+            axes = ", ".join("DHW"[-self.num_dims :])
+            raise ValueError(
+                f"input of shape {list(input.shape)} is not [B, C, {axes}] or [C, {axes}] with C = {self.num_channels}"
+            )
+        return self._weigh(input)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_channels}, {self._attention_repr()}"
+
+
+class AttentiveRegularization1d(_AttentiveRegularization):
+    """Multiplies each channel of an activation [B, C, L] by its attention window (Eq. 1).
+
+    Args:
+        num_channels: C.
+        attention: "cauchy" (Eq. 3) or "gaussian" (Eq. 2).
+        scale_unit: the window is f((x - loc) / (scale_unit * scale)), x, loc and scale in fractions of the side.
+        min_size: pixels of the ROI's side that `project_` keeps.
+        clip: zero outside the ROI (Sec. 3.5) instead of the soft window alone.
+        block: which power of beta multiplies this layer's scale penalty.
+
+    `loc` and `scale` have shape [dims, C].
+    """
+
+    num_dims = 1
+
+
+class AttentiveRegularization2d(_AttentiveRegularization):
+    """Multiplies each channel of an activation [B, C, H, W] by its attention map F_att (Eq. 14).
+
+    Args as in `AttentiveRegularization1d`, and:
+        rho: the correlation of Eqs. 4-5 (Gaussian only), within (-1, 1); 0 is the separable window.
+        learn_rho: make `rho` a parameter [C] (started at `rho`), as in the paper's first experiments.
+    """
+
+    num_dims = 2
+    rho: Tensor | None
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        attention: str = "cauchy",
+        scale_unit: float = 0.5,
+        min_size: int = 3,
+        clip: bool = False,
+        block: int = 0,
+        rho: float = 0.0,
+        learn_rho: bool = False,
+    ) -> None:
+        super().__init__(
+            num_channels, attention=attention, scale_unit=scale_unit, min_size=min_size, clip=clip, block=block
+        )
+        if not -1 < rho < 1:
+            raise ValueError(f"rho={rho} must lie within (-1, 1)")
+        if (rho or learn_rho) and attention != "gaussian":
+            raise ValueError(f"rho is defined for attention='gaussian' only (Eqs. 4, 5), not for {attention!r}")
+        if learn_rho:
+            self.rho = nn.Parameter(torch.full((num_channels,), float(rho)))
+        elif rho:
+            self.register_buffer("rho", torch.full((num_channels,), float(rho)))
+        else:
+            self.rho = None
+
+    def window(self, size: tuple[int, ...]) -> Tensor:
+        """The attention maps F_att on a map of spatial size (H, W), before clipping: [C, H, W]."""
+        if self.rho is None:
+            return super().window(size)
+        height, width = self._checked(size)
+        return correlated_gaussian_window((height, width), self.loc, self.scale, self.rho, self.scale_unit)
+
+    def project_(self, size: tuple[int, ...]) -> None:
+        super().project_(size)
+        if isinstance(self.rho, nn.Parameter):
+            # Beyond 1 the form of Eq. 5 is indefinite and the window grows without bound.
+            self.rho.data.clamp_(-0.99, 0.99)
+
+
+class AttentiveRegularization3d(_AttentiveRegularization):
+    """Multiplies each channel of an activation [B, C, D, H, W] by its window; args as in `AttentiveRegularization1d`.
+
+    The paper's Sec. 3.4: linearly separable windows along each dimension.
+    """
+
+    num_dims = 3
+
+
+class _TargetConv(RoiLayer):
+    """The attention half of a target layer; the concrete classes add the torch convolution as their other base."""
+
+    kernel_size: tuple[int, ...]
+    out_channels: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        attention: str = "cauchy",
+        scale_unit: float = 0.5,
+        min_size: MinSize = 3,
+        clip: bool = True,
+        block: int = 0,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        least = self.kernel_size if min_size == "kernel" else (min_size,) * self.num_dims
+        self._init_attention(out_channels, attention, scale_unit, least, clip, block)
+        self.to(device=device, dtype=dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._weigh(super().forward(input))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self._attention_repr()}"
+
+
+class TargetConv1d(_TargetConv, nn.Conv1d):
+    """`TargetConv2d` in one dimension: [B, Cin, L] -> [B, Cout, L']; the same arguments."""
+
+    num_dims = 1
+
+
+class TargetConv2d(_TargetConv, nn.Conv2d):
+    """A target layer (Eqs. 16, 17): convolution, times the kernel's window, zero outside its ROI.
+
+    Takes the place of `nn.Conv2d`: the same arguments in the same order (so padding is 0 by default, while the paper
+    pads to keep the size), the same `weight` and `bias`. [B, Cin, H, W] -> [B, Cout, H', W']. The convolution sees the
+    input's real values across the ROI's border.
+
+    Args beyond the convolution's:
+        attention: "cauchy" (Eq. 3) or "gaussian" (Eq. 2).
+        scale_unit: the window is f((x - loc) / (scale_unit * scale)), x, loc and scale in fractions of the side.
+        min_size: pixels of the ROI's side that `project_` keeps; "kernel" is the kernel's own size.
+        clip: zero outside the ROI; False leaves the soft window alone.
+        block: which power of beta multiplies this layer's scale penalty: 0, 1, 2 for Convolution (1), (2), (3).
+
+    `loc` and `scale` have shape [dims, Cout]. ValueError for impossible arguments.
+    """
+
+    num_dims = 2
+
+
+class TargetConv3d(_TargetConv, nn.Conv3d):
+    """`TargetConv2d` in three dimensions: [B, Cin, D, H, W] -> [B, Cout, D', H', W']; the same arguments."""
+
+    num_dims = 3
+
+
+def roi_layers(model: nn.Module) -> dict[str, RoiLayer]:
+    """The model's target and attentive-regularization layers by name, in the order of their definition."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, RoiLayer)}
+
+
+@contextmanager
+def clipped(model: nn.Module) -> Iterator[None]:
+    """Within the context every ROI layer of `model` is zero outside its ROIs, whatever its `clip`."""
+    layers = roi_layers(model).values()
+    before = [layer.clip for layer in layers]
+    try:
+        for layer in layers:
+            layer.clip = True
+        yield
+    finally:
+        for layer, clip in zip(layers, before, strict=True):
+            layer.clip = clip

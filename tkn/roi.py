@@ -1,0 +1,54 @@
+"""Regions of interest: from loc and scale to rectangles of pixels (Eq. 15), and the limits that keep them valid."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+
+def roi_bounds(size: tuple[int, ...], loc: Tensor, scale: Tensor) -> Tensor:
+    """The pixels inside every kernel's ROI (Eq. 15), half-open, cut to the map.
+
+    Along each axis the ROI is the interval [(loc - scale / sqrt 2) L, (loc + scale / sqrt 2) L]; a pixel is inside if
+    its centre i + 0.5 is. `size`: the map's spatial size; `loc`, `scale`: [dims, C], fractions of the map's side.
+    Returns int64 [C, dims, 2] with (lo, hi) last.
+    """
+    # float64: in float32 a bound that falls on a pixel's centre would be decided by rounding.
+    loc, half = loc.detach().double(), scale.detach().double() / sqrt(2)
+    length = torch.tensor(size, dtype=torch.float64, device=loc.device).unsqueeze(-1)
+    lo = torch.ceil((loc - half) * length - 0.5).clamp(min=0).minimum(length)
+    hi = (torch.floor((loc + half) * length - 0.5) + 1).clamp(min=0).minimum(length)
+    return torch.stack((lo, hi.maximum(lo)), dim=-1).permute(1, 0, 2).long()
+
+
+def roi_mask(size: tuple[int, ...], rois: Tensor) -> Tensor:
+    """True inside each ROI: int64 [C, dims, 2] -> bool [C, *size]."""
+    mask = torch.ones((len(rois),) + (1,) * len(size), dtype=torch.bool, device=rois.device)
+    for axis, length in enumerate(size):
+        pixel = torch.arange(length, device=rois.device)
+        inside = (pixel >= rois[:, axis, :1]) & (pixel < rois[:, axis, 1:])
+        mask = mask & inside.reshape(-1, *(1,) * axis, length, *(1,) * (len(size) - axis - 1))
+    return mask
+
+
+def roi_areas(rois: Tensor) -> Tensor:
+    """Pixels in each ROI: int64 [C, dims, 2] -> int64 [C]."""
+    return (rois[..., 1] - rois[..., 0]).prod(dim=1)
+
+
+@torch.no_grad()
+def project_(size: tuple[int, ...], loc: Tensor, scale: Tensor, min_size: tuple[int, ...]) -> None:
+    """Clip loc and scale [dims, C] in place so that every ROI keeps `min_size` pixels per axis (Sec. 3.5).
+
+    scale is held in [min_size / (sqrt 2 L), 1]: a ROI's side is at least min_size pixels. loc is held so that at least
+    min_size pixels of the ROI lie inside the map. ValueError if min_size is larger than the map.
+    """
+    for axis, (length, least) in enumerate(zip(size, min_size, strict=True)):
+        if least > length:
+            raise ValueError(f"min_size={least} is larger than axis {axis}, {length} pixels, of the map")
+        # A millionth more than the bound: float32 rounding must not push two centres out of a ROI that just holds them.
+        scale[axis].clamp_(min=least / (sqrt(2) * length) * (1 + 1e-6), max=1)
+        half = scale[axis] / sqrt(2)
+        loc[axis].copy_(loc[axis].maximum(least / length - half).minimum(1 - least / length + half))
