@@ -1,0 +1,237 @@
+"""`targetize`: which convolutions it replaces, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from tkn import TargetConv1d, TargetConv2d, TargetConv3d, count_macs, scale_penalty, targetize
+from tkn.layers import RoiLayer, roi_layers
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TARGETS = {1: TargetConv1d, 2: TargetConv2d, 3: TargetConv3d}
+SIZE = (8, 7, 6)
+
+
+def plain_cnn(dims: int = 2) -> nn.Sequential:
+    """Convolutions "0" (5 wide, with bias), "2.0" (3 wide, strided) and the pointwise "2.2"."""
+    torch.manual_seed(dims)
+    conv = CONVOLUTIONS[dims]
+    inner = nn.Sequential(conv(4, 6, 3, stride=2, padding=1, groups=2, bias=False), nn.ReLU(), conv(6, 3, 1))
+    return nn.Sequential(conv(2, 4, 5, padding=2), nn.ReLU(), inner)
+
+
+def image(dims: int = 2) -> Tensor:
+    return torch.randn(2, 2, *SIZE[:dims], generator=torch.Generator().manual_seed(0))
+
+
+def whole_maps(model: nn.Module) -> nn.Module:
+    """Infinite scales: every window is flat and every ROI the map."""
+    for layer in roi_layers(model).values():
+        nn.init.constant_(layer.scale, torch.inf)
+    return model
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_default_is_every_kernel_larger_than_a_pixel(dims: int) -> None:
+    targeted = targetize(plain_cnn(dims))
+    assert list(roi_layers(targeted)) == ["0", "2.0"]
+    assert type(targeted[0]) is type(targeted[2][0]) is TARGETS[dims]
+    assert type(targeted[2][2]) is CONVOLUTIONS[dims]
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (["2.2"], ["2.2"]),
+        ("0", ["0"]),
+        ({"2.0", "0"}, ["0", "2.0"]),
+        (iter(("2.0", "2.2")), ["2.0", "2.2"]),
+        (lambda name, _module: name.startswith("2"), ["2.0", "2.2"]),
+        (lambda _name, module: module.in_channels == 2, ["0"]),
+    ],
+    ids=["list", "string", "set", "iterator", "by name", "by module"],
+)
+def test_choice(layers: Any, expected: list[str]) -> None:
+    assert list(roi_layers(targetize(plain_cnn(), layers))) == expected
+
+
+def test_callable_sees_plain_convolutions_only() -> None:
+    seen = {}
+    targetize(targetize(plain_cnn(), ["0"]), lambda name, module: seen.setdefault(name, type(module)) is nn.Conv2d)
+    assert seen == {"2.0": nn.Conv2d, "2.2": nn.Conv2d}
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_infinite_scales_give_the_same_network(dims: int) -> None:
+    model = plain_cnn(dims)
+    targeted = whole_maps(targetize(model, lambda _name, _module: True))
+    assert len(roi_layers(targeted)) == 3
+    assert torch.equal(targeted(image(dims)), model(image(dims)))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_keeps_the_convolutions_arguments(dims: int) -> None:
+    model = plain_cnn(dims)
+    targeted = targetize(model)
+    for conv, layer in [(model[0], targeted[0]), (model[2][0], targeted[2][0])]:
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        assert all(getattr(layer, name) == getattr(conv, name) for name in names)
+        assert (layer.bias is None) == (conv.bias is None)
+
+
+def test_a_copy_leaves_the_original_untouched() -> None:
+    model = plain_cnn()
+    weights, modules = copy.deepcopy(model.state_dict()), list(model.modules())
+    targeted = targetize(model)
+    assert targeted is not model
+    assert all(torch.equal(targeted.state_dict()[name], weight) for name, weight in weights.items())
+    with torch.no_grad():
+        for parameter in targeted.parameters():
+            parameter.zero_()
+    assert list(model.modules()) == modules
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in weights.items())
+
+
+def test_inplace_keeps_the_parameters_themselves() -> None:
+    model = plain_cnn()
+    parameters = dict(model.named_parameters())
+    targeted = targetize(model, inplace=True)
+    assert targeted is model
+    after = dict(targeted.named_parameters())
+    assert all(after[name] is parameter for name, parameter in parameters.items())
+    assert after.keys() - parameters.keys() == {"0.loc", "0.scale", "2.0.loc", "2.0.scale"}
+
+
+def test_options_reach_every_layer() -> None:
+    targeted = targetize(
+        plain_cnn(), attention="gaussian", scale_unit=1.0, min_size="kernel", clip=False, blocks={"2.0": 2}
+    )
+    layers = roi_layers(targeted)
+    assert {(x.attention, x.scale_unit, x.clip) for x in layers.values()} == {("gaussian", 1.0, False)}
+    assert {name: x.min_size for name, x in layers.items()} == {"0": (5, 5), "2.0": (3, 3)}
+    assert {name: x.block for name, x in layers.items()} == {"0": 0, "2.0": 2}
+    assert scale_penalty(targeted, 1.0, 3.0).item() == 2 * (4 + 9 * 6)
+
+
+class Siamese(nn.Module):
+    """The same convolution under two names, in two parents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(2, 2, 3, padding=1)
+        self.right = nn.Sequential(self.left, nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(self.right(x))
+
+
+@pytest.mark.parametrize("layers", [None, ["left"], ["right.0"], ["left", "right.0"]], ids=str)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_convolution_used_twice_stays_one(layers: list[str] | None, inplace: bool) -> None:
+    torch.manual_seed(0)
+    model = Siamese()
+    expected = model(image())
+    targeted = targetize(model, layers, inplace=inplace)
+    assert targeted.left is targeted.right[0]
+    assert isinstance(targeted.left, TargetConv2d)
+    assert len(list(targeted.parameters())) == 4
+    assert torch.equal(whole_maps(targeted)(image()), expected)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_the_model_may_be_one_convolution(inplace: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(2, 3, 3)
+    targeted = targetize(conv, inplace=inplace)
+    assert isinstance(targeted, TargetConv2d)
+    assert (targeted.weight is conv.weight) == inplace
+    assert torch.equal(whole_maps(targeted)(image()), conv(image()))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_keeps_mode_type_and_padding_mode(training: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")).double().train(training)
+    model[0].weight.requires_grad_(False)
+    targeted = targetize(model)
+    layer = targeted[0]
+    assert layer.training == training
+    assert layer.padding_mode == "reflect"
+    assert {p.dtype for p in layer.parameters()} == {torch.float64}
+    assert not layer.weight.requires_grad
+    assert layer.bias.requires_grad
+    assert torch.equal(whole_maps(targeted)(image().double()), model(image().double()))
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], "nothing to target: Sequential has no convolution that `layers` chooses"),
+        (lambda _name, _module: False, "nothing to target"),
+        (["2.1"], r"layer '2\.1' is a ReLU, not a plain nn\.Conv1d, nn\.Conv2d or nn\.Conv3d"),
+        (["0", "2"], "layer '2' is a Sequential, not a plain"),
+        (["2.00"], r"unknown layer '2\.00'; did you mean '2\.0'\?"),
+        (["encoder"], r"unknown layer 'encoder'; choose from 0, 2\.0, 2\.2"),
+    ],
+)
+def test_impossible_choices(layers: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        targetize(plain_cnn(), layers)
+
+
+def test_nothing_but_pointwise_convolutions() -> None:
+    with pytest.raises(ValueError, match="nothing to target"):
+        targetize(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(2, 2)))
+
+
+def test_target_layers_are_not_targeted_twice() -> None:
+    with pytest.raises(ValueError, match="layer '0' is a TargetConv2d, not a plain"):
+        targetize(targetize(plain_cnn()), ["0"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("2.00", "did you mean '2.0'"), ("2.2", "unknown layer in blocks '2.2'")]
+)
+def test_blocks_must_name_chosen_layers(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        targetize(plain_cnn(), blocks={name: 1})
+
+
+def test_a_failed_conversion_in_place_changes_nothing() -> None:
+    model = plain_cnn()
+    with pytest.raises(ValueError, match="did you mean 'cauchy'"):
+        targetize(model, attention="cauchyy", inplace=True)
+    assert roi_layers(model) == {}
+
+
+def test_resnet18_converts_counts_and_trains() -> None:
+    torch.manual_seed(0)
+    model = resnet18(weights=None, num_classes=5)
+    targeted = targetize(model)
+    layers = roi_layers(targeted)
+    assert len(layers) == 17  # all but the three 1x1 shortcuts
+    assert all(isinstance(layer, RoiLayer) and max(layer.kernel_size) > 1 for layer in layers.values())
+
+    x = torch.randn(2, 3, 32, 64)
+    plain, targets = count_macs(model, (3, 32, 64)), count_macs(targeted, (3, 32, 64))
+    assert plain.unknown == targets.unknown == ()
+    assert plain.total_dense == targets.total_dense == targets.total_roi
+    kernels = sum(layer.out_channels for layer in layers.values())
+    assert targets.parameters == plain.parameters + 4 * kernels
+
+    optimiser = torch.optim.SGD(targeted.parameters(), lr=0.1)
+    loss = targeted(x).square().mean() + scale_penalty(targeted, 1e-2)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in targeted.parameters())
+    optimiser.step()
+    assert all(layer.scale.ne(1).all() for layer in layers.values())
+    model.eval()
+    targeted = targetize(model)
+    with torch.no_grad():
+        assert torch.equal(whole_maps(targeted)(x), model(x))

@@ -1,0 +1,46 @@
+"""Targeted Kernel Networks: convolutions that learn the region of interest they work in (Chitta, 2018)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tkn.convert import targetize
+from tkn.layers import (
+    AttentiveRegularization1d,
+    AttentiveRegularization2d,
+    AttentiveRegularization3d,
+    TargetConv1d,
+    TargetConv2d,
+    TargetConv3d,
+)
+from tkn.macs import count_macs
+from tkn.models import build_model
+from tkn.penalty import scale_penalty
+
+if TYPE_CHECKING:
+    from tkn.training.run import run
+
+__all__ = [
+    "AttentiveRegularization1d",
+    "AttentiveRegularization2d",
+    "AttentiveRegularization3d",
+    "TargetConv1d",
+    "TargetConv2d",
+    "TargetConv3d",
+    "build_model",
+    "count_macs",
+    "run",
+    "scale_penalty",
+    "targetize",
+]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Lightning takes seconds to import; the layers alone must not.
+    if name == "run":
+        from tkn.training.run import run
+
+        return run
+    raise AttributeError(f"module 'tkn' has no attribute {name!r}")
