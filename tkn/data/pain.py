@@ -1,0 +1,195 @@
+"""The UNBC-McMaster shoulder pain archive: faces with 66 landmarks and a pain intensity of 0-16 (Sec. 4.1, Pain)."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from tkn.data.base import DataSet, Split, to_unit_range
+from tkn.data.face import REFERENCE, FaceWarp
+from tkn.suggest import unknown
+
+#: Side in pixels of the crops kept in memory: all 48,398 frames take 1.3 GB.
+CROP = 96
+#: Kept around the landmarks' bounding box, in its width and height: room for the landmarks' noise.
+MARGIN = 0.1
+MAX_PAIN = 16
+FULL_COUNT = 48_398
+WARP = FaceWarp(48)
+
+
+@dataclass(frozen=True)
+class WarpFaces:
+    """Crops uint8 [B, 3, H, W] and landmarks float32 [B, 66, 2] in pixels -> float32 [B, 3, 48, 48] in [0, 1].
+
+    Augmenting adds Gaussian noise to the landmarks before the warp, its standard deviation `landmark_noise` times
+    the face's width (x) and height (y), and flips half of the faces after it (Sec. 4.1), with random numbers of the
+    tensors' device's default generator.
+    """
+
+    landmark_noise: float
+    flip: bool
+
+    def __call__(self, batch: tuple[Tensor, ...], augment: bool) -> Tensor:
+        crops, landmarks = batch
+        if augment and self.landmark_noise:
+            face = landmarks.amax(dim=1, keepdim=True) - landmarks.amin(dim=1, keepdim=True)
+            landmarks = landmarks + self.landmark_noise * face * torch.randn_like(landmarks)
+        faces = WARP(to_unit_range((crops,), augment), landmarks)
+        if augment and self.flip:
+            flipped = torch.rand(len(faces), 1, 1, 1, device=faces.device) < 0.5
+            faces = torch.where(flipped, faces.flip(-1), faces)
+        return faces
+
+
+def load_pain(
+    data_dir: Path, *, test_subjects: int | list[str] = 7, landmark_noise: float = 0.01, flip: bool = True
+) -> DataSet:
+    """The archive under `data_dir/pain`, in its own layout: see `read_archive` for the options and errors.
+
+    Raises FileNotFoundError where the archive is missing: its owners hand it out on request only.
+    """
+    root = data_dir / "pain"
+    for folder in ("Images", "AAM_landmarks", "Frame_Labels/PSPI"):
+        if not (root / folder).is_dir():
+            raise FileNotFoundError(
+                f"{root / folder}: the UNBC-McMaster pain archive is expected here; "
+                "it cannot be downloaded, request it from its owners (data=pain_synthetic needs no archive)"
+            )
+    data = read_archive(
+        root, name="pain", source="full", test_subjects=test_subjects, landmark_noise=landmark_noise, flip=flip
+    )
+    count = len(data.train) + len(data.test)
+    return data if count == FULL_COUNT else replace(data, source=f"partial: {count:,} of {FULL_COUNT:,} frames")
+
+
+def read_archive(
+    root: Path, *, name: str, source: str, test_subjects: int | list[str], landmark_noise: float, flip: bool
+) -> DataSet:
+    """Reads an archive in the layout of UNBC-McMaster into crops of `CROP` pixels with their landmarks.
+
+    `Images/<subject>/<sequence>/<frame>.png`, `AAM_landmarks/<subject>/<sequence>/<frame>_aam.txt` (66 lines "x y",
+    pixels), `Frame_Labels/PSPI/<subject>/<sequence>/<frame>_facs.txt` (one number, 0-16). The test partition is all
+    sequences of `test_subjects`, the last n of the sorted subjects or those named; the rest is for training.
+    `landmark_noise` and `flip` are for training only (see `WarpFaces`).
+
+    Raises ValueError for an option that cannot be, a subject or sequence on both sides, and a malformed file;
+    FileNotFoundError for a frame without landmarks or label. The message names the file.
+    """
+    if not 0 <= landmark_noise < math.inf:
+        raise ValueError(f"data.landmark_noise={landmark_noise}: must be a number >= 0")
+    images = sorted(path for path in (root / "Images").glob("*/*/*.png") if not path.name.startswith("."))
+    if not images:
+        raise ValueError(f"{root / 'Images'}: no subject with frames (<subject>/<sequence>/<frame>.png)")
+    test_names = _choose_test_subjects(sorted({path.parts[-3] for path in images}), test_subjects)
+    train_images = [path for path in images if path.parts[-3] not in test_names]
+    test_images = [path for path in images if path.parts[-3] in test_names]
+    _check_disjoint(train_images, test_images)
+    return DataSet(
+        name=name,
+        source=source,
+        task="regression",
+        input_size=(3, WARP.size, WARP.size),
+        num_outputs=1,
+        train=_read_split(root, train_images),
+        test=_read_split(root, test_images),
+        to_input=WarpFaces(landmark_noise, flip),
+    )
+
+
+def _choose_test_subjects(subjects: list[str], chosen: int | list[str]) -> set[str]:
+    if isinstance(chosen, int):
+        if not 0 < chosen < len(subjects):
+            raise ValueError(
+                f"data.test_subjects={chosen}: must be at least 1 and leave one for training; "
+                f"the archive has {len(subjects)} subjects"
+            )
+        return set(subjects[-chosen:])
+    for subject in chosen:
+        if subject not in subjects:
+            raise ValueError(unknown("subject in data.test_subjects", subject, subjects))
+    if not 0 < len(set(chosen)) < len(subjects):
+        raise ValueError(f"data.test_subjects={list(chosen)}: name at least 1 and leave one for training")
+    return set(chosen)
+
+
+def _check_disjoint(train: list[Path], test: list[Path]) -> None:
+    """A subject's number is its name up to the dash: 042-ll042. Two folders may share one, but not across sides."""
+    train_subjects = {path.parts[-3].split("-")[0]: path.parts[-3] for path in train}
+    train_sequences = {path.parts[-2]: path.parts[-3] for path in train}
+    for subject, sequence in sorted({(path.parts[-3], path.parts[-2]) for path in test}):
+        if same := train_subjects.get(subject.split("-")[0]):
+            raise ValueError(f"data.test_subjects: {same} (training) and {subject} (test) are the same subject")
+        if same := train_sequences.get(sequence):
+            raise ValueError(
+                f"data.test_subjects: sequence {sequence} is under both {same} (training) and {subject} (test)"
+            )
+
+
+def _read_split(root: Path, images: list[Path]) -> Split:
+    crops = np.empty((len(images), 3, CROP, CROP), np.uint8)
+    landmarks = np.empty((len(images), len(REFERENCE), 2), np.float32)
+    labels = np.empty((len(images), 1), np.float32)
+
+    def read(index: int) -> None:
+        crops[index], landmarks[index], labels[index] = _read_frame(root, images[index])
+
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+        for _ in pool.map(read, range(len(images))):
+            pass
+    return Split((torch.from_numpy(crops), torch.from_numpy(landmarks)), torch.from_numpy(labels))
+
+
+def _read_frame(root: Path, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64], float]:
+    """Crop [3, CROP, CROP], landmarks [66, 2] in the crop's pixels, label."""
+    frame = Path(*path.parts[-3:-1]) / path.stem
+    landmarks = _read_landmarks(root / "AAM_landmarks" / f"{frame}_aam.txt", path)
+    label = _read_label(root / "Frame_Labels" / "PSPI" / f"{frame}_facs.txt", path)
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except Exception as error:  # Pillow's plugins raise nearly anything
+        raise ValueError(f"{path}: cannot decode the image ({error})") from error
+    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
+    margin = MARGIN * (high - low)
+    low, high = np.maximum(low - margin, 0), np.minimum(high + margin, image.size)
+    if not (high - low >= 1).all():
+        raise ValueError(f"{path}: its landmarks do not span a face on the image of {image.width}x{image.height}")
+    crop = image.resize((CROP, CROP), Image.Resampling.BILINEAR, box=(*low, *high))
+    return np.asarray(crop).transpose(2, 0, 1), (landmarks - low) * CROP / (high - low), label
+
+
+def _read_landmarks(path: Path, image: Path) -> NDArray[np.float64]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{image}: no landmarks, expected at {path}")
+    rows = [line.split() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    if len(rows) != len(REFERENCE):
+        raise ValueError(f"{path}: {len(rows)} landmarks, expected {len(REFERENCE)}")
+    try:
+        landmarks = np.array(rows, dtype=np.float64)
+    except ValueError:
+        landmarks = np.empty(0)
+    if landmarks.shape != (len(REFERENCE), 2) or not np.isfinite(landmarks).all():
+        raise ValueError(f"{path}: each line must hold two finite numbers, x and y")
+    return landmarks
+
+
+def _read_label(path: Path, image: Path) -> float:
+    if not path.is_file():
+        raise FileNotFoundError(f"{image}: no pain label, expected at {path}")
+    text = path.read_text(errors="replace").strip()
+    try:
+        label = float(text)
+    except ValueError:
+        label = math.nan
+    if not 0 <= label <= MAX_PAIN:
+        raise ValueError(f"{path}: pain label {text[:20]!r}, expected one number of 0-{MAX_PAIN}")
+    return label
