@@ -1,0 +1,106 @@
+"""The command itself, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = ("experiment=smoke", "data.limit=64", "trainer.max_epochs=1", "trainer.limit_val_batches=1")
+SMALL = (*SMALL, "trainer.limit_test_batches=1")
+
+
+def _tkn_run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from tkn.cli import main; main()", *arguments],
+        cwd=folder,
+        env={**os.environ, "HYDRA_FULL_ERROR": "0", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def _one_line_error(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_smoke(tmp_path: Path) -> None:
+    done = _tkn_run(tmp_path, "experiment=smoke")
+    assert done.returncode == 0, done.stderr
+    (summary_path,) = tmp_path.glob("outputs/*/*/summary.json")
+    summary = json.loads(summary_path.read_text())
+    assert summary["experiment"] == "smoke"
+    assert "embedded" in summary["data_source"]
+    assert summary["error"] < 88  # chance is 90
+    assert {"attention_maps.png", "curves.png", "tkn-run.log"} <= {p.name for p in summary_path.parent.iterdir()}
+    for text in ("times fewer than the baseline", "block1.0.layers.conv1", "TargetConv2d", "summary.json"):
+        assert text in done.stdout
+    assert not (tmp_path / "datasets").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("model=tdn11",), "unknown model 'tdn11'; did you mean 'tdn10'?"),
+        (("modle=tdn10",), "unknown key 'modle'; did you mean 'mode"),
+        (("penalty.l3=1",), "unknown key 'penalty.l3'; did you mean 'penalty.l2'?"),
+        (("lr=1",), "unknown key 'lr'; did you mean 'recipe.optimizer.lr'?"),
+        (("penalty.l2=-1",), "penalty.l2=-1.0 must be at least 0"),
+        (("-m", "model=dn10,tdn11"), "unknown model 'tdn11'; did you mean 'tdn10'?"),
+        (("experiment=smok",), "unknown experiment 'smok'; did you mean 'smoke'?"),
+    ],
+)
+def test_wrong_arguments_leave_nothing_behind(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert message in _one_line_error(_tkn_run(tmp_path, *arguments))
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_is_one_line(tmp_path: Path) -> None:
+    line = _one_line_error(_tkn_run(tmp_path, "data=pain"))
+    assert "datasets/pain/Images" in line
+
+
+def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = _one_line_error(_tkn_run(tmp_path, *SMALL, "hydra.run.dir=file/run"))
+    assert "file/run" in line
+
+
+def test_traceback_on_request(tmp_path: Path) -> None:
+    done = _tkn_run(tmp_path, "penalty.l2=-1", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1] == "ValueError: penalty.l2=-1.0 must be at least 0"
+
+
+def test_sweep_goes_on_after_a_failure(tmp_path: Path) -> None:
+    done = _tkn_run(tmp_path, "-m", *SMALL, "model=dn10,tdn10", "penalty.l2=-1,1e-4", "hydra.sweep.dir=sweep")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "tkn-run: error: penalty.l2=-1.0 must be at least 0"
+    finished = {path.parent.name for path in tmp_path.glob("sweep/*/summary.json")}
+    assert finished == {"1", "3"}
+    assert "penalty.l2=-1.0 must be at least 0" in (tmp_path / "sweep" / "0" / "tkn-run.log").read_text()
+
+
+def test_python_cli_py_is_tkn_run(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "cli.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--cfg", "job", "model=tkn6"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "name: tkn6" in done.stdout

@@ -1,0 +1,85 @@
+"""Wrong keys and values are refused with their name."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from tkn.cli import CONFIG_DIR, compose
+from tkn.training.config import check_config
+
+
+@pytest.mark.parametrize("model", [path.stem for path in sorted((CONFIG_DIR / "model").glob("*.yaml"))])
+@pytest.mark.parametrize("data", [path.stem for path in sorted((CONFIG_DIR / "data").glob("*.yaml"))])
+def test_every_model_and_data_set_composes(model: str, data: str) -> None:
+    config = check_config(compose(f"model={model}", f"data={data}"))
+    assert (config.model.name, config.data.name) == (model, data)
+
+
+def test_recipes_are_the_papers() -> None:
+    recipes = {data: compose(f"data={data}").recipe for data in ("mnist", "tlmnist", "svhn", "gtsrb", "pain")}
+    assert recipes["mnist"] == recipes["tlmnist"]
+    assert [(name, r.epochs, r.batch_size, r.optimizer.name, r.optimizer.lr) for name, r in recipes.items()] == [
+        ("mnist", 20, 128, "SGD", 0.1),
+        ("tlmnist", 20, 128, "SGD", 0.1),
+        ("svhn", 40, 64, "SGD", 0.1),
+        ("gtsrb", 100, 64, "Adam", 1e-3),
+        ("pain", 100, 64, "Adam", 1e-3),
+    ]
+    assert [r.optimizer.weight_decay for r in recipes.values()] == [1e-4, 1e-4, 1e-4, 0.05, 1e-4]
+
+
+def test_the_recipe_can_be_chosen_apart_from_the_data() -> None:
+    assert compose("data=mnist", "recipe=gtsrb").recipe == compose("data=gtsrb").recipe
+
+
+def test_an_experiment_can_be_overridden() -> None:
+    config = compose("experiment=smoke", "model=dn10", "data.limit=7")
+    assert (config.experiment, config.model.name, config.data.limit) == ("smoke", "dn10", 7)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+penalty.l3=1", r"unknown key 'penalty\.l3'; did you mean 'penalty\.l2'"),
+        ("+sede=1", "unknown key 'sede'; did you mean 'seed'"),
+        ("+data.sorce=full", "unknown key of data=tlmnist 'sorce'; did you mean 'source'"),
+        ("+trainer.max_epoch=1", "unknown key trainer 'max_epoch'; did you mean 'max_epochs'"),
+        ("+recipe.optimizer.momentun=1", "recipe.optimizer 'momentun'; did you mean 'momentum'"),
+        ("recipe.optimizer.name=SDG", r"unknown recipe\.optimizer\.name 'SDG'; did you mean 'SGD'"),
+        ("model.name=tdn11", r"model\.name=tdn11 must be one of cnn6"),
+        ("model.dropout=1", r"model\.dropout=1\.0 must be null or within \[0, 1\)"),
+        ("attention.name=boxcar", r"attention\.name=boxcar must be one of gaussian, cauchy"),
+        ("attention.scale_unit=0", r"attention\.scale_unit=0\.0 must be positive"),
+        ("attention.min_size=0", r"attention\.min_size=0 must be 'kernel' or a whole number"),
+        ("attention.min_size=2.5", r"attention\.min_size=2\.5 must be"),
+        ("attention.clip=maybe", r"attention\.clip: Value 'maybe'"),
+        ("penalty.l2=-1e-4", r"penalty\.l2=-0\.0001 must be at least 0"),
+        ("penalty.beta=-1", r"penalty\.beta=-1\.0 must be at least 0"),
+        ("recipe.batch_size=0", r"recipe\.batch_size=0 must be at least 1"),
+        ("recipe.lr_drops=[15]", r"recipe\.lr_drops=\[15\.0\] must be fractions"),
+        ("recipe.weight_decay_as=caffe", r"recipe\.weight_decay_as=caffe must be torch or keras"),
+        ("recipe.optimizer.lr=-1", r"recipe\.optimizer\.lr=-1 must be a number, at least 0"),
+        ("seed=-1", "seed=-1 must be a whole number"),
+        ("seed=one", "seed: Value 'one'"),
+        ("mode=tset", "mode=tset must be train or test"),
+        ("mode=test", "checkpoint=None must be the path"),
+        ("data.limit=0", r"data\.limit=0 must be null or at least 1"),
+        ("data.validation=-1", r"data\.validation=-1 must be"),
+        ("trainer.max_epochs=0", r"trainer\.max_epochs=0 must be a whole number"),
+        ("trainer.max_epochs=null", r"trainer\.max_epochs=None must be a whole number"),
+        ("logger.name=wandbb", r"logger\.name=wandbb must be one of csv"),
+        ("trainer.devices=2", r"trainer\.devices=2 must be 1"),
+    ],
+)
+def test_wrong_keys_and_values(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_config(compose(override))
+
+
+def test_missing_keys_are_named() -> None:
+    config = compose()
+    OmegaConf.set_struct(config, False)
+    del config["penalty"]
+    with pytest.raises(ValueError, match="key 'penalty' is missing"):
+        check_config(config)

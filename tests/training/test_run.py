@@ -1,0 +1,234 @@
+"""Runs, from configuration to files, on a few embedded digits."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tkn
+from tkn.cli import compose
+from tkn.layers import roi_layers
+from tkn.training.module import Diverged, TargetedTraining
+
+TINY = ("data=mnist", "data.source=embedded", "data.limit=96", "recipe.batch_size=32", "trainer.limit_val_batches=2")
+TINY = (*TINY, "trainer.limit_test_batches=2", "trainer.accelerator=cpu")
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without its times."""
+    with (folder / "metrics.csv").open() as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+def _weights(objects: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return objects["module"].model.state_dict()
+
+
+def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
+    config = compose(*TINY, "model=tdn10", "trainer.max_epochs=2", "penalty.l2=0.5", "seed=5")
+    metrics, objects = tkn.run(config, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        *("summary.json", "metrics.csv", "last.ckpt", "best.ckpt"),
+        *("attention_maps.png", "curves.png", "config.yaml"),
+    }
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == metrics
+    assert {"model": "tdn10", "data": "mnist", "experiment": None, "seed": 5, "epochs": 2}.items() <= summary.items()
+    assert summary["parameters"] == 45_034
+    assert summary["macs_dense"] == 11_317_030
+    assert summary["data_source"].startswith("embedded")
+    assert summary["wall_seconds"] >= summary["train_seconds"] > 0
+    assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert 0 <= summary["error"] <= 100
+    # The penalty is strong: ROIs have shrunk, and the summary counts them.
+    layers = summary["target_layers"]
+    assert [layer["name"] for layer in layers] == list(roi_layers(objects["module"].model))
+    assert summary["macs_roi"] < summary["macs_dense"]
+    saved = sum(layer["macs_dense"] - layer["macs_roi"] for layer in layers)
+    assert summary["macs_dense"] - summary["macs_roi"] == saved
+    assert [tuple(layer["map_size"]) for layer in layers] == [(28, 28)] * 2 + [(14, 14)] * 2 + [(7, 7)] * 2
+    rows = _rows(tmp_path)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.1, 0.01])
+    assert int(rows[-1]["macs_roi"]) == summary["macs_roi"]
+    assert float(rows[-1]["test/error"]) == summary["error"]
+    assert {"train/loss", "train/error", "test/loss"} <= rows[0].keys()
+
+
+def test_the_same_seed_repeats_to_the_bit(tmp_path: Path) -> None:
+    config = compose(*TINY, "model=tdn10", "model.dropout=0.2", "trainer.max_epochs=1")
+    _, first = tkn.run(config, tmp_path / "first")
+    _, second = tkn.run(config, tmp_path / "second")
+    _, other = tkn.run(compose(*TINY, "model=tdn10", "trainer.max_epochs=1", "seed=1"), tmp_path / "other")
+    for name, weight in _weights(first).items():
+        assert torch.equal(weight, _weights(second)[name]), name
+    assert _rows(tmp_path / "first") == _rows(tmp_path / "second")
+    assert not torch.equal(_weights(first)["fc.weight"], _weights(other)["fc.weight"])
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_interrupted_run_continues_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_place: bool
+) -> None:
+    arguments = (*TINY, "model=tdn10", "model.dropout=0.2", "trainer.max_epochs=3", "penalty.l2=0.01")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    summary, objects = tkn.run(compose(*arguments), whole)
+
+    step = TargetedTraining.training_step
+
+    def power_cut(self: TargetedTraining, batch: Any, batch_index: int) -> torch.Tensor:
+        if self.current_epoch == 1 and batch_index == 1:
+            raise RuntimeError("power cut")
+        return step(self, batch, batch_index)
+
+    monkeypatch.setattr(TargetedTraining, "training_step", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        tkn.run(compose(*arguments), broken)
+    monkeypatch.setattr(TargetedTraining, "training_step", step)
+    assert not (broken / "summary.json").exists()
+
+    continued = broken if in_place else tmp_path / "continued"
+    resumed, resumed_objects = tkn.run(compose(*arguments, f"checkpoint={broken / 'last.ckpt'}"), continued)
+    for name, weight in _weights(objects).items():
+        assert torch.equal(weight, _weights(resumed_objects)[name]), name
+    assert _rows(continued) == _rows(whole)
+    for key in ("error", "best_error", "best_epoch", "macs_roi", "epochs", "target_layers"):
+        assert resumed[key] == summary[key], key
+    assert {"last.ckpt", "best.ckpt"} <= {path.name for path in continued.iterdir()}
+
+
+def test_mode_test_gives_the_trained_error(tmp_path: Path) -> None:
+    trained, _ = tkn.run(compose(*TINY, "model=tdn10", "trainer.max_epochs=1", "penalty.l2=1"), tmp_path / "train")
+    checkpoint = f"checkpoint={tmp_path / 'train' / 'last.ckpt'}"
+    tested, _ = tkn.run(compose(*TINY, "model=tdn10", "mode=test", checkpoint), tmp_path / "test")
+    assert (tested["mode"], tested["tested"], tested["epochs"]) == ("test", "checkpoint", 0)
+    for key in ("error", "macs_roi", "parameters", "target_layers"):
+        assert tested[key] == trained[key], key
+    assert (tmp_path / "test" / "attention_maps.png").exists()
+
+
+def test_held_out_images_choose_the_tested_model(tmp_path: Path) -> None:
+    config = compose(*TINY, "model=dn10", "trainer.max_epochs=2", "data.validation=32")
+    summary, objects = tkn.run(config, tmp_path)
+    assert (summary["tested"], summary["best_chosen_on"]) == ("best", "valid")
+    assert {"valid/error"} <= _rows(tmp_path)[0].keys()
+    assert min(float(row["valid/error"]) for row in _rows(tmp_path)) == summary["best_error"]
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
+    for name, weight in _weights(objects).items():
+        assert torch.equal(weight, best[f"model.{name}"]), name
+    assert not (tmp_path / "attention_maps.png").exists()  # no target layer, no map
+
+
+def test_soft_training_reports_the_clipped_error_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = compose(*TINY, "model=tdn10", "trainer.max_epochs=1", "attention.clip=false", "penalty.l2=0.1")
+    summary, objects = tkn.run(config, tmp_path)
+    assert "measured without clipping" in caplog.text
+    assert 0 <= summary["error_clipped"] <= 100
+    assert {"test/error", "test/error_clipped"} <= _rows(tmp_path)[0].keys()
+    assert not any(layer.clip for layer in roi_layers(objects["module"].model).values())
+
+
+def test_mixed_precision(tmp_path: Path) -> None:
+    summary, objects = tkn.run(
+        compose(*TINY, "model=tdn10", "trainer.max_epochs=1", "trainer.precision=bf16-mixed"), tmp_path
+    )
+    assert summary["precision"] == "bf16-mixed"
+    assert all(weight.dtype == torch.float32 for weight in objects["module"].model.parameters())
+    assert 0 <= summary["error"] <= 100
+
+
+def test_regression(tmp_path: Path) -> None:
+    config = compose(
+        *("model=tdn40", "data=pain_synthetic", "data.subjects=3", "data.sequences=1", "data.frames=4"),
+        *("data.test_subjects=1", "recipe.batch_size=4", "trainer.max_epochs=1", f"data_dir={tmp_path / 'datasets'}"),
+        "trainer.accelerator=cpu",
+    )
+    summary, _ = tkn.run(config, tmp_path / "run")
+    assert summary["mae"] >= 0
+    assert summary["mse"] >= summary["mae"] ** 2  # Jensen
+    assert summary["parameters"] == 828_901 + 18 * 36 * 4
+    assert "error" not in summary
+    assert summary["data_source"].startswith("synthetic")
+
+
+def test_rois_stay_valid_through_training(tmp_path: Path) -> None:
+    config = compose(*TINY, "model=tdn10", "trainer.max_epochs=2", "penalty.l2=1", "attention.min_size=2")
+    _, objects = tkn.run(config, tmp_path)
+    module = objects["module"]
+    for name, layer in roi_layers(module.model).items():
+        rois = layer.rois(module.map_sizes[name])
+        assert (rois[..., 1] - rois[..., 0]).min() >= 2
+
+
+def test_a_diverging_loss_stops_the_run(tmp_path: Path) -> None:
+    config = compose(*TINY, "model=dn10", "trainer.max_epochs=3", "recipe.optimizer.lr=1e30")
+    with pytest.raises(
+        Diverged, match=r"training loss became (nan|inf) in epoch 1, step \d: lower recipe\.optimizer\.lr"
+    ):
+        tkn.run(config, tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last.ckpt of a tdn10 with Cauchy attention."""
+    folder = tmp_path_factory.mktemp("run")
+    tkn.run(compose(*TINY, "model=tdn10", "trainer.max_epochs=1"), folder)
+    return folder / "last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model=dn10",), "is of model=tdn10, but this run is of model=dn10"),
+        (("model=tdn10", "attention=gaussian"), "is of attention="),
+        (
+            ("model=tdn10", "data=tlmnist"),
+            r"is of input_size=\[1, 28, 28\], but this run is of input_size=\[1, 56, 56\]",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mode", ["train", "test"])
+def test_checkpoints_of_other_models(
+    tmp_path: Path, checkpoint: Path, overrides: tuple[str, ...], message: str, mode: str
+) -> None:
+    config = compose(*TINY, *overrides, f"mode={mode}", f"checkpoint={checkpoint}")
+    with pytest.raises(ValueError, match=message):
+        tkn.run(config, tmp_path)
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path: Path, checkpoint: Path) -> None:
+    truncated, foreign = tmp_path / "truncated.ckpt", tmp_path / "foreign.ckpt"
+    truncated.write_bytes(checkpoint.read_bytes()[:2000])
+    torch.save({"state_dict": {}}, foreign)
+    for path, error, message in (
+        (truncated, ValueError, "truncated.ckpt is damaged or not a checkpoint"),
+        (foreign, ValueError, "foreign.ckpt was not written by tkn-run"),
+        (tmp_path / "absent.ckpt", FileNotFoundError, "absent.ckpt is not a file"),
+    ):
+        config = compose(*TINY, "model=tdn10", "mode=test", f"checkpoint={path}")
+        with pytest.raises(error, match=message):
+            tkn.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("model=tdn10", "attention.min_size=8"),
+            r"attention\.min_size=8 is larger than axis 0, 7 pixels, of the map of layer block3",
+        ),
+        (("data.limit=4001",), r"data\.limit=4001 must be 1 to 4,000"),
+        (("data.limit=50", "data.validation=50"), r"data\.validation=50 must be 0 to 49"),
+    ],
+)
+def test_what_only_the_data_tell(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tkn.run(compose(*TINY, *overrides), tmp_path)

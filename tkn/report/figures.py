@@ -1,0 +1,119 @@
+"""Pictures of one run: its attention maps with the ROIs on them (Fig. 4), its training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil, sqrt
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from torch import nn
+
+from tkn.files import whole_file
+from tkn.layers import RoiLayer, roi_layers
+
+#: Okabe and Ito's colours, told apart by colour-blind readers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_ROI_COLOUR = "#D55E00"
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure whole, in the format of the path's suffix."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def attention_maps(model: nn.Module, map_sizes: Mapping[str, tuple[int, int]], title: str) -> Figure:
+    """Every target layer's attention maps F_att (Eq. 13), one square a kernel, its ROI's box drawn on it (Fig. 4).
+
+    `map_sizes`: the (H, W) of each layer's output by the layer's name. ValueError if the model has no target layer.
+    """
+    layers = roi_layers(model)
+    if not layers:
+        raise ValueError("the model has no target layer, so no attention map")
+    columns = min(3, len(layers))
+    rows = ceil(len(layers) / columns)
+    tallest = max(ceil(len(layer.loc[0]) / _side(layer)) / _side(layer) for layer in layers.values())
+    figure = Figure(figsize=(3.4 * columns + 0.8, (3.4 * tallest + 0.6) * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    image = None
+    for axis, (name, layer) in zip(axes, layers.items(), strict=False):
+        image = _mosaic(axis, layer, map_sizes[name])
+        axis.set_title(f"{name}\n{layer.loc.shape[1]} kernels, {'x'.join(map(str, map_sizes[name]))}", fontsize=9)
+    for axis in list(axes)[len(layers) :]:
+        axis.set_visible(False)
+    assert image is not None
+    bar = figure.colorbar(image, ax=figure.axes, shrink=0.6, pad=0.02, aspect=30)
+    bar.set_label("attention")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _side(layer: RoiLayer) -> int:
+    """Columns of a layer's mosaic."""
+    return ceil(sqrt(layer.loc.shape[1]))
+
+
+def _mosaic(axis, layer: RoiLayer, size: tuple[int, int]):  # type: ignore[no-untyped-def]  # matplotlib's own types
+    """Draw a layer's maps in a grid, in units of one map's side; returns the image for the colour bar."""
+    with torch.no_grad():
+        windows = layer.window(size).float().cpu().numpy()
+    rois = layer.rois(size).cpu().numpy()
+    columns = _side(layer)
+    rows = ceil(len(windows) / columns)
+    height, width = size
+    gap = 1 + max(size) // 14
+    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
+    boxes = []
+    for kernel, (window, ((top, bottom), (left, right))) in enumerate(zip(windows, rois, strict=True)):
+        y, x = (kernel // columns) * (height + gap), (kernel % columns) * (width + gap)
+        grid[y : y + height, x : x + width] = window
+        boxes.append(Rectangle((x + left - 0.5, y + top - 0.5), right - left, bottom - top))
+    image = axis.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    linewidth = 1.2 if len(windows) <= 64 else 0.6
+    axis.add_collection(PatchCollection(boxes, facecolor="none", edgecolor=_ROI_COLOUR, linewidth=linewidth))
+    # Room for the lines of boxes at the map's border.
+    axis.set_xlim(-1, grid.shape[1])
+    axis.set_ylim(grid.shape[0], -1)
+    axis.set_facecolor("#cfd8dc")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    return image
+
+
+def training_curves(rows: Sequence[Mapping[str, float]], error_name: str, macs_dense: int, title: str) -> Figure:
+    """Loss, error and multiply-adds by epoch.
+
+    `rows`: the history of a run, a mapping of metrics an epoch; `error_name`: "error" (percent), "mse" or "mae".
+    """
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    loss, error, macs = figure.subplots(1, 3)
+    epochs = [row["epoch"] for row in rows]
+    for axis, name in ((loss, "loss"), (error, error_name)):
+        for colour, column in zip(
+            COLOURS, [key for key in rows[0] if key.split("/")[-1].startswith(name)], strict=False
+        ):
+            axis.plot(epochs, [row[column] for row in rows], color=colour, label=column, marker=".")
+        axis.set_ylabel("error (%)" if name == "error" else name)
+        axis.set_yscale("log", nonpositive="clip")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.legend(frameon=False, fontsize=8)
+    macs.plot(epochs, [row["macs_roi"] / 1e6 for row in rows], color=COLOURS[2], marker=".", label="in the ROIs")
+    macs.axhline(macs_dense / 1e6, color="0.4", linestyle="--", linewidth=1, label="dense")
+    macs.set_ylabel("multiply-adds (millions)")
+    macs.set_ylim(0, None)
+    macs.legend(frameon=False, fontsize=8, loc="lower left")
+    for axis in (loss, error, macs):
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=11)
+    return figure

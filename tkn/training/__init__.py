@@ -1,0 +1,1 @@
+"""Training: the LightningModule, what a run keeps, and the run itself."""

@@ -1,0 +1,143 @@
+"""What a run keeps while it trains: its history, a line an epoch, its last and best checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, Checkpoint, RichProgressBar
+from torchmetrics import MeanMetric
+
+from tkn.files import whole_file, write_whole
+from tkn.training.module import TargetedTraining
+
+_log = logging.getLogger(__name__)
+
+#: of losses and errors in files: float32 holds no more
+DECIMALS = 6
+
+
+class History(Callback):
+    """One row of metrics an epoch; rewritten whole into metrics.csv, and carried along in the checkpoints.
+
+    Columns: epoch, lr, train/..., valid/... or test/..., macs_roi, seconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self.started = 0.0
+        self.lr = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+        # Now: at the epoch's end the schedule has already moved on.
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, TargetedTraining)
+        metrics = {
+            name: round(value.item(), DECIMALS)
+            for name, value in trainer.callback_metrics.items()
+            if name != "macs_roi"
+        }
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "lr": self.lr,
+            **metrics,
+            "macs_roi": module.macs_roi,
+            "seconds": round(time.perf_counter() - self.started, 3),
+        }
+        self.rows.append(row)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, fieldnames=list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, table.getvalue())
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        _log.info(
+            "epoch %d/%s: %s, %.4gM multiply-adds, %.1f s",
+            row["epoch"],
+            trainer.max_epochs,
+            figures,
+            row["macs_roi"] / 1e6,
+            row["seconds"],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+
+class Identity(Callback):
+    """Writes into each checkpoint what it is a checkpoint of: plain data under the key "tkn"."""
+
+    def __init__(self, identity: dict[str, Any]) -> None:
+        self.identity = identity
+
+    def on_save_checkpoint(self, _trainer: pl.Trainer, _module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tkn"] = self.identity
+
+
+class LastAndBest(Checkpoint):
+    """Saves last.ckpt after every epoch, and keeps the one with the lowest `monitor` as best.ckpt; both whole.
+
+    "Lowest" is over the whole history, also that of the run that is continued (from the checkpoint `continued`), whose
+    best.ckpt is brought along. Lightning's ModelCheckpoint would forget it in a new folder.
+    """
+
+    def __init__(self, folder: Path, history: History, monitor: str, continued: str | None) -> None:
+        self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
+        self.history = history
+        self.monitor = monitor
+        self.continued = continued
+
+    def on_fit_start(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+        if self.continued is not None:
+            best = Path(self.continued).with_name(self.best.name)
+            if best.is_file() and best.resolve() != self.best.resolve():
+                _copy(best, self.best)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+        with whole_file(self.last) as temporary:
+            trainer.save_checkpoint(temporary)
+        *before, now = (row[self.monitor] for row in self.history.rows)
+        if not before or now < min(before):
+            _copy(self.last, self.best)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with whole_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+class ProgressBar(RichProgressBar):
+    """A bar an epoch with loss and error so far, the last evaluation's error, multiply-adds; it stays on the screen."""
+
+    def __init__(self) -> None:
+        # Reading the means waits for a GPU, so not at every step.
+        super().__init__(refresh_rate=10, leave=True)
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        assert isinstance(pl_module, TargetedTraining)
+        error = pl_module.error_names[0]
+        shown: dict[str, int | str | float | dict[str, float]] = {}
+        for name in ("loss", error):
+            mean = pl_module.train_means[name]
+            assert isinstance(mean, MeanMetric)
+            if mean.update_called:
+                shown[name] = f"{mean.compute().item():.3f}"
+        evaluated = f"{pl_module.eval_name}/{error}"
+        if evaluated in trainer.callback_metrics:
+            shown[evaluated] = f"{trainer.callback_metrics[evaluated].item():.3f}"
+        return {**shown, "MACs": f"{pl_module.macs_roi / 1e6:.4g}M"}

@@ -1,0 +1,146 @@
+"""The configuration's shape: wrong keys and values stop a run at once, with one line naming the key."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, get_type_hints
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from tkn.attention import ATTENTION
+from tkn.data import check_data_options
+from tkn.models import MODEL_NAMES
+from tkn.suggest import unknown
+from tkn.training.recipe import WEIGHT_DECAY_FACTOR, check_optimizer
+
+LOGGERS = ("csv", "tensorboard")
+MODES = ("train", "test")
+
+
+@dataclass
+class ModelConfig:
+    name: str
+    dropout: float | None
+
+
+@dataclass
+class AttentionConfig:
+    name: str
+    scale_unit: float
+    min_size: Any  # int or "kernel"
+    clip: bool
+
+
+@dataclass
+class PenaltyConfig:
+    l2: float
+    beta: float
+
+
+@dataclass
+class RecipeConfig:
+    optimizer: dict[str, Any]
+    weight_decay_as: str
+    batch_size: int
+    epochs: int
+    lr_drops: list[float]
+    lr_factor: float
+
+
+@dataclass
+class LoggerConfig:
+    name: str
+
+
+@dataclass
+class RunConfig:
+    """`data` and `trainer` are open: their keys are the arguments of a data set's loader and of Lightning's Trainer."""
+
+    model: ModelConfig
+    data: dict[str, Any]
+    recipe: RecipeConfig
+    attention: AttentionConfig
+    penalty: PenaltyConfig
+    trainer: dict[str, Any]
+    logger: LoggerConfig
+    mode: str
+    seed: int
+    checkpoint: str | None
+    data_dir: str
+    experiment: str | None
+
+
+def check_config(config: DictConfig) -> DictConfig:
+    """The configuration, typed and checked. ValueError naming the first wrong key or value."""
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(RunConfig), config)
+        OmegaConf.resolve(typed)
+    except (ConfigKeyError, ConfigAttributeError) as error:
+        raise ValueError(unknown("key", error.full_key, _keys(RunConfig))) from error
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(typed, DictConfig)
+    for key in OmegaConf.missing_keys(typed):
+        raise ValueError(f"key {key!r} is missing")
+    for key, valid, wanted in _rules(typed):
+        if not valid:
+            raise ValueError(f"{key}={OmegaConf.select(typed, key)} must be {wanted}")
+    data: dict[str, Any] = OmegaConf.to_container(typed.data)  # type: ignore[assignment]
+    check_data_options(data.pop("name"), {k: v for k, v in data.items() if k not in ("limit", "validation")})
+    check_optimizer(OmegaConf.to_container(typed.recipe.optimizer))  # type: ignore[arg-type]
+    accepted = inspect.signature(pl.Trainer).parameters
+    for key in typed.trainer:
+        if key not in accepted:
+            raise ValueError(unknown("key trainer", key, accepted))
+    return typed
+
+
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        if is_dataclass(hints[item.name]):
+            yield from _keys(hints[item.name], f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}"
+
+
+def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
+    """(key, is its value valid, what is)."""
+    min_size, limit, validation = config.attention.min_size, config.data.get("limit"), config.data.get("validation", 0)
+    epochs = config.trainer.get("max_epochs")
+    yield "mode", config.mode in MODES, " or ".join(MODES)
+    yield "seed", 0 <= config.seed < 2**32, "a whole number from 0 to 2^32 - 1"
+    yield "model.name", config.model.name in MODEL_NAMES, f"one of {', '.join(MODEL_NAMES)}"
+    yield "model.dropout", config.model.dropout is None or 0 <= config.model.dropout < 1, "null or within [0, 1)"
+    yield "attention.name", config.attention.name in ATTENTION, f"one of {', '.join(ATTENTION)}"
+    yield "attention.scale_unit", config.attention.scale_unit > 0, "positive"
+    yield (
+        "attention.min_size",
+        min_size == "kernel" or (type(min_size) is int and min_size >= 1),
+        "'kernel' or a whole number of pixels, at least 1",
+    )
+    yield "penalty.l2", config.penalty.l2 >= 0, "at least 0"
+    yield "penalty.beta", config.penalty.beta >= 0, "at least 0"
+    yield "recipe.batch_size", config.recipe.batch_size >= 1, "at least 1"
+    yield "recipe.epochs", config.recipe.epochs >= 1, "at least 1"
+    yield "recipe.lr_drops", all(0 < drop < 1 for drop in config.recipe.lr_drops), "fractions of the run within (0, 1)"
+    yield "recipe.lr_factor", 0 < config.recipe.lr_factor <= 1, "within (0, 1]"
+    yield (
+        "recipe.weight_decay_as",
+        config.recipe.weight_decay_as in WEIGHT_DECAY_FACTOR,
+        " or ".join(WEIGHT_DECAY_FACTOR),
+    )
+    for key in ("lr", "weight_decay"):
+        value = config.recipe.optimizer.get(key, 0)
+        yield f"recipe.optimizer.{key}", isinstance(value, int | float) and value >= 0, "a number, at least 0"
+    yield "logger.name", config.logger.name in LOGGERS, f"one of {', '.join(LOGGERS)}"
+    yield "data.limit", limit is None or (type(limit) is int and limit >= 1), "null or at least 1"
+    yield "data.validation", type(validation) is int and validation >= 0, "a whole number, at least 0"
+    yield "trainer.max_epochs", type(epochs) is int and epochs >= 1, "a whole number, at least 1"
+    # Batches are not yet divided among processes: each would train on all of them.
+    yield "trainer.devices", config.trainer.get("devices") in (1, [0]), "1"
+    yield "checkpoint", config.mode != "test" or config.checkpoint is not None, "the path to test with mode=test"

@@ -1,0 +1,163 @@
+"""The LightningModule: loss, scale penalty, projection after every step, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from tkn.data.base import Task
+from tkn.layers import clipped, roi_layers
+from tkn.macs import MacsReport, count_macs
+from tkn.penalty import scale_penalty
+from tkn.training.recipe import build_optimizer, build_schedule
+
+#: Looking at a loss waits for the GPU, so there only every so many steps.
+_GPU_LOSS_CHECK_STEPS = 50
+
+
+class Diverged(ValueError):
+    """The loss is no longer a finite number."""
+
+
+def batch_errors(output: Tensor, targets: Tensor, task: Task) -> dict[str, Tensor]:
+    """A batch's mean loss and errors: {"loss", "error" (percent)} or {"loss", "mse", "mae"}.
+
+    Softmax cross entropy for classification, squared (Euclidean) error for regression (Table 1).
+    `output`: [B, outputs]; `targets`: [B] or [B, 1].
+    """
+    output = output.float()
+    if task == "classification":
+        wrong = output.argmax(dim=1) != targets
+        return {"loss": F.cross_entropy(output, targets), "error": 100 * wrong.float().mean()}
+    mse = F.mse_loss(output, targets)
+    return {"loss": mse, "mse": mse.detach(), "mae": F.l1_loss(output, targets).detach()}
+
+
+def _means(names: list[str]) -> nn.ModuleDict:
+    return nn.ModuleDict({name: MeanMetric() for name in names})
+
+
+class TargetedTraining(pl.LightningModule):
+    """Trains a network, targeted or not.
+
+    Args:
+        model: [B, *input_size] -> [B, outputs].
+        input_size: (C, H, W).
+        task: "classification" or "regression".
+        eval_name: what the evaluation after every epoch is on, "valid" or "test".
+        penalty: `l2` and `beta` of the scale penalty.
+        recipe: optimizer, weight_decay_as, lr_drops, lr_factor (Sec. 4.2).
+        seed: of the random numbers that training draws (dropout, augmentation).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_size: tuple[int, int, int],
+        *,
+        task: Task,
+        eval_name: str,
+        penalty: dict[str, float],
+        recipe: dict[str, Any],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.input_size = input_size
+        self.task: Task = task
+        self.eval_name = eval_name
+        self.penalty = penalty
+        self.recipe = recipe
+        self.seed = seed
+        counted = self.count_macs()
+        #: multiply-adds inside the ROIs as of the last epoch's end
+        self.macs_roi = counted.total_roi
+        self.map_sizes = {row.name: row.map_size for row in counted.target_layers}
+        #: only one of two errors is that of the network as it is counted
+        self.soft = any(not layer.clip for layer in roi_layers(model).values())
+        names = ["loss", *self.error_names]
+        self.train_means = _means(names)
+        self.eval_means = _means([*names, *(f"{name}_clipped" for name in self.error_names)])
+        self.project()
+
+    @property
+    def error_names(self) -> tuple[str, ...]:
+        """The first is the one to minimise."""
+        return ("error",) if self.task == "classification" else ("mse", "mae")
+
+    def count_macs(self) -> MacsReport:
+        """The network's multiply-adds for one image, now."""
+        return count_macs(self.model, self.input_size)
+
+    def project(self) -> None:
+        """Clip every layer's loc and scale to valid ROIs (Sec. 3.5)."""
+        for name, layer in roi_layers(self.model).items():
+            try:
+                layer.project_(self.map_sizes[name])
+            except ValueError as error:
+                raise ValueError(f"attention.{error} of layer {name}") from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def on_train_epoch_start(self) -> None:
+        # A function of (seed, epoch) alone, so that a continued run draws what an uninterrupted one would.
+        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        x, targets = batch
+        errors = batch_errors(self.model(x), targets, self.task)
+        loss = errors["loss"] + scale_penalty(self.model, **self.penalty)
+        if self.device.type == "cpu" or batch_index % _GPU_LOSS_CHECK_STEPS == 0:
+            self._require_finite(loss)
+        self._log("train", errors, len(x))
+        return loss
+
+    def _require_finite(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            lr, l2 = self.recipe["optimizer"].get("lr"), self.penalty["l2"]
+            raise Diverged(
+                f"the training loss became {loss.item()} in epoch {self.current_epoch + 1}, "
+                f"step {self.global_step + 1}: lower recipe.optimizer.lr={lr} or penalty.l2={l2}"
+            )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.project()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _batch_index: int) -> None:
+        self._evaluate(self.eval_name, batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], _batch_index: int) -> None:
+        self._evaluate("test", batch)
+
+    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+        x, targets = batch
+        self._log(split, batch_errors(self.model(x), targets, self.task), len(x))
+        if self.soft:
+            with clipped(self.model):
+                errors = batch_errors(self.model(x), targets, self.task)
+            self._log(split, {f"{name}_clipped": errors[name] for name in self.error_names}, len(x))
+
+    def _log(self, split: str, errors: dict[str, Tensor], count: int) -> None:
+        means = self.train_means if split == "train" else self.eval_means
+        for name, value in errors.items():
+            metric = means[name]
+            assert isinstance(metric, MeanMetric)
+            metric.update(value.detach(), count)
+            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True)
+
+    def on_train_epoch_end(self) -> None:
+        self.macs_roi = self.count_macs().total_roi
+        self.log("macs_roi", float(self.macs_roi))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.model, self.recipe["optimizer"], self.recipe["weight_decay_as"])
+        assert self.trainer.max_epochs is not None
+        schedule = build_schedule(optimizer, self.trainer.max_epochs, self.recipe["lr_drops"], self.recipe["lr_factor"])
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
