@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -31,6 +33,17 @@ def test_recipes_are_the_papers() -> None:
 
 def test_the_recipe_can_be_chosen_apart_from_the_data() -> None:
     assert compose("data=mnist", "recipe=gtsrb").recipe == compose("data=gtsrb").recipe
+
+
+@pytest.mark.parametrize("path", sorted((CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_experiments_name_themselves_and_compose(path: Path) -> None:
+    config = check_config(compose(f"experiment={path.stem}"))
+    assert config.experiment == path.stem
+    assert f"# tkn-run experiment={path.stem}\n" in path.read_text()
+    if path.stem.startswith("table"):
+        assert config.data.get("source", "full") == "full"
+        assert config.recipe == compose(f"data={config.data.name}").recipe
+        assert (config.penalty.l2 > 0) == config.model.name.startswith("t")
 
 
 def test_an_experiment_can_be_overridden() -> None:
