@@ -171,7 +171,7 @@ def _count(name: str, module: nn.Module, output: Tensor) -> LayerCount:
     if isinstance(module, RoiLayer):
         map_size = tuple(output.shape[-module.num_dims :])
         rois = module.rois(map_size)
-        mean_roi = tuple((rois[..., 1] - rois[..., 0]).double().mean(dim=0).tolist())
+        mean_roi = tuple((rois[..., 1] - rois[..., 0]).cpu().double().mean(dim=0).tolist())
         if isinstance(module, _ConvNd):
             # All output pixels of a kernel cost the same, so the dense count divides exactly.
             per_kernel_pixel = dense // (module.out_channels * prod(map_size))

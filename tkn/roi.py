@@ -15,12 +15,15 @@ def roi_bounds(size: tuple[int, ...], loc: Tensor, scale: Tensor) -> Tensor:
     its centre i + 0.5 is. `size`: the map's spatial size; `loc`, `scale`: [dims, C], fractions of the map's side.
     Returns int64 [C, dims, 2] with (lo, hi) last.
     """
+    device = loc.device
+    if device.type == "mps":  # which has no float64
+        loc, scale = loc.cpu(), scale.cpu()
     # float64: in float32 a bound that falls on a pixel's centre would be decided by rounding.
     loc, half = loc.detach().double(), scale.detach().double() / sqrt(2)
     length = torch.tensor(size, dtype=torch.float64, device=loc.device).unsqueeze(-1)
     lo = torch.ceil((loc - half) * length - 0.5).clamp(min=0).minimum(length)
     hi = (torch.floor((loc + half) * length - 0.5) + 1).clamp(min=0).minimum(length)
-    return torch.stack((lo, hi.maximum(lo)), dim=-1).permute(1, 0, 2).long()
+    return torch.stack((lo, hi.maximum(lo)), dim=-1).permute(1, 0, 2).long().to(device)
 
 
 def roi_mask(size: tuple[int, ...], rois: Tensor) -> Tensor:
@@ -48,7 +51,8 @@ def project_(size: tuple[int, ...], loc: Tensor, scale: Tensor, min_size: tuple[
     for axis, (length, least) in enumerate(zip(size, min_size, strict=True)):
         if least > length:
             raise ValueError(f"min_size={least} is larger than axis {axis}, {length} pixels, of the map")
-        # A millionth more than the bound: float32 rounding must not push two centres out of a ROI that just holds them.
-        scale[axis].clamp_(min=least / (sqrt(2) * length) * (1 + 1e-6), max=1)
+        # A little more than the bound: rounding must not push two centres out of a ROI that just holds them.
+        margin = max(1e-6, torch.finfo(scale.dtype).eps)
+        scale[axis].clamp_(min=least / (sqrt(2) * length) * (1 + margin), max=1)
         half = scale[axis] / sqrt(2)
         loc[axis].copy_(loc[axis].maximum(least / length - half).minimum(1 - least / length + half))
