@@ -48,6 +48,14 @@ def test_shuffled_batches_follow_seed_and_epoch() -> None:
     assert torch.equal(x[:, 0, 0, 0], targets + 0.5)  # training batches are augmented
 
 
+def test_a_last_training_batch_of_one_image_is_left_out() -> None:
+    sizes = [len(targets) for _, targets in Batches(_split(9), 4, _to_input, seed=0)]
+    assert sizes == [4, 4]
+    assert len(Batches(_split(9), 4, _to_input, seed=0)) == 2
+    assert [len(targets) for _, targets in Batches(_split(9), 4, _to_input)] == [4, 4, 1]
+    assert [len(targets) for _, targets in Batches(_split(3), 1, _to_input, seed=0)] == [1, 1, 1]
+
+
 def test_validation_holds_out_the_last_images(data: DataSet) -> None:
     module = TensorDataModule(data, 8, limit=50, validation=20)
     assert module.train_split.targets.tolist() == list(range(30))

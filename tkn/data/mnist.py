@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import zlib
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     """An unsigned-byte IDX file of exactly `shape`."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged or truncated: {error}") from error
     header = bytes((0, 0, 8, len(shape))) + b"".join(length.to_bytes(4, "big") for length in shape)
     if content[:4] != header[:4]:

@@ -15,7 +15,8 @@ from tkn.data.base import DataSet, Split, ToInput
 class Batches:
     """Iterates a split in batches (input float32 [B, C, H, W], targets [B, ...]), with no worker processes.
 
-    With `seed`, in an order drawn from (seed, epoch) alone, so that an interrupted run continues with the same batches.
+    With `seed`, for training: augmented, and in an order drawn from (seed, epoch) alone, so that an interrupted run
+    continues with the same batches.
     """
 
     def __init__(
@@ -33,16 +34,20 @@ class Batches:
         self.seed = seed
         self.epoch = epoch
 
+        # A last training batch of one image has no variance, and batch normalisation of it no meaning.
+        alone = seed is not None and batch_size > 1 and len(split) % batch_size == 1
+        self.count = len(split) - alone
+
     def __len__(self) -> int:
-        return ceil(len(self.split) / self.batch_size)
+        return ceil(self.count / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         shuffled = None
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
             shuffled = torch.randperm(len(self.split), generator=generator).to(self.split.targets.device)
-        for start in range(0, len(self.split), self.batch_size):
-            index = slice(start, start + self.batch_size)
+        for start in range(0, self.count, self.batch_size):
+            index = slice(start, min(start + self.batch_size, self.count))
             batch = self.split.select(index if shuffled is None else shuffled[index])
             x = self.to_input(batch.inputs, self.seed is not None)
             yield x.contiguous(memory_format=torch.channels_last), batch.targets
