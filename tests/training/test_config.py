@@ -58,6 +58,11 @@ def test_an_experiment_can_be_overridden() -> None:
         ("+sede=1", "unknown key 'sede'; did you mean 'seed'"),
         ("+data.sorce=full", "unknown key of data=tlmnist 'sorce'; did you mean 'source'"),
         ("+trainer.max_epoch=1", "unknown key trainer 'max_epoch'; did you mean 'max_epochs'"),
+        ("+trainer.num_nodes=2", "unknown key trainer 'num_nodes'"),
+        ("trainer.precision=bf16-true", r"trainer\.precision=bf16-true must be one of 32-true"),
+        ("trainer.limit_val_batches=0", r"trainer\.limit_val_batches=0 must be null or more than 0"),
+        ("data.source=1", r"data\.source=1 must be of type str"),
+        ("data.distractor_seed=1.5", r"data\.distractor_seed=1\.5 must be of type int"),
         ("+recipe.optimizer.momentun=1", "recipe.optimizer 'momentun'; did you mean 'momentum'"),
         ("recipe.optimizer.name=SDG", r"unknown recipe\.optimizer\.name 'SDG'; did you mean 'SGD'"),
         ("model.name=tdn11", r"model\.name=tdn11 must be one of cnn6"),
@@ -88,6 +93,26 @@ def test_an_experiment_can_be_overridden() -> None:
 def test_wrong_keys_and_values(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_config(compose(override))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.flip=no", r"data\.flip='no' must be of type bool"),
+        ("data.landmark_noise=abc", r"data\.landmark_noise='abc' must be of type float"),
+        ("data.test_subjects=true", r"data\.test_subjects=True must be of type int \| list\[str\]"),
+        ("data.test_subjects=[1,2]", r"data\.test_subjects=\[1, 2\] must be of type"),
+        ("+data.validation=5", r"data\.validation=5 must be 0 for faces"),
+    ],
+)
+def test_wrong_values_for_faces(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_config(compose("data=pain", override))
+
+
+def test_values_of_every_accepted_type() -> None:
+    for override in ("data.test_subjects=3", "data.test_subjects=[a,b]", "data.landmark_noise=1", "data.flip=false"):
+        check_config(compose("data=pain", override))
 
 
 def test_missing_keys_are_named() -> None:

@@ -42,7 +42,8 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert {"model": "tdn10", "data": "mnist", "experiment": None, "seed": 5, "epochs": 2}.items() <= summary.items()
     assert summary["parameters"] == 45_034
     assert summary["macs_dense"] == 11_317_030
-    assert summary["data_source"].startswith("embedded")
+    assert summary["data_source"].startswith("partial: data.limit=96, trainer.limit_val_batches=2, ")
+    assert (summary["train_images"], summary["test_images"]) == (96, 1000)
     assert summary["wall_seconds"] >= summary["train_seconds"] > 0
     assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
     assert 0 <= summary["error"] <= 100
@@ -106,9 +107,12 @@ def test_an_interrupted_run_continues_to_the_same_result(
 def test_mode_test_gives_the_trained_error(tmp_path: Path) -> None:
     trained, _ = tkn.run(compose(*TINY, "model=tdn10", "trainer.max_epochs=1", "penalty.l2=1"), tmp_path / "train")
     checkpoint = f"checkpoint={tmp_path / 'train' / 'last.ckpt'}"
-    tested, _ = tkn.run(compose(*TINY, "model=tdn10", "mode=test", checkpoint), tmp_path / "test")
+    tested, _ = tkn.run(
+        compose(*TINY, "model=tdn10", "mode=test", "seed=9", "penalty.l2=7", checkpoint), tmp_path / "test"
+    )
     assert (tested["mode"], tested["tested"], tested["epochs"]) == ("test", "checkpoint", 0)
-    for key in ("error", "macs_roi", "parameters", "target_layers"):
+    # The penalty and the seed are those of the training.
+    for key in ("error", "macs_roi", "parameters", "target_layers", "penalty", "seed"):
         assert tested[key] == trained[key], key
     assert (tmp_path / "test" / "attention_maps.png").exists()
 
@@ -168,12 +172,31 @@ def test_rois_stay_valid_through_training(tmp_path: Path) -> None:
 
 def test_a_diverging_loss_stops_the_run(tmp_path: Path) -> None:
     config = compose(*TINY, "model=dn10", "trainer.max_epochs=3", "recipe.optimizer.lr=1e30")
-    with pytest.raises(
-        Diverged, match=r"training loss became (nan|inf) in epoch 1, step \d: lower recipe\.optimizer\.lr"
-    ):
+    with pytest.raises(Diverged, match=r"training loss became (nan|inf) in epoch 1: lower recipe\.optimizer\.lr"):
         tkn.run(config, tmp_path)
     assert not (tmp_path / "summary.json").exists()
     assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_a_loss_that_no_step_looked_at_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require = TargetedTraining._require_finite
+
+    def at_the_end_only(self: TargetedTraining, loss: torch.Tensor) -> None:
+        if self.trainer.global_step == 3:  # as on a GPU, which is not asked at every step
+            require(self, loss)
+
+    monkeypatch.setattr(TargetedTraining, "_require_finite", at_the_end_only)
+    config = compose(*TINY, "model=dn10", "trainer.max_epochs=1", "recipe.optimizer.lr=1e30")
+    with pytest.raises(Diverged, match=r"training loss became (nan|inf) in epoch 1"):
+        tkn.run(config, tmp_path)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_a_new_run_removes_the_summary_of_an_old_one(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(FileNotFoundError):
+        tkn.run(compose("data=pain", f"data_dir={tmp_path}"), tmp_path)
+    assert not (tmp_path / "summary.json").exists()
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +225,43 @@ def test_checkpoints_of_other_models(
     config = compose(*TINY, *overrides, f"mode={mode}", f"checkpoint={checkpoint}")
     with pytest.raises(ValueError, match=message):
         tkn.run(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=1", "is of seed=0, but this run is of seed=1"),
+        ("data.validation=16", r"is of data\.validation=0, but this run is of data\.validation=16"),
+        ("attention.clip=false", r"is of attention\.clip=True, but this run is of attention\.clip=False"),
+    ],
+)
+def test_another_run_cannot_be_continued(tmp_path: Path, checkpoint: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tkn.run(compose(*TINY, "model=tdn10", override, f"checkpoint={checkpoint}"), tmp_path)
+
+
+def test_a_finished_run_can_be_continued_elsewhere(
+    tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = (*TINY, "model=tdn10", "trainer.max_epochs=1", "penalty.l2=0.5", f"checkpoint={checkpoint}")
+    summary, _ = tkn.run(compose(*arguments), tmp_path)
+    assert summary["epochs"] == 1
+    assert {"last.ckpt", "best.ckpt", "metrics.csv"} <= {path.name for path in tmp_path.iterdir()}
+    assert "was trained with penalty={'l2': 0.0001, 'beta': 2.0}" in caplog.text
+
+
+def test_continuing_needs_the_best_checkpoint(tmp_path: Path, checkpoint: Path) -> None:
+    alone = tmp_path / "last.ckpt"
+    alone.write_bytes(checkpoint.read_bytes())
+    config = compose(*TINY, "model=tdn10", "trainer.max_epochs=2", f"checkpoint={alone}")
+    with pytest.raises(FileNotFoundError, match=r"best\.ckpt beside it"):
+        tkn.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("override", ["trainer.accelerator=gpuu", "trainer.strategy=dpp"])
+def test_lightning_refuses_before_the_data_are_loaded(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ValueError, match=r"^trainer: "):
+        tkn.run(compose("data=pain", override), tmp_path)
 
 
 def test_damaged_and_foreign_checkpoints(tmp_path: Path, checkpoint: Path) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint, RichProgressBar
-from torchmetrics import MeanMetric
 
 from tkn.files import whole_file, write_whole
-from tkn.training.module import TargetedTraining
+from tkn.training.module import Mean, TargetedTraining
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +33,10 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
         self.started = 0.0
         self.lr = 0.0
+
+    def on_fit_start(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+        if self.rows:  # of the run that is continued
+            self._write()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
@@ -55,11 +58,7 @@ class History(Callback):
             "seconds": round(time.perf_counter() - self.started, 3),
         }
         self.rows.append(row)
-        table = io.StringIO()
-        writer = csv.DictWriter(table, fieldnames=list(row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_whole(self.path, table.getvalue())
+        self._write()
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         _log.info(
             "epoch %d/%s: %s, %.4gM multiply-adds, %.1f s",
@@ -70,6 +69,13 @@ class History(Callback):
             row["seconds"],
         )
 
+    def _write(self) -> None:
+        table = io.StringIO()
+        writer = csv.DictWriter(table, fieldnames=list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, table.getvalue())
+
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
 
@@ -77,39 +83,33 @@ class History(Callback):
         self.rows = list(state_dict["rows"])
 
 
-class Identity(Callback):
-    """Writes into each checkpoint what it is a checkpoint of: plain data under the key "tkn"."""
-
-    def __init__(self, identity: dict[str, Any]) -> None:
-        self.identity = identity
-
-    def on_save_checkpoint(self, _trainer: pl.Trainer, _module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["tkn"] = self.identity
-
-
 class LastAndBest(Checkpoint):
-    """Saves last.ckpt after every epoch, and keeps the one with the lowest `monitor` as best.ckpt; both whole.
+    """Saves last.ckpt after every epoch, and keeps the one with the lowest evaluated error as best.ckpt; both whole.
 
     "Lowest" is over the whole history, also that of the run that is continued (from the checkpoint `continued`), whose
-    best.ckpt is brought along. Lightning's ModelCheckpoint would forget it in a new folder.
+    files are brought along. Lightning's ModelCheckpoint would forget them in a new folder.
     """
 
-    def __init__(self, folder: Path, history: History, monitor: str, continued: str | None) -> None:
+    def __init__(self, folder: Path, history: History, continued: Path | None) -> None:
         self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
         self.history = history
-        self.monitor = monitor
         self.continued = continued
 
     def on_fit_start(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
-        if self.continued is not None:
-            best = Path(self.continued).with_name(self.best.name)
-            if best.is_file() and best.resolve() != self.best.resolve():
-                _copy(best, self.best)
+        if self.continued is None:
+            return
+        best = self.continued.with_name(self.best.name)
+        if not best.is_file():
+            raise FileNotFoundError(f"checkpoint={self.continued} can be continued only with {best} beside it")
+        for source, target in ((self.continued, self.last), (best, self.best)):
+            if source.resolve() != target.resolve():
+                _copy(source, target)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, TargetedTraining)
         with whole_file(self.last) as temporary:
             trainer.save_checkpoint(temporary)
-        *before, now = (row[self.monitor] for row in self.history.rows)
+        *before, now = (row[module.monitor] for row in self.history.rows)
         if not before or now < min(before):
             _copy(self.last, self.best)
 
@@ -134,10 +134,10 @@ class ProgressBar(RichProgressBar):
         shown: dict[str, int | str | float | dict[str, float]] = {}
         for name in ("loss", error):
             mean = pl_module.train_means[name]
-            assert isinstance(mean, MeanMetric)
+            assert isinstance(mean, Mean)
             if mean.update_called:
                 shown[name] = f"{mean.compute().item():.3f}"
-        evaluated = f"{pl_module.eval_name}/{error}"
+        evaluated = pl_module.monitor
         if evaluated in trainer.callback_metrics:
             shown[evaluated] = f"{trainer.callback_metrics[evaluated].item():.3f}"
         return {**shown, "MACs": f"{pl_module.macs_roi / 1e6:.4g}M"}

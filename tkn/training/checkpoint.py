@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+_log = logging.getLogger(__name__)
 
-def read_checkpoint(path: str | Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """A run's checkpoint, which must be one of a model with the same `identity` (model, data, sizes).
 
-    FileNotFoundError if it is not there, ValueError if it is damaged, foreign or of another model.
+def identify(config: DictConfig, input_size: tuple[int, ...], num_outputs: int) -> dict[str, Any]:
+    """What a checkpoint is a checkpoint of: the network, and the configuration that trained it, as plain data."""
+    return {
+        "model": config.model.name,
+        "input_size": list(input_size),
+        "num_outputs": num_outputs,
+        "attention": f"{config.attention.name}, scale_unit {config.attention.scale_unit}",
+        "config": OmegaConf.to_container(config, resolve=True),
+    }
+
+
+def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """A run's checkpoint, which must be one of the network that `identity` (see `identify`) tells of.
+
+    FileNotFoundError if it is not there, ValueError if it is damaged, foreign or of another network.
     """
-    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint={path} is not a file")
     try:
@@ -25,11 +39,33 @@ def read_checkpoint(path: str | Path, identity: dict[str, Any]) -> dict[str, Any
         ) from error
     if not isinstance(checkpoint, dict) or "tkn" not in checkpoint:
         raise ValueError(f"checkpoint={path} was not written by tkn-run")
-    theirs = checkpoint["tkn"]
-    for key, ours in identity.items():
-        if theirs.get(key) != ours:
-            raise ValueError(f"checkpoint={path} is of {key}={theirs.get(key)}, but this run is of {key}={ours}")
+    for key in ("model", "input_size", "num_outputs", "attention"):
+        _require_same(path, key, checkpoint["tkn"][key], identity[key])
     return checkpoint
+
+
+def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: DictConfig) -> None:
+    """ValueError if a run of `config` cannot continue `checkpoint`: other data, attention or seed, so another run.
+
+    The penalty and the recipe may change, with a warning.
+    """
+    before: dict[str, Any] = checkpoint["tkn"]["config"]
+    now: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    for group in ("seed", "model", "data", "attention"):
+        _require_same(path, group, before[group], now[group])
+    for group in ("penalty", "recipe"):
+        if before[group] != now[group]:
+            _log.warning(
+                "checkpoint=%s was trained with %s=%s, and goes on with %s", path, group, before[group], now[group]
+            )
+
+
+def _require_same(path: str | Path, key: str, theirs: Any, ours: Any) -> None:
+    if isinstance(theirs, dict) and isinstance(ours, dict) and theirs.keys() == ours.keys():
+        for inner in theirs:
+            _require_same(path, f"{key}.{inner}", theirs[inner], ours[inner])
+    elif theirs != ours:
+        raise ValueError(f"checkpoint={path} is of {key}={theirs}, but this run is of {key}={ours}")
 
 
 def load_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
-import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -17,6 +15,25 @@ from tkn.models import MODEL_NAMES
 from tkn.suggest import unknown
 from tkn.training.recipe import WEIGHT_DECAY_FACTOR, check_optimizer
 
+#: The arguments of Lightning's Trainer that a run leaves to the user.
+TRAINER_KEYS = (
+    "max_epochs",
+    "accelerator",
+    "devices",
+    "strategy",
+    "precision",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "log_every_n_steps",
+    "enable_progress_bar",
+    "deterministic",
+    "detect_anomaly",
+)
+#: Half precision alone could not hold loc and scale; "mixed" keeps them in float32.
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 LOGGERS = ("csv", "tensorboard")
 MODES = ("train", "test")
 
@@ -58,7 +75,7 @@ class LoggerConfig:
 
 @dataclass
 class RunConfig:
-    """`data` and `trainer` are open: their keys are the arguments of a data set's loader and of Lightning's Trainer."""
+    """`data` and `trainer` are open: the arguments of the data set's loader, and TRAINER_KEYS."""
 
     model: ModelConfig
     data: dict[str, Any]
@@ -92,10 +109,9 @@ def check_config(config: DictConfig) -> DictConfig:
     data: dict[str, Any] = OmegaConf.to_container(typed.data)  # type: ignore[assignment]
     check_data_options(data.pop("name"), {k: v for k, v in data.items() if k not in ("limit", "validation")})
     check_optimizer(OmegaConf.to_container(typed.recipe.optimizer))  # type: ignore[arg-type]
-    accepted = inspect.signature(pl.Trainer).parameters
     for key in typed.trainer:
-        if key not in accepted:
-            raise ValueError(unknown("key trainer", key, accepted))
+        if key not in TRAINER_KEYS:
+            raise ValueError(unknown("key trainer", key, TRAINER_KEYS))
     return typed
 
 
@@ -142,5 +158,12 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     yield "data.validation", type(validation) is int and validation >= 0, "a whole number, at least 0"
     yield "trainer.max_epochs", type(epochs) is int and epochs >= 1, "a whole number, at least 1"
     # Batches are not yet divided among processes: each would train on all of them.
-    yield "trainer.devices", config.trainer.get("devices") in (1, [0]), "1"
+    yield "trainer.devices", config.trainer.get("devices") == 1, "1"
+    yield "trainer.precision", config.trainer.get("precision") in PRECISIONS, f"one of {', '.join(PRECISIONS)}"
+    for part in ("train", "val", "test"):
+        batches = config.trainer.get(f"limit_{part}_batches")
+        yield f"trainer.limit_{part}_batches", batches is None or batches > 0, "null or more than 0"
+    # The frames held out would be of subjects that are trained on.
+    pain = config.data.get("name") in ("pain", "pain_synthetic")
+    yield "data.validation", not (pain and validation), "0 for faces: choose data.test_subjects"
     yield "checkpoint", config.mode != "test" or config.checkpoint is not None, "the path to test with mode=test"

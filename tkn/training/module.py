@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from tkn.data.base import Task
 from tkn.layers import clipped, roi_layers
@@ -38,8 +38,29 @@ def batch_errors(output: Tensor, targets: Tensor, task: Task) -> dict[str, Tenso
     return {"loss": mse, "mse": mse.detach(), "mae": F.l1_loss(output, targets).detach()}
 
 
+class Mean(Metric):
+    """A mean over an epoch. Unlike torchmetrics' own it keeps NaNs, and so need not look for them at every step."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, count: int) -> None:
+        """`value`: the mean over `count` more images."""
+        self.total += value * count
+        self.count += count
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
 def _means(names: list[str]) -> nn.ModuleDict:
-    return nn.ModuleDict({name: MeanMetric() for name in names})
+    return nn.ModuleDict({name: Mean() for name in names})
 
 
 class TargetedTraining(pl.LightningModule):
@@ -53,6 +74,7 @@ class TargetedTraining(pl.LightningModule):
         penalty: `l2` and `beta` of the scale penalty.
         recipe: optimizer, weight_decay_as, lr_drops, lr_factor (Sec. 4.2).
         seed: of the random numbers that training draws (dropout, augmentation).
+        identity: plain data that tells what a checkpoint is of (see `tkn.training.checkpoint`).
     """
 
     def __init__(
@@ -65,6 +87,7 @@ class TargetedTraining(pl.LightningModule):
         penalty: dict[str, float],
         recipe: dict[str, Any],
         seed: int,
+        identity: dict[str, Any],
     ) -> None:
         super().__init__()
         self.model = model
@@ -74,8 +97,9 @@ class TargetedTraining(pl.LightningModule):
         self.penalty = penalty
         self.recipe = recipe
         self.seed = seed
+        self.identity = identity
         counted = self.count_macs()
-        #: multiply-adds inside the ROIs as of the last epoch's end
+        #: multiply-adds inside the ROIs as of the last epoch's last step
         self.macs_roi = counted.total_roi
         self.map_sizes = {row.name: row.map_size for row in counted.target_layers}
         #: only one of two errors is that of the network as it is counted
@@ -89,6 +113,11 @@ class TargetedTraining(pl.LightningModule):
     def error_names(self) -> tuple[str, ...]:
         """The first is the one to minimise."""
         return ("error",) if self.task == "classification" else ("mse", "mae")
+
+    @property
+    def monitor(self) -> str:
+        """The metric, evaluated after every epoch, by which the best epoch is chosen."""
+        return f"{self.eval_name}/{self.error_names[0]}"
 
     def count_macs(self) -> MacsReport:
         """The network's multiply-adds for one image, now."""
@@ -105,6 +134,9 @@ class TargetedTraining(pl.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tkn"] = self.identity
+
     def on_train_epoch_start(self) -> None:
         # A function of (seed, epoch) alone, so that a continued run draws what an uninterrupted one would.
         torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
@@ -113,7 +145,7 @@ class TargetedTraining(pl.LightningModule):
         x, targets = batch
         errors = batch_errors(self.model(x), targets, self.task)
         loss = errors["loss"] + scale_penalty(self.model, **self.penalty)
-        if self.device.type == "cpu" or batch_index % _GPU_LOSS_CHECK_STEPS == 0:
+        if self.device.type == "cpu" or batch_index % _GPU_LOSS_CHECK_STEPS == 0:  # the epoch's mean is checked too
             self._require_finite(loss)
         self._log("train", errors, len(x))
         return loss
@@ -122,8 +154,8 @@ class TargetedTraining(pl.LightningModule):
         if not torch.isfinite(loss):
             lr, l2 = self.recipe["optimizer"].get("lr"), self.penalty["l2"]
             raise Diverged(
-                f"the training loss became {loss.item()} in epoch {self.current_epoch + 1}, "
-                f"step {self.global_step + 1}: lower recipe.optimizer.lr={lr} or penalty.l2={l2}"
+                f"the training loss became {loss.item()} in epoch {self.current_epoch + 1}: "
+                f"lower recipe.optimizer.lr={lr} or penalty.l2={l2}"
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -148,11 +180,15 @@ class TargetedTraining(pl.LightningModule):
         means = self.train_means if split == "train" else self.eval_means
         for name, value in errors.items():
             metric = means[name]
-            assert isinstance(metric, MeanMetric)
+            assert isinstance(metric, Mean)
             metric.update(value.detach(), count)
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True)
 
-    def on_train_epoch_end(self) -> None:
+    def on_validation_epoch_start(self) -> None:
+        # All training steps of the epoch are done; its end comes after the callbacks that need this.
+        loss = self.train_means["loss"]
+        assert isinstance(loss, Mean)
+        self._require_finite(loss.compute())
         self.macs_roi = self.count_macs().total_roi
         self.log("macs_roi", float(self.macs_roi))
 

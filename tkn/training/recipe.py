@@ -31,21 +31,26 @@ def check_optimizer(options: dict[str, Any]) -> None:
     if name not in OPTIMIZERS:
         raise ValueError(unknown("recipe.optimizer.name", name, OPTIMIZERS))
     accepted = set(inspect.signature(OPTIMIZERS[name]).parameters) - {"params"}
-    for key in set(options) - {"name"}:
-        if key not in accepted:
+    for key in options:
+        if key != "name" and key not in accepted:
             raise ValueError(unknown(f"argument of {name}: recipe.optimizer", key, accepted))
 
 
 def build_optimizer(model: nn.Module, options: dict[str, Any], weight_decay_as: str) -> Optimizer:
     """The optimiser `options["name"]` with the other options as its arguments.
 
-    `loc` and `scale` form a second group without weight decay: the scale penalty is theirs.
+    `loc`, `scale` and a learned `rho` form a second group without weight decay: the scale penalty is theirs.
     """
     check_optimizer(options)
     arguments = {key: value for key, value in options.items() if key != "name"}
     if arguments.get("weight_decay"):
         arguments["weight_decay"] *= WEIGHT_DECAY_FACTOR[weight_decay_as]
-    attention = {id(p) for layer in roi_layers(model).values() for p in (layer.loc, layer.scale)}
+    attention = {
+        id(parameter)
+        for layer in roi_layers(model).values()
+        for name, parameter in layer.named_parameters(recurse=False)
+        if name in ("loc", "scale", "rho")
+    }
     groups = [{"params": [p for p in model.parameters() if id(p) not in attention]}]
     if attention:
         groups.append({"params": [p for p in model.parameters() if id(p) in attention], "weight_decay": 0.0})  # type: ignore[dict-item]

@@ -18,7 +18,9 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from tkn.data import load_data
@@ -29,8 +31,8 @@ from tkn.macs import MacsReport
 from tkn.models import build_model
 from tkn.report.figures import attention_maps, save_figure, training_curves
 from tkn.report.tables import layers_table, results_table
-from tkn.training.callbacks import DECIMALS, History, Identity, LastAndBest, ProgressBar
-from tkn.training.checkpoint import load_weights, read_checkpoint
+from tkn.training.callbacks import DECIMALS, History, LastAndBest, ProgressBar
+from tkn.training.checkpoint import check_continuation, identify, load_weights, read_checkpoint
 from tkn.training.config import check_config
 from tkn.training.module import TargetedTraining
 
@@ -52,83 +54,56 @@ def run(
     started = time.perf_counter()
     config = check_config(config if isinstance(config, DictConfig) else OmegaConf.create(dict(config)))
     folder = _output_folder(output_dir)
+    (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
-
-    options: dict[str, Any] = OmegaConf.to_container(config.data)  # type: ignore[assignment]
-    limit, validation = options.pop("limit", None), options.pop("validation", 0)
-    data = load_data(options.pop("name"), config.data_dir, **options)
-    datamodule = TensorDataModule(data, config.recipe.batch_size, limit=limit, validation=validation, seed=config.seed)
-
-    pl.seed_everything(config.seed, verbose=False)
-    model = build_model(
-        config.model.name,
-        data.input_size,
-        data.num_outputs,
-        dropout=config.model.dropout,
-        attention=config.attention.name,
-        scale_unit=config.attention.scale_unit,
-        min_size=config.attention.min_size,
-        clip=config.attention.clip,
-    )
-    module = TargetedTraining(
-        model.to(memory_format=torch.channels_last),  # faster on CPUs and with tensor cores
-        data.input_size,
-        task=data.task,
-        eval_name=datamodule.eval_name,
-        penalty=dict(config.penalty),
-        recipe=OmegaConf.to_container(config.recipe),  # type: ignore[arg-type]
-        seed=config.seed,
-    )
-    identity = {
-        "model": config.model.name,
-        "input_size": list(data.input_size),
-        "num_outputs": data.num_outputs,
-        "attention": {"name": config.attention.name, "scale_unit": config.attention.scale_unit}
-        if module.map_sizes
-        else None,
-    }
-    checkpoint = read_checkpoint(config.checkpoint, identity) if config.checkpoint else None
+    checkpoint_path = Path(config.checkpoint).expanduser() if config.checkpoint else None
     history = History(folder / "metrics.csv")
+    checkpoints = LastAndBest(folder, history, continued=checkpoint_path)
+    # Before the data are loaded: it may refuse its arguments.
+    trainer = _trainer(config, folder, [history, checkpoints])
+
+    datamodule = _data(config)
+    module = _module(config, datamodule)
+    checkpoint = read_checkpoint(checkpoint_path, module.identity) if checkpoint_path else None
+    if checkpoint is not None and config.mode == "train":
+        check_continuation(config.checkpoint, checkpoint, config)
+    source = _source(datamodule.data.source, config)
     # A log file has no width to fit.
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(layers_table(module.count_macs(), f"{config.model.name} on {data.name} ({data.source})"))
+    console.print(layers_table(module.count_macs(), f"{config.model.name} on {config.data.name} ({source})"))
     if module.soft:
         _log.warning(
             "attention.clip=false: the reported error is measured without clipping; the clipped error stands beside it"
         )
 
-    monitor = f"{datamodule.eval_name}/{module.error_names[0]}"
-    checkpoints = LastAndBest(folder, history, monitor, continued=config.checkpoint)
-    progress = [ProgressBar()] if config.trainer.get("enable_progress_bar") and sys.stdout.isatty() else []
-    trainer = pl.Trainer(
-        **{**config.trainer, "enable_progress_bar": bool(progress)},
-        default_root_dir=folder,
-        callbacks=[*progress, history, Identity(identity), checkpoints],
-        logger=_logger(config.logger.name, folder),
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")  # Lightning's own
-        if config.mode == "train":
-            trainer.fit(module, datamodule, ckpt_path=config.checkpoint)
-            if datamodule.eval_name == "valid":
-                load_weights(model, read_checkpoint(checkpoints.best, identity))
-        else:
-            assert checkpoint is not None
-            load_weights(model, checkpoint)
-        tested = trainer.test(module, datamodule, verbose=False)[0]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")  # Lightning's own
+            if config.mode == "train":
+                trainer.fit(module, datamodule, ckpt_path=checkpoint_path)
+                if datamodule.eval_name == "valid":
+                    load_weights(module.model, read_checkpoint(checkpoints.best, module.identity))
+            elif checkpoint is not None:
+                load_weights(module.model, checkpoint)
+            tested = trainer.test(module, datamodule, verbose=False)[0]
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        kept = f": continue with checkpoint={checkpoints.last}" if checkpoints.last.is_file() else ""
+        raise KeyboardInterrupt(f"interrupted{kept}") from None
 
-    summary = _summary(config, data.source, module, history, tested, trainer)
+    # A tested network's penalty and seed are those it was trained with.
+    trained = OmegaConf.create(checkpoint["tkn"]["config"]) if checkpoint and config.mode == "test" else config
+    summary = _summary(config, trained, source, module, history, tested, trainer)
+    summary["train_images"], summary["test_images"] = len(datamodule.train_split), len(datamodule.data.test)
     summary["wall_seconds"] = round(time.perf_counter() - started, 2)
     _draw(folder, module, history, summary)
     # Last: a folder with a summary is a finished run.
     write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     console.print(results_table(summary))
-    console.print(f"in {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}", soft_wrap=True)
+    files = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
+    console.print(f"in {folder}: {files}", soft_wrap=True, markup=False, highlight=False)
     return summary, {
         "config": config,
-        "data": data,
+        "data": datamodule.data,
         "module": module,
         "trainer": trainer,
         "output_dir": folder,
@@ -145,6 +120,60 @@ def _output_folder(output_dir: str | Path | None) -> Path:
     return folder
 
 
+def _trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> pl.Trainer:
+    progress = [ProgressBar()] if config.trainer.get("enable_progress_bar") and sys.stdout.isatty() else []
+    try:
+        return pl.Trainer(
+            **{**config.trainer, "enable_progress_bar": bool(progress)},
+            default_root_dir=folder,
+            callbacks=[*progress, *callbacks],
+            logger=_logger(config.logger.name, folder),
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise ValueError(f"trainer: {error}") from error
+
+
+def _data(config: DictConfig) -> TensorDataModule:
+    options: dict[str, Any] = OmegaConf.to_container(config.data)  # type: ignore[assignment]
+    limit, validation = options.pop("limit", None), options.pop("validation", 0)
+    data = load_data(options.pop("name"), config.data_dir, **options)
+    return TensorDataModule(data, config.recipe.batch_size, limit=limit, validation=validation, seed=config.seed)
+
+
+def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTraining:
+    data = datamodule.data
+    pl.seed_everything(config.seed, verbose=False)
+    model = build_model(
+        config.model.name,
+        data.input_size,
+        data.num_outputs,
+        dropout=config.model.dropout,
+        attention=config.attention.name,
+        scale_unit=config.attention.scale_unit,
+        min_size=config.attention.min_size,
+        clip=config.attention.clip,
+    )
+    return TargetedTraining(
+        model.to(memory_format=torch.channels_last),  # faster on CPUs and with tensor cores
+        data.input_size,
+        task=data.task,
+        eval_name=datamodule.eval_name,
+        penalty=dict(config.penalty),
+        recipe=OmegaConf.to_container(config.recipe),  # type: ignore[arg-type]
+        seed=config.seed,
+        identity=identify(config, data.input_size, data.num_outputs),
+    )
+
+
+def _source(source: str, config: DictConfig) -> str:
+    """A data set's source, and what of it was left out: results on a part do not compare with those on the whole."""
+    keys = ["data.limit", *(f"trainer.limit_{part}_batches" for part in ("train", "val", "test"))]
+    cuts = [f"{key}={value}" for key in keys if (value := OmegaConf.select(config, key)) is not None]
+    return f"partial: {', '.join(cuts)} of {source}" if cuts else source
+
+
 def _logger(name: str, folder: Path) -> Logger | bool:
     if name == "csv":
         return False
@@ -156,6 +185,7 @@ def _logger(name: str, folder: Path) -> Logger | bool:
 
 def _summary(
     config: DictConfig,
+    trained: DictConfig,
     source: str,
     module: TargetedTraining,
     history: History,
@@ -169,7 +199,7 @@ def _summary(
     return {
         "model": config.model.name,
         "data": config.data.name,
-        "experiment": config.experiment,
+        "experiment": trained.experiment,
         "mode": config.mode,
         **{key.removeprefix("test/"): round(value, DECIMALS) for key, value in tested.items() if key != "test/loss"},
         # Which epoch's model these figures are of: the last, or the best on held-out training images.
@@ -181,12 +211,12 @@ def _summary(
         "macs_dense": report.total_dense,
         "macs_roi": report.total_roi,
         "data_source": source,
-        "seed": config.seed,
+        "seed": trained.seed,
         "epochs": len(history.rows),
         "wall_seconds": 0.0,
         "train_seconds": round(sum(row["seconds"] for row in history.rows), 2),
-        "attention": dict(config.attention) if module.map_sizes else None,
-        "penalty": dict(config.penalty) if module.map_sizes else None,
+        "attention": dict(trained.attention) if module.map_sizes else None,
+        "penalty": dict(trained.penalty) if module.map_sizes else None,
         "precision": str(trainer.precision),
         "device": _device(trainer),
         "versions": _versions(),
