@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,9 @@ def test_smoke(tmp_path: Path) -> None:
         (("lr=1",), "unknown key 'lr'; did you mean 'recipe.optimizer.lr'?"),
         (("penalty.l2=-1",), "penalty.l2=-1.0 must be at least 0"),
         (("-m", "model=dn10,tdn11"), "unknown model 'tdn11'; did you mean 'tdn10'?"),
+        (("penalty.l3=1", "penalty.l4=2"), "unknown key 'penalty.l3'; did you mean 'penalty.l2'?"),
+        (("recipe=gtsrb", "recipe.optimizer.momentum=1"), "write +recipe.optimizer.momentum=..."),
+        (("-m", "model=glob(nope*)"), "model=glob(nope*) matches nothing"),
         (("experiment=smok",), "unknown experiment 'smok'; did you mean 'smoke'?"),
     ],
 )
@@ -64,9 +69,30 @@ def test_wrong_arguments_leave_nothing_behind(tmp_path: Path, arguments: tuple[s
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_data_is_one_line(tmp_path: Path) -> None:
+def test_missing_data_is_one_line_and_in_the_log(tmp_path: Path) -> None:
     line = _one_line_error(_tkn_run(tmp_path, "data=pain"))
     assert "datasets/pain/Images" in line
+    (log,) = tmp_path.glob("outputs/*/*/tkn-run.log")
+    assert "datasets/pain/Images" in log.read_text()
+
+
+def test_interrupted_run_says_how_to_continue(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from tkn.cli import main; main()", *SMALL, "trainer.max_epochs=1000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob("outputs/*/*/best.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    (line,) = errors.splitlines()
+    assert line.startswith("tkn-run: interrupted: continue with checkpoint=")
+    assert Path(line.split("checkpoint=")[1]).is_file()
 
 
 def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:

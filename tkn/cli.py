@@ -28,36 +28,48 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def main() -> None:
-    """Run tkn-run on the process's arguments; exit status 1 and one line on stderr if it fails."""
+    """Run tkn-run on the process's arguments; exit status 1 and one line on stderr if it fails (130 on Ctrl-C)."""
     traceback_wanted = os.environ.get(FULL_ERROR) == "1"
     # Hydra would print tracebacks and exit; so it hands exceptions on to here.
     os.environ[FULL_ERROR] = "1"
     failures: list[Exception] = []
 
     def task(config: DictConfig) -> None:
-        from tkn.training.run import run
-
         try:
             run(config)
         except Exception as error:
             job = HydraConfig.get()
             if job.mode == RunMode.MULTIRUN:
-                # Logged at once, and raised for the launcher: it goes on to the other runs and fails at the end.
+                # Raised for the launcher, which goes on to the other runs and fails at the end.
                 _log.error("run %s (%s) failed: %s", job.job.num, job.job.override_dirname, one_line(error))
                 raise
+            # Not raised: Hydra would print more than the one line.
+            _log_to_file(one_line(error))
             failures.append(error)
 
     try:
         _check_overrides(sys.argv[1:])
+        # Late, as Lightning takes seconds to import, but before Hydra configures logging, which Lightning undoes.
+        from tkn.training.run import run
+
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(task)()
         if failures:
             raise failures[0]
-    except KeyboardInterrupt:
-        sys.exit("tkn-run: interrupted")
+    except KeyboardInterrupt as interrupt:
+        print(f"tkn-run: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         if traceback_wanted:
             raise
         sys.exit(f"tkn-run: error: {one_line(error)}")
+
+
+def _log_to_file(message: str) -> None:
+    """Log an error to the run's log file alone: the terminal gets it at the end."""
+    record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, message, (), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -94,16 +106,19 @@ def _check_overrides(arguments: list[str]) -> None:
 
 
 def _combinations(overrides: list[str]) -> list[list[str]]:
-    """Lists of overrides without sweeps in which every value of every sweep occurs."""
+    """Lists of overrides without sweeps in which every swept choice of a group occurs, and one value of other keys."""
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-    choices = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_discrete_sweep()
-        else [override.input_line or ""]
-        for override in parsed
-        if not override.is_sweep_override() or override.is_discrete_sweep()
-    ]
+    choices = []
+    for override in parsed:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            choices.append([override.input_line or ""])
+        elif override.is_discrete_sweep():
+            values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            if not values:
+                raise ValueError(f"{override.input_line} matches nothing")
+            choices.append(values if (CONFIG_DIR / key).is_dir() else values[:1])
     first = [options[0] for options in choices]
     return [first] + [
         [*first[:position], option, *first[position + 1 :]]
@@ -125,8 +140,10 @@ def _compose(overrides: list[str]) -> DictConfig:
         if match is None:
             raise
         key = match[1].split("@")[0]
-        rest = [override for override in overrides if not override.lstrip("+~").startswith(match[1])]
-        raise ValueError(unknown("key", key, _known_keys(hydra.compose("config", overrides=rest)))) from error
+        if key.startswith("recipe.optimizer."):
+            raise ValueError(f"this recipe does not set {key}; write +{key}=... to add it") from error
+        groups = [override for override in overrides if (CONFIG_DIR / override.split("=")[0]).is_dir()]
+        raise ValueError(unknown("key", key, _known_keys(hydra.compose("config", overrides=groups)))) from error
 
 
 def _known_keys(config: DictConfig) -> list[str]:
