@@ -5,6 +5,10 @@ from __future__ import annotations
 import socket
 
 import pytest
+import torch
+
+# The tests' networks are so small that more threads only wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torchvision.models import resnet18
 
 from tkn import TargetConv1d, TargetConv2d, TargetConv3d, count_macs, scale_penalty, targetize
@@ -235,3 +236,10 @@ def test_resnet18_converts_counts_and_trains() -> None:
     targeted = targetize(model)
     with torch.no_grad():
         assert torch.equal(whole_maps(targeted)(x), model(x))
+
+
+def test_a_weight_that_is_no_parameter_is_refused() -> None:
+    model = plain_cnn()
+    prune.identity(model[0], "weight")
+    with pytest.raises(ValueError, match="is not a plain parameter"):
+        targetize(model, ["0"], inplace=True)

@@ -12,6 +12,8 @@ from torch import Tensor
 from tkn.roi import project_, roi_areas, roi_bounds, roi_mask
 
 SIZES = [(1,), (9,), (28,), (5, 5), (7, 4), (6, 11), (3, 4, 5)]
+#: (pixels along an axis, min_size)
+MAPS = [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (7, 3), (14, 5), (28, 3), (56, 7), (333, 3)]
 
 
 def random_attention(dims: int, channels: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -86,9 +88,14 @@ def test_mask_of_known_rois() -> None:
     assert roi_areas(torch.tensor([[[0, 2], [1, 4]], [[1, 1], [0, 4]]])).tolist() == [6, 0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    ("length", "least"), [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (7, 3), (14, 5), (28, 3), (56, 7), (333, 3)]
+    ("length", "least", "dtype"),
+    [
+        (length, least, dtype)
+        for length, least in MAPS
+        for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+        if not (length > 256 and dtype is torch.bfloat16)  # its loc is good to 1/512: not to half a pixel
+    ],
 )
 def test_projection_keeps_its_promises(length: int, least: int, dtype: torch.dtype) -> None:
     """10,000 random loc and scale, far outside the limits too, and those whose bounds fall on pixel centres."""
@@ -160,3 +167,8 @@ def test_projection_works_on_parameters() -> None:
 def test_min_size_larger_than_the_map() -> None:
     with pytest.raises(ValueError, match=r"^min_size=5 (?=.*axis 1)(?=.*\b4 pixels)"):
         project_((8, 4), torch.zeros(2, 1), torch.ones(2, 1), (5, 5))
+
+
+def test_nan_makes_an_empty_roi() -> None:
+    loc, scale = torch.tensor([[0.5, torch.nan, 0.5]]), torch.tensor([[0.5, 0.5, torch.nan]])
+    assert roi_areas(roi_bounds((8,), loc, scale)).tolist() == [6, 0, 0]

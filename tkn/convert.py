@@ -31,8 +31,8 @@ def targetize(
     """Replace convolutions of `model` by target layers of the same weights (Sec. 4.3: "drop in").
 
     Args:
-        layers: which convolutions: names as in `model.named_modules()`, or a function (name, module) -> bool over the
-            plain nn.Conv1d/2d/3d; by default all of them with a kernel larger than one pixel.
+        layers: which plain convolutions (not subclasses or parametrized ones): names as in `model.named_modules()`, or
+            a function (name, module) -> bool over them; by default all with a kernel larger than one pixel.
         attention, scale_unit, min_size, clip: as in `TargetConv2d`.
         blocks: the power of beta in each layer's scale penalty, by name; 0 for layers not named.
         inplace: change `model` itself (its parameters stay the same objects) instead of a copy.
@@ -94,6 +94,8 @@ def _choose(
 
 def _target_layer(conv: nn.Module, **attention: object) -> nn.Module:
     assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    if "weight" not in conv._parameters:
+        raise ValueError(f"the weight of {conv} is not a plain parameter (weight_norm, pruning): make it one first")
     layer = _TARGETS[type(conv)](
         conv.in_channels,
         conv.out_channels,

@@ -32,7 +32,8 @@ class RoiLayer(nn.Module):
         if not scale_unit > 0:
             raise ValueError(f"scale_unit={scale_unit} must be positive")
         if any(isinstance(least, bool) or not isinstance(least, int) or least < 1 for least in min_size):
-            raise ValueError(f"min_size={min_size[0]!r} must be 'kernel' or a whole number of pixels, at least 1")
+            kernel = "'kernel' or " if isinstance(self, _TargetConv) else ""
+            raise ValueError(f"min_size={min_size[0]!r} must be {kernel}a whole number of pixels, at least 1")
         if block < 0:
             raise ValueError(f"block={block} must not be negative")
         self.attention_function = attention_function(attention)

@@ -167,7 +167,7 @@ def _formula(module: nn.Module) -> Callable[[Any, Tensor], int] | None:
 def _count(name: str, module: nn.Module, output: Tensor) -> LayerCount:
     formula = _formula(module)
     dense = formula(module, output) if formula else 0
-    roi, mean_roi, map_size = dense, None, tuple(output.shape[2:])
+    roi, mean_roi, map_size = dense, None, () if isinstance(module, nn.Linear) else tuple(output.shape[2:])
     if isinstance(module, RoiLayer):
         map_size = tuple(output.shape[-module.num_dims :])
         rois = module.rois(map_size)
@@ -176,7 +176,7 @@ def _count(name: str, module: nn.Module, output: Tensor) -> LayerCount:
             # All output pixels of a kernel cost the same, so the dense count divides exactly.
             per_kernel_pixel = dense // (module.out_channels * prod(map_size))
             roi = per_kernel_pixel * int(roi_areas(rois).sum())
-    parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    parameters = sum(parameter.numel() for parameter in module.parameters())
     return LayerCount(name, type(module).__name__, map_size, parameters, dense, roi, mean_roi)
 
 
@@ -235,8 +235,8 @@ def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> MacsReport:
     """Count a model's multiply-adds for one image of `input_size` (C, H, W), and its parameters.
 
     Runs the model once, in evaluation mode, on an image of zeros; the model is left as it was. A layer that runs twice
-    counts twice. Layers and operations that multiply and add but have no formula here are listed in `unknown`, with a
-    UserWarning: the totals leave them out.
+    counts twice. Layers and matrix products that have no formula here are listed in `unknown`, with a UserWarning: the
+    totals leave them out. Elementwise products cost nothing, as in the paper.
     """
     like = next(model.parameters(), torch.zeros(()))
     tracer = _Tracer(model)

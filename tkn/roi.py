@@ -23,6 +23,8 @@ def roi_bounds(size: tuple[int, ...], loc: Tensor, scale: Tensor) -> Tensor:
     length = torch.tensor(size, dtype=torch.float64, device=loc.device).unsqueeze(-1)
     lo = torch.ceil((loc - half) * length - 0.5).clamp(min=0).minimum(length)
     hi = (torch.floor((loc + half) * length - 0.5) + 1).clamp(min=0).minimum(length)
+    # A NaN (of a diverged network) makes an empty ROI: as an integer it would point far outside of the map.
+    lo, hi = lo.nan_to_num(0), hi.nan_to_num(0)
     return torch.stack((lo, hi.maximum(lo)), dim=-1).permute(1, 0, 2).long().to(device)
 
 

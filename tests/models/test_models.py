@@ -58,6 +58,11 @@ def test_the_papers_counts(
     assert report.unknown == ()
 
 
+def test_input_size_needs_channels() -> None:
+    with pytest.raises(ValueError, match=r"input_size=\(28, 28\) must be \(channels, height, width\)"):
+        build_model("tkn6", (28, 28), 10)  # type: ignore[arg-type]
+
+
 def test_names() -> None:
     assert list(MODEL_NAMES) == [name for pair in PAIRS for name in pair]
 

@@ -54,6 +54,8 @@ def build_model(
     """
     if name not in _MODELS:
         raise ValueError(unknown("model", name, _MODELS))
+    if len(input_size) != 3:
+        raise ValueError(f"input_size={tuple(input_size)} must be (channels, height, width)")
     if num_outputs < 1:
         raise ValueError(f"num_outputs={num_outputs} must be at least 1")
     if dropout is not None and not 0 <= dropout < 1:
