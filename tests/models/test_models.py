@@ -220,3 +220,13 @@ def test_a_seed_gives_the_same_weights(name: str) -> None:
     weights = [m.weight for m in other.modules() if isinstance(m, nn.Conv2d)]
     same = [m.weight for m in smallest(name).modules() if isinstance(m, nn.Conv2d)]
     assert not any(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
+
+
+def test_the_transformer_places_pixels_exactly_under_autocast() -> None:
+    transformer = build_model("stn", (3, 30, 30), 5).eval()[0]
+    x = torch.rand(2, 3, 30, 30, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        transformer.affine.bias[2] = 0.013
+        expected = transformer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(transformer(x), expected, rtol=0, atol=2e-3)

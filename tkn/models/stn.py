@@ -44,10 +44,11 @@ class SpatialTransformer(nn.Module):
             self.affine.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The sampling grid in the images' own precision: bfloat16 could not place a pixel.
         theta = self.affine(self.localization(x)).to(x.dtype).view(-1, 2, 3)
-        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, align_corners=False)
+        # In the images' own precision: bfloat16 could not place a pixel.
+        with torch.autocast(x.device.type, enabled=False):
+            grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+            return F.grid_sample(x, grid, align_corners=False)
 
 
 def stn(
