@@ -138,6 +138,13 @@ def test_soft_training_reports_the_clipped_error_too(tmp_path: Path, caplog: pyt
     assert not any(layer.clip for layer in roi_layers(objects["module"].model).values())
 
 
+def test_cnn6_learns_at_the_papers_rate(tmp_path: Path) -> None:
+    # Without clipping its loss is infinite within ten steps.
+    summary, objects = tkn.run(compose(*TINY, "data.limit=512", "model=tkn6", "trainer.max_epochs=1"), tmp_path)
+    assert objects["trainer"].gradient_clip_val == 1
+    assert summary["error"] < 70  # chance is 90
+
+
 def test_mixed_precision(tmp_path: Path) -> None:
     summary, objects = tkn.run(
         compose(*TINY, "model=tdn10", "trainer.max_epochs=1", "trainer.precision=bf16-mixed"), tmp_path

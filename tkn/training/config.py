@@ -42,6 +42,7 @@ MODES = ("train", "test")
 class ModelConfig:
     name: str
     dropout: float | None
+    gradient_clip_norm: float | None
 
 
 @dataclass
@@ -132,6 +133,8 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     yield "seed", 0 <= config.seed < 2**32, "a whole number from 0 to 2^32 - 1"
     yield "model.name", config.model.name in MODEL_NAMES, f"one of {', '.join(MODEL_NAMES)}"
     yield "model.dropout", config.model.dropout is None or 0 <= config.model.dropout < 1, "null or within [0, 1)"
+    clip_norm = config.model.gradient_clip_norm
+    yield "model.gradient_clip_norm", clip_norm is None or clip_norm > 0, "null or positive"
     yield "attention.name", config.attention.name in ATTENTION, f"one of {', '.join(ATTENTION)}"
     yield "attention.scale_unit", config.attention.scale_unit > 0, "positive"
     yield (
