@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,14 @@ from tkn.data import load_data
 from tkn.data.module import TensorDataModule
 from tkn.files import write_whole
 from tkn.layers import roi_layers
-from tkn.macs import MacsReport
 from tkn.models import build_model
 from tkn.report.figures import attention_maps, save_figure, training_curves
 from tkn.report.tables import layers_table, results_table
-from tkn.training.callbacks import DECIMALS, History, LastAndBest, ProgressBar
+from tkn.training.callbacks import History, LastAndBest, ProgressBar
 from tkn.training.checkpoint import check_continuation, identify, load_weights, read_checkpoint
 from tkn.training.config import check_config
 from tkn.training.module import TargetedTraining
+from tkn.training.summary import describe_source, summarise
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ def run(
     checkpoint = read_checkpoint(checkpoint_path, module.identity) if checkpoint_path else None
     if checkpoint is not None and config.mode == "train":
         check_continuation(config.checkpoint, checkpoint, config)
-    source = _source(datamodule.data.source, config)
+    source = describe_source(datamodule.data.source, config)
     # A log file has no width to fit.
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(layers_table(module.count_macs(), f"{config.model.name} on {config.data.name} ({source})"))
@@ -92,9 +90,8 @@ def run(
 
     # A tested network's penalty and seed are those it was trained with.
     trained = OmegaConf.create(checkpoint["tkn"]["config"]) if checkpoint and config.mode == "test" else config
-    summary = _summary(config, trained, source, module, history, tested, trainer)
-    summary["train_images"], summary["test_images"] = len(datamodule.train_split), len(datamodule.data.test)
-    summary["wall_seconds"] = round(time.perf_counter() - started, 2)
+    seconds = time.perf_counter() - started
+    summary = summarise(config, trained, source, module, datamodule, history, tested, trainer, seconds)
     _draw(folder, module, history, summary)
     # Last: a folder with a summary is a finished run.
     write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -167,13 +164,6 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
     )
 
 
-def _source(source: str, config: DictConfig) -> str:
-    """A data set's source, and what of it was left out: results on a part do not compare with those on the whole."""
-    keys = ["data.limit", *(f"trainer.limit_{part}_batches" for part in ("train", "val", "test"))]
-    cuts = [f"{key}={value}" for key in keys if (value := OmegaConf.select(config, key)) is not None]
-    return f"partial: {', '.join(cuts)} of {source}" if cuts else source
-
-
 def _logger(name: str, folder: Path) -> Logger | bool:
     if name == "csv":
         return False
@@ -181,76 +171,6 @@ def _logger(name: str, folder: Path) -> Logger | bool:
         return TensorBoardLogger(folder, name="", version="tensorboard")
     except ModuleNotFoundError as error:
         raise ValueError("logger=tensorboard needs the package tensorboard (the extra 'tensorboard')") from error
-
-
-def _summary(
-    config: DictConfig,
-    trained: DictConfig,
-    source: str,
-    module: TargetedTraining,
-    history: History,
-    tested: Mapping[str, float],
-    trainer: pl.Trainer,
-) -> dict[str, Any]:
-    report: MacsReport = module.count_macs()
-    name = module.error_names[0]
-    column = f"{module.eval_name}/{name}"
-    best = min(history.rows, key=lambda row: row[column]) if history.rows else None
-    return {
-        "model": config.model.name,
-        "data": config.data.name,
-        "experiment": trained.experiment,
-        "mode": config.mode,
-        **{key.removeprefix("test/"): round(value, DECIMALS) for key, value in tested.items() if key != "test/loss"},
-        # Which epoch's model these figures are of: the last, or the best on held-out training images.
-        "tested": "checkpoint" if config.mode == "test" else "best" if module.eval_name == "valid" else "last",
-        f"best_{name}": best and best[column],
-        "best_epoch": best and best["epoch"],
-        "best_chosen_on": module.eval_name if best else None,
-        "parameters": report.parameters,
-        "macs_dense": report.total_dense,
-        "macs_roi": report.total_roi,
-        "data_source": source,
-        "seed": trained.seed,
-        "epochs": len(history.rows),
-        "wall_seconds": 0.0,
-        "train_seconds": round(sum(row["seconds"] for row in history.rows), 2),
-        "attention": dict(trained.attention) if module.map_sizes else None,
-        "penalty": dict(trained.penalty) if module.map_sizes else None,
-        "precision": str(trainer.precision),
-        "device": _device(trainer),
-        "versions": _versions(),
-        "target_layers": [
-            {
-                "name": row.name.removeprefix("model."),
-                "map_size": list(row.map_size),
-                "macs_dense": row.macs_dense,
-                "macs_roi": row.macs_roi,
-                "mean_roi": [round(side, 3) for side in row.mean_roi or ()],
-            }
-            for row in report.target_layers
-        ],
-    }
-
-
-def _device(trainer: pl.Trainer) -> str:
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads"
-
-
-def _versions() -> dict[str, str]:
-    names = {"tkn": "targeted-kernel-networks"} | {
-        name: name for name in ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy")
-    }
-    versions = {"python": platform.python_version()}
-    for short, package in names.items():
-        try:
-            versions[short] = version(package)
-        except PackageNotFoundError:  # run from a checkout that was not installed
-            versions[short] = "not installed"
-    return versions
 
 
 def _draw(folder: Path, module: TargetedTraining, history: History, summary: Mapping[str, Any]) -> None:
