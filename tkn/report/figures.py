@@ -108,7 +108,7 @@ def training_curves(rows: Sequence[Mapping[str, float]], error_name: str, macs_d
     macs.plot(epochs, [row["macs_roi"] / 1e6 for row in rows], color=COLOURS[2], marker=".", label="in the ROIs")
     macs.axhline(macs_dense / 1e6, color="0.4", linestyle="--", linewidth=1, label="dense")
     macs.set_ylabel("multiply-adds (millions)")
-    macs.set_ylim(0, None)
+    macs.set_ylim(0, 1.05 * macs_dense / 1e6)
     macs.legend(frameon=False, fontsize=8, loc="lower left")
     for axis in (loss, error, macs):
         axis.set_xlabel("epoch")
