@@ -44,13 +44,23 @@ def labels(data: DataSet) -> tuple[list[float], list[float]]:
 
 def test_data_set(archive: Path) -> None:
     data = load_pain(archive, test_subjects=1)
-    assert (data.name, data.source, data.task, data.num_outputs) == ("pain", "full", "regression", 1)
+    assert (data.name, data.source, data.task, data.num_outputs) == (
+        "pain",
+        "partial: 8 of 48,398 frames",
+        "regression",
+        1,
+    )
     crops, landmarks = data.train.inputs
     assert (crops.shape, crops.dtype) == ((6, 3, CROP, CROP), torch.uint8)
     assert (landmarks.shape, landmarks.dtype) == ((6, 66, 2), torch.float32)
     assert (data.train.targets.shape, data.train.targets.dtype) == ((6, 1), torch.float32)
     faces = data.to_input(data.train.inputs, True)
     assert (faces.shape[1:], faces.dtype) == (data.input_size, torch.float32)
+
+
+def test_an_archive_with_all_frames_is_full(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tkn.data.pain.FULL_COUNT", 8)
+    assert load_pain(archive, test_subjects=1).source == "full"
 
 
 def test_last_subjects_are_for_testing(archive: Path) -> None:
