@@ -18,8 +18,10 @@ from tkn.training.module import Mean, TargetedTraining
 
 _log = logging.getLogger(__name__)
 
-#: of losses and errors in files: float32 holds no more
-DECIMALS = 6
+
+def shortened(value: float) -> float:
+    """A loss or error as it is written to files: float32 holds no more than six digits safely."""
+    return float(f"{value:.6g}")
 
 
 class History(Callback):
@@ -46,9 +48,7 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TargetedTraining)
         metrics = {
-            name: round(value.item(), DECIMALS)
-            for name, value in trainer.callback_metrics.items()
-            if name != "macs_roi"
+            name: shortened(value.item()) for name, value in trainer.callback_metrics.items() if name != "macs_roi"
         }
         row = {
             "epoch": trainer.current_epoch + 1,

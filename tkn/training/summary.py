@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tkn.data.module import TensorDataModule
-from tkn.training.callbacks import DECIMALS, History
+from tkn.training.callbacks import History, shortened
 from tkn.training.module import TargetedTraining
 
 
@@ -48,7 +48,7 @@ def summarise(
         "data": config.data.name,
         "experiment": trained.experiment,
         "mode": config.mode,
-        **{key.removeprefix("test/"): round(value, DECIMALS) for key, value in tested.items() if key != "test/loss"},
+        **{key.removeprefix("test/"): shortened(value) for key, value in tested.items() if key != "test/loss"},
         # Which epoch's model these figures are of: the last, or the best on held-out training images.
         "tested": "checkpoint" if config.mode == "test" else "best" if module.eval_name == "valid" else "last",
         f"best_{name}": best and best[column],
