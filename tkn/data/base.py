@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tkn.suggest import unknown
+
 Task = Literal["classification", "regression"]
 
 #: `data.source` of a set that is read from its files or downloaded: "full" refuses a smaller one.
@@ -66,6 +68,17 @@ class DataSet:
     train: Split
     test: Split
     to_input: ToInput = to_unit_range
+
+
+def check_source(source: str, choices: tuple[str, ...] = SOURCES) -> None:
+    """ValueError with the nearest choice if there is no such `data.source`."""
+    if source not in choices:
+        raise ValueError(unknown("data.source", source, choices))
+
+
+def is_whole(source: str) -> bool:
+    """Whether a `DataSet.source` tells of a whole benchmark: only results on it compare with published ones."""
+    return source.startswith("full")
 
 
 def describe_counts(source: str, folder: Path, counts: tuple[int, int], full: tuple[int, int]) -> str:

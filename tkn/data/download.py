@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
+
+from tkn.files import whole_file
 
 CHUNK_BYTES = 1 << 18
 
@@ -19,22 +20,19 @@ def fetch(url_candidates: Sequence[str], path: Path, md5: str, timeout: float = 
     not at all, also when interrupted; missing parent folders are made. OSError, in one line, when no address works.
     """
     reason = "no address given"
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     for url in url_candidates:
         digest = hashlib.md5(usedforsecurity=False)
         try:
             with urllib.request.urlopen(url, timeout=timeout) as response:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with partial.open("wb") as file:
-                    while chunk := response.read(CHUNK_BYTES):
-                        digest.update(chunk)
-                        file.write(chunk)
-            if digest.hexdigest() == md5:
-                os.replace(partial, path)
-                return
-            reason = f"{url}: md5 is {digest.hexdigest()}, expected {md5}"
+                with whole_file(path) as partial:
+                    with partial.open("wb") as file:
+                        while chunk := response.read(CHUNK_BYTES):
+                            digest.update(chunk)
+                            file.write(chunk)
+                    if digest.hexdigest() != md5:
+                        raise OSError(f"md5 is {digest.hexdigest()}, expected {md5}")
+            return
         except (OSError, HTTPException) as error:
             reason = f"{url}: {error or type(error).__name__}"
-        finally:
-            partial.unlink(missing_ok=True)
     raise OSError(f"{path} could not be downloaded ({reason})")

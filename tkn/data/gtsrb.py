@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tkn.data.base import SOURCES, DataSet, Split, describe_counts
+from tkn.data.base import DataSet, Split, check_source, describe_counts
 from tkn.data.download import fetch
-from tkn.suggest import unknown
 
 BASE_URL = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 TRAIN, TEST, TEST_LABELS = "GTSRB/Training", "GTSRB/Final_Test/Images", "GT-final_test.csv"
@@ -56,8 +55,7 @@ def load_gtsrb(data_dir: Path, *, source: str = "auto") -> DataSet:
     of resized copies too. FileNotFoundError for what is missing and not to be had; ValueError for an unknown
     `source` and for damaged files.
     """
-    if source not in SOURCES:
-        raise ValueError(unknown("data.source", source, SOURCES))
+    check_source(source)
     folder = data_dir / "gtsrb"
     for part, (archive, md5) in ARCHIVES.items():
         if not (folder / part).exists():

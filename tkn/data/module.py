@@ -12,6 +12,11 @@ from torch import Tensor
 from tkn.data.base import DataSet, Split, ToInput
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of all that an epoch draws: a continued run draws what an uninterrupted one would."""
+    return seed * 1_000_003 + epoch
+
+
 class Batches:
     """Iterates a split in batches (input float32 [B, C, H, W], targets [B, ...]), with no worker processes.
 
@@ -44,7 +49,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         shuffled = None
         if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
+            generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch()))
             shuffled = torch.randperm(len(self.split), generator=generator).to(self.split.targets.device)
         for start in range(0, self.count, self.batch_size):
             index = slice(start, min(start + self.batch_size, self.count))

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from scipy.io import loadmat
 
-from tkn.data.base import SOURCES, DataSet, Split, describe_counts
+from tkn.data.base import DataSet, Split, check_source, describe_counts
 from tkn.data.download import fetch
-from tkn.suggest import unknown
 
 BASE_URL = "http://ufldl.stanford.edu/housenumbers"
 #: file name -> md5, as torchvision.datasets.SVHN lists them
@@ -28,8 +27,7 @@ def load_svhn(data_dir: Path, *, source: str = "auto") -> DataSet:
     fewer images; `"auto"` reads them and says so in `DataSet.source`. FileNotFoundError for a file that is neither
     there nor to be had; ValueError for an unknown `source` or a file in another format.
     """
-    if source not in SOURCES:
-        raise ValueError(unknown("data.source", source, SOURCES))
+    check_source(source)
     folder = data_dir / "svhn"
     for name, md5 in MD5.items():
         path = folder / name

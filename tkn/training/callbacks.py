@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint, RichProgressBar
 
 from tkn.files import whole_file, write_whole
-from tkn.training.module import Mean, TargetedTraining
+from tkn.training.module import TargetedTraining
 
 _log = logging.getLogger(__name__)
 
@@ -133,8 +133,7 @@ class ProgressBar(RichProgressBar):
         error = pl_module.error_names[0]
         shown: dict[str, int | str | float | dict[str, float]] = {}
         for name in ("loss", error):
-            mean = pl_module.train_means[name]
-            assert isinstance(mean, Mean)
+            mean = pl_module.mean("train", name)
             if mean.update_called:
                 shown[name] = f"{mean.compute().item():.3f}"
         evaluated = pl_module.monitor

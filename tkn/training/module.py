@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from tkn.data.base import Task
+from tkn.data.module import epoch_seed
 from tkn.layers import clipped, roi_layers
 from tkn.macs import MacsReport, count_macs
 from tkn.penalty import scale_penalty
@@ -119,6 +120,12 @@ class TargetedTraining(pl.LightningModule):
         """The metric, evaluated after every epoch, by which the best epoch is chosen."""
         return f"{self.eval_name}/{self.error_names[0]}"
 
+    def mean(self, split: str, name: str) -> Mean:
+        """The running mean of the metric `name` over this epoch of "train", or of the evaluation."""
+        mean = (self.train_means if split == "train" else self.eval_means)[name]
+        assert isinstance(mean, Mean)
+        return mean
+
     def count_macs(self) -> MacsReport:
         """The network's multiply-adds for one image, now."""
         return count_macs(self.model, self.input_size)
@@ -138,8 +145,7 @@ class TargetedTraining(pl.LightningModule):
         checkpoint["tkn"] = self.identity
 
     def on_train_epoch_start(self) -> None:
-        # A function of (seed, epoch) alone, so that a continued run draws what an uninterrupted one would.
-        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+        torch.manual_seed(epoch_seed(self.seed, self.current_epoch))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         x, targets = batch
@@ -177,18 +183,14 @@ class TargetedTraining(pl.LightningModule):
             self._log(split, {f"{name}_clipped": errors[name] for name in self.error_names}, len(x))
 
     def _log(self, split: str, errors: dict[str, Tensor], count: int) -> None:
-        means = self.train_means if split == "train" else self.eval_means
         for name, value in errors.items():
-            metric = means[name]
-            assert isinstance(metric, Mean)
+            metric = self.mean(split, name)
             metric.update(value.detach(), count)
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True)
 
     def on_validation_epoch_start(self) -> None:
         # All training steps of the epoch are done; its end comes after the callbacks that need this.
-        loss = self.train_means["loss"]
-        assert isinstance(loss, Mean)
-        self._require_finite(loss.compute())
+        self._require_finite(self.mean("train", "loss").compute())
         self.macs_roi = self.count_macs().total_roi
         self.log("macs_roi", float(self.macs_roi))
 

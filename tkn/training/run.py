@@ -22,6 +22,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from tkn.data import load_data
+from tkn.data.base import is_whole
 from tkn.data.module import TensorDataModule
 from tkn.files import write_whole
 from tkn.layers import roi_layers
@@ -175,7 +176,7 @@ def _logger(name: str, folder: Path) -> Logger | bool:
 
 def _draw(folder: Path, module: TargetedTraining, history: History, summary: Mapping[str, Any]) -> None:
     title = f"{summary['model']} on {summary['data']}"
-    if not summary["data_source"].startswith("full"):
+    if not is_whole(summary["data_source"]):
         title += f" ({summary['data_source'].split(':')[0]} data)"
     if roi_layers(module.model):
         penalty = summary["penalty"]
