@@ -353,7 +353,7 @@ def test_repr() -> None:
     text = repr(TargetConv2d(2, 3, (3, 5), padding=1, min_size="kernel", block=2))
     assert text == (
         "TargetConv2d(2, 3, kernel_size=(3, 5), stride=(1, 1), padding=(1, 1), "
-        "attention=cauchy, scale_unit=0.5, min_size=(3, 5), clip=True, block=2)"
+        "attention=cauchy, scale_unit=0.5, min_size=(3, 5), clip=True, block=2, engine=auto)"
     )
     text = repr(AttentiveRegularization1d(4, attention="gaussian", scale_unit=1.0))
     assert text == ("AttentiveRegularization1d(4, attention=gaussian, scale_unit=1.0, min_size=3, clip=False, block=0)")

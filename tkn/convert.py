@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
+from tkn.engine.choose import Engine
 from tkn.layers import MinSize, TargetConv1d, TargetConv2d, TargetConv3d
+from tkn.sequential import TargetSequential
 from tkn.suggest import unknown
 
 _TARGETS: dict[type[nn.Module], type] = {
@@ -25,6 +27,7 @@ def targetize(
     scale_unit: float = 0.5,
     min_size: MinSize = 3,
     clip: bool = True,
+    engine: Engine = "auto",
     blocks: Mapping[str, int] | None = None,
     inplace: bool = False,
 ) -> nn.Module:
@@ -33,7 +36,7 @@ def targetize(
     Args:
         layers: which plain convolutions (not subclasses or parametrized ones): names as in `model.named_modules()`, or
             a function (name, module) -> bool over them; by default all with a kernel larger than one pixel.
-        attention, scale_unit, min_size, clip: as in `TargetConv2d`.
+        attention, scale_unit, min_size, clip, engine: as in `TargetConv2d` (engine: for 2-D convolutions).
         blocks: the power of beta in each layer's scale penalty, by name; 0 for layers not named.
         inplace: change `model` itself (its parameters stay the same objects) instead of a copy.
 
@@ -54,6 +57,7 @@ def targetize(
             min_size=min_size,
             clip=clip,
             block=(blocks or {}).get(name, 0),
+            **({"engine": engine} if isinstance(conv, nn.Conv2d) else {}),
         )
         for name, conv in chosen.items()
     }
@@ -64,6 +68,8 @@ def targetize(
         for child_name, child in parent._modules.items():
             if child in replaced:
                 parent._modules[child_name] = replaced[child]
+                if type(parent) is nn.Sequential:
+                    parent.__class__ = TargetSequential
     return model
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from tkn.engine.choose import Engine
 from tkn.layers import MinSize
 from tkn.models.cnn6 import cnn6
 from tkn.models.common import Convolutions, initialise
@@ -39,6 +40,7 @@ def build_model(
     scale_unit: float = 0.5,
     min_size: MinSize = 3,
     clip: bool = True,
+    engine: Engine = "auto",
 ) -> nn.Module:
     """One of the paper's networks, initialised from torch's random state (Sec. 4.2, 4.3, Table 1).
 
@@ -47,7 +49,7 @@ def build_model(
         input_size: (C, H, W).
         num_outputs: classes, or 1 for regression.
         dropout: instead of the network's own probability.
-        attention, scale_unit, min_size, clip: as in `TargetConv2d`, for targeted networks.
+        attention, scale_unit, min_size, clip, engine: as in `TargetConv2d`, for targeted networks.
 
     Returns a module [B, C, H, W] -> [B, num_outputs], whose ROIs are whole maps. ValueError for an unknown name, an
     impossible argument or an image size that the network can't take.
@@ -67,6 +69,7 @@ def build_model(
         "scale_unit": scale_unit,
         "min_size": min_size,
         "clip": clip,
+        "engine": engine,
     }
     model = builder(name, input_size, num_outputs, Convolutions(targeted, arguments), **options)
     initialise(model)

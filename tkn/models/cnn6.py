@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from tkn.models.common import Convolutions, require_size
+from tkn.sequential import TargetSequential
 
 
 def cnn6(
@@ -16,7 +17,8 @@ def cnn6(
     """
     require_size(name, input_size, 4)
     channels, height, width = input_size
-    return nn.Sequential(
+    sequential = TargetSequential if convolutions.targeted else nn.Sequential
+    return sequential(
         convolutions.target(channels, 256, 5, block=0),
         nn.ReLU(),
         nn.MaxPool2d(2),

@@ -14,7 +14,7 @@ from tkn.layers import RoiLayer, TargetConv2d
 class Convolutions:
     """Makes a network's size-keeping, bias-free convolutions (Sec. 3.5); the ones that may be targeted are, or not.
 
-    `attention`: the keyword arguments of `TargetConv2d` (attention, scale_unit, min_size, clip).
+    `attention`: the keyword arguments of `TargetConv2d` (attention, scale_unit, min_size, clip, engine).
     """
 
     targeted: bool

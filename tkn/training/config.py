@@ -11,6 +11,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from tkn.attention import ATTENTION
 from tkn.data import check_data_options
+from tkn.engine.choose import ENGINES
 from tkn.models import MODEL_NAMES
 from tkn.suggest import unknown
 from tkn.training.recipe import WEIGHT_DECAY_FACTOR, check_optimizer
@@ -88,6 +89,7 @@ class RunConfig:
     mode: str
     seed: int
     checkpoint: str | None
+    engine: str
     data_dir: str
     experiment: str | None
 
@@ -130,6 +132,7 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     min_size, limit, validation = config.attention.min_size, config.data.get("limit"), config.data.get("validation", 0)
     epochs = config.trainer.get("max_epochs")
     yield "mode", config.mode in MODES, " or ".join(MODES)
+    yield "engine", config.engine in ENGINES, f"one of {', '.join(ENGINES)}"
     yield "seed", 0 <= config.seed < 2**32, "a whole number from 0 to 2^32 - 1"
     yield "model.name", config.model.name in MODEL_NAMES, f"one of {', '.join(MODEL_NAMES)}"
     yield "model.dropout", config.model.dropout is None or 0 <= config.model.dropout < 1, "null or within [0, 1)"

@@ -152,6 +152,7 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
         scale_unit=config.attention.scale_unit,
         min_size=config.attention.min_size,
         clip=config.attention.clip,
+        engine=config.engine,
     )
     return TargetedTraining(
         model.to(memory_format=torch.channels_last),  # faster on CPUs and with tensor cores

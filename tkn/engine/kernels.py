@@ -1,0 +1,345 @@
+"""kernels.cpp from Python: its structures, filled from Rows, and its functions on tensors of rows."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import Structure, byref, c_double, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tkn.engine import library
+from tkn.engine.library import EngineUnavailable
+from tkn.engine.rows import Children, Geometry, Int32, Rows, backward_taps, forward_taps, tile_lanes, tiles_of
+
+MAX, SUM = 1, 2
+
+
+class GatherStruct(Structure):
+    """`Gather` of kernels.cpp."""
+
+    _fields_ = (
+        ("pixels", c_int32),
+        ("out_start", c_void_p),
+        ("out_base", c_void_p),
+        ("child_start", c_void_p),
+        ("child_row", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("init", c_void_p),
+        ("factor", c_double),
+        ("pooling", c_int32),
+        ("relu", c_int32),
+        ("post_relu", c_int32),
+    )
+
+
+class ConvStruct(Structure):
+    """`Conv` of kernels.cpp."""
+
+    _fields_ = (
+        ("pixels", c_int32),
+        ("dst_start", c_void_p),
+        ("dst_channel", c_void_p),
+        ("dst_base", c_void_p),
+        ("tap_start", c_void_p),
+        ("tap_pixel", c_void_p),
+        ("tap_index", c_void_p),
+        ("src_start", c_void_p),
+        ("src_channel", c_void_p),
+        ("src_base", c_void_p),
+        ("chunks", c_int32),
+        ("groups", c_int32),
+        ("dst_per_group", c_int32),
+        ("src_per_group", c_int32),
+        ("weight_dst", c_int64),
+        ("weight_tap", c_int64),
+        ("weight", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("relu", c_int32),
+        ("windows", c_int32),
+        ("window_start", c_void_p),
+        ("pool", GatherStruct),
+    )
+
+
+class DenseStruct(Structure):
+    """`Dense` of kernels.cpp."""
+
+    _fields_ = (
+        ("channels", c_int32),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("image", c_int64),
+        ("channel", c_int64),
+        ("row", c_int64),
+        ("column", c_int64),
+        ("rows", c_void_p),
+        ("outside", c_void_p),
+    )
+
+
+class OperationStruct(Structure):
+    """`Operation` of kernels.cpp."""
+
+    _fields_ = (("kind", c_int32), ("dense", c_int32), ("spec", c_void_p), ("src", c_int64), ("dst", c_int64))
+
+
+class StepStruct(Structure):
+    """`Step` of kernels.cpp."""
+
+    _fields_ = (("operation", c_int32), ("begin", c_int32), ("end", c_int32))
+
+
+class Filled:
+    """A structure of kernels.cpp together with the arrays it points into."""
+
+    def __init__(self, struct: Structure, kept: dict[str, Any] | None = None) -> None:
+        self.struct = struct
+        self._kept = dict(kept or {})
+
+    def having(self, **values: Any) -> Filled:
+        """A copy with other values: numbers, and arrays or tensors (or None) that stay alive with it."""
+        copy = Filled(type(self.struct).from_buffer_copy(self.struct), self._kept)
+        copy._set(values)
+        return copy
+
+    def _set(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                assert value.flags.c_contiguous, name
+                setattr(self.struct, name, value.ctypes.data)
+            elif isinstance(value, Tensor):
+                assert value.is_contiguous(), name
+                setattr(self.struct, name, value.data_ptr())
+            elif isinstance(value, Filled):
+                pass
+            else:
+                setattr(self.struct, name, value)
+                continue
+            self._kept[name] = value
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a batch is cut: `count` tiles of `lanes` images, the last one filled up."""
+
+    batch: int
+    lanes: int
+
+    @classmethod
+    def of(cls, batch: int, dtype: torch.dtype) -> Tiles:
+        return cls(batch, tile_lanes(batch, torch.get_num_threads(), kernels(dtype).tkn_width()))
+
+    @property
+    def count(self) -> int:
+        return tiles_of(self.batch, self.lanes)
+
+    def empty(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """Uninitialised rows: [tiles, rows, lanes]."""
+        return torch.empty(self.count, rows.count, self.lanes, dtype=dtype)
+
+
+def available(dtype: torch.dtype) -> bool:
+    """Whether there are kernels for `dtype` on this machine; compiles them at the first question."""
+    return dtype in library._REAL and library.load(dtype, _self_check) is not None
+
+
+def kernels(dtype: torch.dtype) -> ctypes.CDLL:
+    """The compiled kernels. EngineUnavailable where there are none."""
+    loaded = library.load(dtype, _self_check)
+    if loaded is None:
+        raise EngineUnavailable(library._unavailable[dtype])
+    return loaded
+
+
+def fill_gather(
+    children: Children,
+    *,
+    child_row: Int32,
+    pooling: int = SUM,
+    factor: float = 1.0,
+    relu: bool = False,
+    post_relu: bool = False,
+    scale: Any = None,
+    shift: Any = None,
+    init: Any = None,
+) -> Filled:
+    """`scale`, `shift`: per child; `init`: per output entry; arrays or tensors of the kernels' type."""
+    return Filled(GatherStruct()).having(
+        pixels=len(children.output.order),
+        out_start=children.output.start,
+        out_base=np.ascontiguousarray(children.output.base),
+        child_start=children.start,
+        child_row=child_row,
+        scale=scale,
+        shift=shift,
+        init=init,
+        factor=factor,
+        pooling=pooling,
+        relu=relu,
+        post_relu=post_relu,
+    )
+
+
+def fill_conv(
+    source: Rows,
+    output: Rows,
+    geometry: Geometry,
+    groups: int,
+    lanes: int,
+    dtype: torch.dtype,
+    *,
+    transposed: bool = False,
+) -> Filled:
+    """A convolution from `source` to `output`, or with `transposed` from a convolution's outputs to its inputs.
+
+    The caller sets `weight` [output channels, taps, source channels per group], and scale, shift, relu, pooling.
+    """
+    taps = (backward_taps if transposed else forward_taps)(geometry, output.order)
+    table, base, chunks = source.chunks(groups, geometry.taps, lanes, dtype.itemsize)
+    src_per_group = source.channels // groups
+    return Filled(ConvStruct()).having(
+        pixels=len(output.order),
+        dst_start=output.start,
+        dst_channel=output.channel,
+        dst_base=np.ascontiguousarray(output.base),
+        tap_start=taps[0],
+        tap_pixel=taps[1],
+        tap_index=taps[2],
+        src_start=table,
+        src_channel=source.channel,
+        src_base=base,
+        chunks=chunks,
+        groups=groups,
+        dst_per_group=output.channels // groups,
+        src_per_group=src_per_group,
+        weight_dst=geometry.taps * src_per_group,
+        weight_tap=src_per_group,
+    )
+
+
+def run_conv(conv: Filled, source: Tensor, output: Tensor) -> None:
+    """Rows [tiles, rows, lanes] to rows."""
+    kernels(source.dtype).tkn_conv(
+        byref(conv.struct), *_tiled(source), *_tiled(output), len(source), source.shape[2], torch.get_num_threads()
+    )
+
+
+def run_gather(gather: Filled, source: Tensor, output: Tensor) -> None:
+    """Rows [tiles, rows, lanes] to rows."""
+    kernels(source.dtype).tkn_gather(
+        byref(gather.struct), *_tiled(source), *_tiled(output), len(source), source.shape[2], torch.get_num_threads()
+    )
+
+
+def run_gather_backward(
+    gather: Filled, source: Tensor, grad_output: Tensor, grad_source: Tensor, grad_scale: Tensor | None
+) -> None:
+    """Gradients of a gather: of its source's rows and of `scale` [children]."""
+    kernels(source.dtype).tkn_gather_backward(
+        byref(gather.struct),
+        c_void_p(source.data_ptr()),
+        c_void_p(grad_output.data_ptr()),
+        c_void_p(grad_source.data_ptr()),
+        c_void_p(None if grad_scale is None else grad_scale.data_ptr()),
+        c_int64(source.stride(0)),
+        c_int64(grad_output.stride(0)),
+        len(source),
+        source.shape[2],
+        torch.get_num_threads(),
+    )
+
+
+def run_weight_grad(conv: Filled, source_rows: Rows, source: Tensor, grad: Tensor, weight_grad: Tensor) -> None:
+    """The gradient of `weight` [O, taps, C per group] (zero before) from rows of the input and of the output's gradient."""
+    loaded = kernels(source.dtype)
+    width = loaded.tkn_width()
+    tiles, _, lanes = source.shape
+    count = np.zeros(source_rows.pixels, dtype=np.int64)
+    count[source_rows.order] = np.diff(source_rows.start)
+    padded = (count + width - 1) // width * width * lanes
+    start = np.cumsum(padded) - padded
+    columns = torch.empty(tiles * int(padded.sum()) + 8 * width, dtype=source.dtype)
+    loaded.tkn_weight_grad(
+        byref(conv.struct),
+        *_tiled(source),
+        *_tiled(grad),
+        c_void_p(weight_grad.data_ptr()),
+        weight_grad.shape[1],
+        source_rows.pixels,
+        c_void_p(start.ctypes.data),
+        c_void_p(columns.data_ptr()),
+        c_int64(int(padded.sum())),
+        tiles,
+        lanes,
+        torch.get_num_threads(),
+    )
+
+
+def contiguous(rows: Rows, outside: NDArray[Any] | None = None) -> Filled:
+    """Rows of a contiguous [B, C, H, W]; `outside`: its value without a row, per channel."""
+    height, width = rows.size
+    return Filled(DenseStruct()).having(
+        channels=rows.channels,
+        height=height,
+        width=width,
+        image=rows.channels * height * width,
+        channel=height * width,
+        row=width,
+        column=1,
+        rows=rows.dense,
+        outside=outside,
+    )
+
+
+def _dense(x: Tensor, rows: Rows) -> Filled:
+    """Rows of x [B, C, H, W] in any layout."""
+    image, channel, row, column = x.stride()
+    return contiguous(rows).having(image=image, channel=channel, row=row, column=column)
+
+
+def pack(x: Tensor, rows: Rows, tiles: Tiles) -> Tensor:
+    """[B, C, H, W] in any layout to rows [tiles, rows, lanes]; lanes without an image are zero."""
+    assert x.shape == (tiles.batch, rows.channels, *rows.size)
+    packed = tiles.empty(rows, x.dtype)
+    kernels(x.dtype).tkn_pack(
+        byref(_dense(x, rows).struct),
+        c_void_p(x.data_ptr()),
+        tiles.batch,
+        *_tiled(packed),
+        tiles.count,
+        tiles.lanes,
+        torch.get_num_threads(),
+    )
+    return packed
+
+
+def unpack(packed: Tensor, rows: Rows, batch: int, *, channels_last: bool = False) -> Tensor:
+    """Rows [tiles, rows, lanes] to [B, C, H, W], zero where there is no row."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.empty(batch, rows.channels, *rows.size, dtype=packed.dtype, memory_format=memory_format)
+    kernels(x.dtype).tkn_unpack(
+        byref(_dense(x, rows).struct),
+        *_tiled(packed),
+        c_void_p(x.data_ptr()),
+        batch,
+        len(packed),
+        packed.shape[2],
+        torch.get_num_threads(),
+    )
+    return x
+
+
+def _tiled(rows: Tensor) -> tuple[c_void_p, c_int64]:
+    assert rows.is_contiguous()
+    return c_void_p(rows.data_ptr()), c_int64(rows.stride(0))
+
+
+def _self_check(_loaded: ctypes.CDLL) -> None:
+    pass

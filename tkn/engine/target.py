@@ -1,0 +1,209 @@
+"""A target layer and the ReLU and pooling that follow it, by the engine of its choice."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tkn.engine.autograd import Activation, Stage
+from tkn.engine.choose import Engine, choices, supported, worth_measuring
+from tkn.engine.kernels import kernels
+from tkn.engine.library import EngineUnavailable
+from tkn.engine.rows import Geometry, Pool
+from tkn.roi import roi_areas, roi_mask
+
+#: States of a layer's ROIs whose lists are kept: training and evaluation, whole and last batches.
+_KEPT = 4
+
+
+class TargetLayer(Protocol):
+    """What the engine needs of a TargetConv2d."""
+
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def bias(self) -> Tensor | None: ...
+    @property
+    def loc(self) -> Tensor: ...
+    @property
+    def scale(self) -> Tensor: ...
+    @property
+    def kernel_size(self) -> tuple[int, ...]: ...
+    @property
+    def stride(self) -> tuple[int, ...]: ...
+    @property
+    def dilation(self) -> tuple[int, ...]: ...
+    @property
+    def padding_mode(self) -> str: ...
+
+    in_channels: int
+    out_channels: int
+    groups: int
+    clip: bool
+    engine: Engine
+    _reversed_padding_repeated_twice: list[int]
+
+    def rois(self, size: tuple[int, ...]) -> Tensor: ...
+    def window(self, size: tuple[int, ...]) -> Tensor: ...
+    def dense(self, input: Tensor) -> Tensor: ...
+
+
+def run_target(
+    layer: TargetLayer, x: Tensor | Activation, *, relu: bool = False, pool: Pool | None = None
+) -> Tensor | Activation:
+    """The layer, then ReLU, then pooling: [B, C, H, W] or rows -> [B, O, H', W'], as rows if the ROI engine ran.
+
+    ValueError if the layer's engine is "roi" and can't compute x.
+    """
+    with_roi = _with_roi(layer, x, relu, pool)
+    if with_roi:
+        return _roi(layer, x, relu, pool)
+    return _dense(layer, x.unpack(channels_last=channels_last(layer)) if isinstance(x, Activation) else x, relu, pool)
+
+
+def channels_last(layer: TargetLayer) -> bool:
+    """Whether the layer's weight, and so its output, is in channels-last memory format."""
+    return layer.weight.is_contiguous(memory_format=torch.channels_last) and not layer.weight.is_contiguous()
+
+
+def _with_roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None) -> bool:
+    data = x.data if isinstance(x, Activation) else x
+    # What records the operations, to run or compile them elsewhere, gets torch's.
+    if layer.engine == "dense" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if isinstance(x, Tensor) and (x.dim() != 4 or x.shape[1] != layer.in_channels or 0 in x.shape):
+        return False  # torch's own errors, and its unbatched inputs
+    reason = supported(data, layer.weight, layer.loc, layer.scale)
+    if layer.engine == "roi":
+        if torch.is_autocast_enabled("cpu") and data.device.type == "cpu":
+            return _built(torch.float32)
+        if reason is not None:
+            raise ValueError(f"engine='roi': {reason}; engine='auto' takes torch there")
+        return _built(data.dtype)
+    if reason is not None or not layer.clip:
+        return False
+    return _roi_is_faster(layer, x, relu, pool)
+
+
+def _built(dtype: torch.dtype) -> bool:
+    try:
+        kernels(dtype)
+    except EngineUnavailable:
+        return False  # after a warning
+    return True
+
+
+def _size(x: Tensor | Activation) -> tuple[int, int, int]:
+    """(B, H, W)"""
+    if isinstance(x, Activation):
+        return x.tiles.batch, *x.rows.size
+    return x.shape[0], x.shape[2], x.shape[3]
+
+
+def _geometry(layer: TargetLayer, size: tuple[int, int]) -> Geometry:
+    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    if layer.padding_mode != "zeros":  # padded before
+        top = bottom = left = right = 0
+    return Geometry(size, _pair(layer.kernel_size), _pair(layer.stride), (top, left), (bottom, right), _pair(layer.dilation))
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    height, width = values
+    return height, width
+
+
+def _roi_is_faster(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None) -> bool:
+    batch, height, width = _size(x)
+    geometry = _geometry(layer, (height, width))
+    size = geometry.output_size
+    if min(size) < 1:
+        return False  # torch's own error
+    share = float(roi_areas(layer.rois(size)).sum()) / (layer.out_channels * size[0] * size[1])
+    per_pixel = layer.out_channels * layer.in_channels // layer.groups * geometry.taps
+    if not worth_measuring(share, float(per_pixel) * size[0] * size[1] * batch):
+        return False
+    data = x.data if isinstance(x, Activation) else x
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in (data, layer.weight, layer.loc))
+    grad_x = grad and data.requires_grad
+    last = channels_last(layer)
+    key = (
+        f"{layer.in_channels}>{layer.out_channels}/{layer.groups} {geometry} batch {batch} {data.dtype} relu {relu} "
+        f"{pool} grad {grad} {grad_x} last {last} autocast {torch.is_autocast_enabled('cpu')}"
+    )
+    memory_format = torch.channels_last if last else torch.contiguous_format
+
+    def trial(compute: Any) -> Any:
+        def run() -> None:
+            input = torch.zeros(batch, layer.in_channels, height, width, dtype=data.dtype).to(
+                memory_format=memory_format
+            )
+            input.requires_grad_(grad_x)
+            result = compute(layer, input, relu, pool)
+            result = result.unpack(channels_last=last) if isinstance(result, Activation) else result
+            if grad:
+                wanted = [t for t in (input, layer.weight, layer.bias, layer.loc, layer.scale) if t is not None]
+                torch.autograd.grad(result.sum(), [t for t in wanted if t.requires_grad])
+
+        return run
+
+    return choices.faster(key, share, data.dtype, trial(_roi), trial(_dense))
+
+
+def _dense(layer: TargetLayer, x: Tensor, relu: bool, pool: Pool | None) -> Tensor:
+    y = layer.dense(x)
+    if relu:
+        y = F.relu(y)
+    if pool is not None:
+        y = F.avg_pool2d(y, pool.kernel) if pool.average else F.max_pool2d(y, pool.kernel)
+    return y
+
+
+def _roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None) -> Activation:
+    if torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return _roi(layer, x.float() if isinstance(x, Tensor) else x, relu, pool)
+    if isinstance(x, Tensor):
+        if layer.padding_mode != "zeros":
+            x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+        x = Activation.pack(x)
+    geometry = _geometry(layer, x.rows.size)
+    size = geometry.output_size
+    if min(size) < 1:
+        raise ValueError(f"kernel_size={layer.kernel_size} does not fit into a padded input of {_size(x)[1:]} pixels")
+    stage = _stage(layer, x, geometry, relu, pool)
+    return stage(x, layer.weight, layer.bias, layer.window(size))
+
+
+_stages: WeakKeyDictionary[Any, OrderedDict[Any, Stage]] = WeakKeyDictionary()
+
+
+def _stage(layer: TargetLayer, x: Activation, geometry: Geometry, relu: bool, pool: Pool | None) -> Stage:
+    """The lists for the layer's ROIs as they are now, made anew only if these have moved to other pixels."""
+    size = geometry.output_size
+    rois = layer.rois(size) if layer.clip else None
+    key = (
+        None if rois is None else rois.numpy().tobytes(),
+        id(x.rows),  # kept alive by the stage
+        x.tiles,
+        x.data.dtype,
+        geometry,
+        relu,
+        pool,
+    )
+    kept = _stages.setdefault(layer, OrderedDict())
+    if key not in kept:
+        if rois is None:
+            mask = np.ones((layer.out_channels, *size), dtype=bool)
+        else:
+            mask = roi_mask(size, rois).numpy()
+        kept[key] = Stage(x.rows, mask, geometry, layer.groups, relu, pool, x.tiles, x.data.dtype)
+        if len(kept) > _KEPT:
+            kept.popitem(last=False)
+    return kept[key]
+

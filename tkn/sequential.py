@@ -1,0 +1,78 @@
+"""A sequence of layers in which target layers hand their ROIs on to each other."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from tkn.engine.autograd import Activation
+from tkn.engine.rows import Pool
+from tkn.engine.target import channels_last, run_target
+from tkn.layers import TargetConv2d
+
+
+class TargetSequential(nn.Sequential):
+    """`nn.Sequential`, with the same results, that lets the ROI engine compute a target layer and what follows it.
+
+    A ReLU and a pooling after a target layer are computed with it, and a target layer after these multiplies only with
+    the inputs that the ROIs of the layer before can reach. Forward hooks on a layer keep it from being joined.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        layers = list(self)
+        x: Tensor | Activation = input
+        position = 0
+        last: TargetConv2d | None = None
+        while position < len(layers):
+            layer = layers[position]
+            if isinstance(layer, TargetConv2d) and not _hooked(layer):
+                relu = _follows(layers, position + 1, nn.ReLU)
+                pool = _pool(layers, position + 1 + relu)
+                x = run_target(layer, x, relu=relu, pool=pool)
+                position += 1 + relu + (pool is not None)
+                last = layer
+                continue
+            x = layer(_tensor(x, last))
+            position += 1
+        return _tensor(x, last)
+
+
+def _tensor(x: Tensor | Activation, computed_by: TargetConv2d | None) -> Tensor:
+    if isinstance(x, Activation):
+        assert computed_by is not None
+        return x.unpack(channels_last=channels_last(computed_by))
+    return x
+
+
+def _hooked(layer: nn.Module) -> bool:
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks) or bool(torch_module._has_any_global_hook())
+
+
+def _follows(layers: list[nn.Module], position: int, kind: type[nn.Module]) -> bool:
+    return position < len(layers) and type(layers[position]) is kind and not _hooked(layers[position])
+
+
+def _pool(layers: list[nn.Module], position: int) -> Pool | None:
+    """The pooling at `position` if its windows neither overlap nor leave the map."""
+    for kind in (nn.MaxPool2d, nn.AvgPool2d):
+        if _follows(layers, position, kind):
+            return simple_pool(layers[position])
+    return None
+
+
+def simple_pool(layer: nn.Module) -> Pool | None:
+    """A MaxPool2d or AvgPool2d as a Pool; None if its windows overlap or leave the map."""
+    assert isinstance(layer, nn.MaxPool2d | nn.AvgPool2d)
+    average = isinstance(layer, nn.AvgPool2d)
+    kernel, stride, padding = _pair(layer.kernel_size), _pair(layer.stride), _pair(layer.padding)
+    unusual = layer.divisor_override is not None if average else layer.return_indices or _pair(layer.dilation) != (1, 1)
+    if stride != kernel or padding != (0, 0) or layer.ceil_mode or unusual:
+        return None
+    return Pool(kernel, average)
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return value[0], value[1]
