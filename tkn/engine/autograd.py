@@ -17,9 +17,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tkn.engine.kernels import (
-    MAX,
-    SUM,
-    Filled,
     Tiles,
     fill_conv,
     fill_gather,
@@ -31,6 +28,7 @@ from tkn.engine.kernels import (
     unpack,
 )
 from tkn.engine.rows import Children, Geometry, Pool, Rows, pooled_order
+from tkn.engine.structs import MAX, SUM, Filled
 
 
 @dataclass(frozen=True)

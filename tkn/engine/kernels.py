@@ -1,9 +1,9 @@
-"""kernels.cpp from Python: its structures, filled from Rows, and its functions on tensors of rows."""
+"""The kernels on rows, from Python: their structures filled from Rows, and the functions on tensors of rows."""
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, byref, c_double, c_int32, c_int64, c_void_p
+from ctypes import byref, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,116 +14,8 @@ from torch import Tensor
 
 from tkn.engine import library
 from tkn.engine.library import EngineUnavailable
+from tkn.engine.structs import SUM, ConvStruct, DenseStruct, Filled, GatherStruct
 from tkn.engine.rows import Children, Geometry, Int32, Rows, backward_taps, forward_taps, tile_lanes, tiles_of
-
-MAX, SUM = 1, 2
-
-
-class GatherStruct(Structure):
-    """`Gather` of kernels.cpp."""
-
-    _fields_ = (
-        ("pixels", c_int32),
-        ("out_start", c_void_p),
-        ("out_base", c_void_p),
-        ("child_start", c_void_p),
-        ("child_row", c_void_p),
-        ("scale", c_void_p),
-        ("shift", c_void_p),
-        ("init", c_void_p),
-        ("factor", c_double),
-        ("pooling", c_int32),
-        ("relu", c_int32),
-        ("post_relu", c_int32),
-    )
-
-
-class ConvStruct(Structure):
-    """`Conv` of kernels.cpp."""
-
-    _fields_ = (
-        ("pixels", c_int32),
-        ("dst_start", c_void_p),
-        ("dst_channel", c_void_p),
-        ("dst_base", c_void_p),
-        ("tap_start", c_void_p),
-        ("tap_pixel", c_void_p),
-        ("tap_index", c_void_p),
-        ("src_start", c_void_p),
-        ("src_channel", c_void_p),
-        ("src_base", c_void_p),
-        ("chunks", c_int32),
-        ("groups", c_int32),
-        ("dst_per_group", c_int32),
-        ("src_per_group", c_int32),
-        ("weight_dst", c_int64),
-        ("weight_tap", c_int64),
-        ("weight", c_void_p),
-        ("scale", c_void_p),
-        ("shift", c_void_p),
-        ("relu", c_int32),
-        ("windows", c_int32),
-        ("window_start", c_void_p),
-        ("pool", GatherStruct),
-    )
-
-
-class DenseStruct(Structure):
-    """`Dense` of kernels.cpp."""
-
-    _fields_ = (
-        ("channels", c_int32),
-        ("height", c_int32),
-        ("width", c_int32),
-        ("image", c_int64),
-        ("channel", c_int64),
-        ("row", c_int64),
-        ("column", c_int64),
-        ("rows", c_void_p),
-        ("outside", c_void_p),
-    )
-
-
-class OperationStruct(Structure):
-    """`Operation` of kernels.cpp."""
-
-    _fields_ = (("kind", c_int32), ("dense", c_int32), ("spec", c_void_p), ("src", c_int64), ("dst", c_int64))
-
-
-class StepStruct(Structure):
-    """`Step` of kernels.cpp."""
-
-    _fields_ = (("operation", c_int32), ("begin", c_int32), ("end", c_int32))
-
-
-class Filled:
-    """A structure of kernels.cpp together with the arrays it points into."""
-
-    def __init__(self, struct: Structure, kept: dict[str, Any] | None = None) -> None:
-        self.struct = struct
-        self._kept = dict(kept or {})
-
-    def having(self, **values: Any) -> Filled:
-        """A copy with other values: numbers, and arrays or tensors (or None) that stay alive with it."""
-        copy = Filled(type(self.struct).from_buffer_copy(self.struct), self._kept)
-        copy._set(values)
-        return copy
-
-    def _set(self, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            if isinstance(value, np.ndarray):
-                assert value.flags.c_contiguous, name
-                setattr(self.struct, name, value.ctypes.data)
-            elif isinstance(value, Tensor):
-                assert value.is_contiguous(), name
-                setattr(self.struct, name, value.data_ptr())
-            elif isinstance(value, Filled):
-                pass
-            else:
-                setattr(self.struct, name, value)
-                continue
-            self._kept[name] = value
-
 
 @dataclass(frozen=True)
 class Tiles:
@@ -165,7 +57,6 @@ def fill_gather(
     pooling: int = SUM,
     factor: float = 1.0,
     relu: bool = False,
-    post_relu: bool = False,
     scale: Any = None,
     shift: Any = None,
     init: Any = None,
@@ -183,7 +74,6 @@ def fill_gather(
         factor=factor,
         pooling=pooling,
         relu=relu,
-        post_relu=post_relu,
     )
 
 

@@ -17,6 +17,7 @@ import torch
 _log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+_HEADERS = tuple(SOURCE.with_name(name) for name in ("vector.h", "rows.h", "weight_grad.h", "maps.h"))
 #: Compiler flags beyond the engine's own, e.g. "-mno-avx512f" to build the AVX2 kernels on a CPU with AVX-512.
 FLAGS_VARIABLE = "TKN_ENGINE_CFLAGS"
 #: Where compiled kernels and measurements are kept.
@@ -66,7 +67,8 @@ def _cpu() -> str:
 
 def fingerprint(dtype: torch.dtype) -> str:
     """Names a build: it changes with the source, the flags, the CPU, the compiler's name and torch."""
-    parts = [SOURCE.read_text(encoding="utf-8"), *_flags(dtype), _cpu(), os.environ.get("CXX", ""), torch.__version__]
+    sources = [path.read_text(encoding="utf-8") for path in (SOURCE, *_HEADERS)]
+    parts = [*sources, *_flags(dtype), _cpu(), os.environ.get("CXX", ""), torch.__version__]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -13,13 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tkn.engine.graph import Graph, Input, Size, Slot, Torch, build_graph
-from tkn.engine.kernels import OperationStruct, StepStruct, kernels
-from tkn.engine.lower import Lowering
+from tkn.engine.graph import Convolve, Graph, Input, Size, Slot, Torch, build_graph
+from tkn.engine.kernels import kernels
+from tkn.engine.lower_maps import MapLowering
+from tkn.engine.lower_rows import RowLowering
 from tkn.engine.rows import tile_lanes
+from tkn.engine.structs import OperationStruct, StepStruct
 from tkn.files import whole_file
 
 _FORMAT = 1
+#: Up to this batch size vectors go over the channels, not over the images.
+_SMALL = 8
 #: A plan must agree with the network it was made of to this part of its largest output.
 _TOLERANCE = 1e-4
 
@@ -76,32 +80,14 @@ def _filled(arguments: Any, inputs: list[Any]) -> Any:
 class _Engine:
     """Nodes that the engine runs in one go."""
 
-    def __init__(self, graph: Graph, nodes: list[int], lanes: int) -> None:
+    def __init__(self, graph: Graph, nodes: list[int]) -> None:
         own = set(nodes)
         self.inputs = sorted({s for n in nodes for s in graph.nodes[n].inputs} - own)
         self.outputs = [n for n in nodes if n == graph.output or set(graph.nodes[n].users) - own]
-        self.lanes = lanes
-        self.lowering = Lowering(graph, nodes, self.inputs, self.outputs, lanes, torch.float32)
-        lowered = self.lowering.operations
-        self.operations = (OperationStruct * len(lowered))()
-        for struct, op in zip(self.operations, lowered, strict=True):
-            struct.kind, struct.dense = op.kind, op.dense
-            struct.spec = ctypes.addressof(op.spec.struct)
-            # A gather's rows are places in the whole memory.
-            struct.src = op.source.offset if op.source is not None else 0
-            struct.dst = op.output.offset if op.output is not None else 0
-        self.by_tile = self._steps()
         self.memory = torch.empty(0)
 
-    def _steps(self) -> Any:
-        steps = self.lowering.steps()
-        structs = (StepStruct * len(steps))()
-        for struct, (operation, begin, end) in zip(structs, steps, strict=True):
-            struct.operation, struct.begin, struct.end = operation, begin, end
-        return structs
-
     def run(self, graph: Graph, values: dict[int, Any]) -> None:
-        dense: list[Tensor] = []
+        dense = []
         for position in self.inputs:
             size = graph.nodes[position].size
             assert size is not None
@@ -111,19 +97,45 @@ class _Engine:
             size = graph.nodes[position].size
             assert size is not None
             dense.append(torch.empty(images, *size))
+        self._compute(images, (c_void_p * len(dense))(*(tensor.data_ptr() for tensor in dense)))
+        for position, tensor in zip(self.outputs, dense[len(self.inputs) :], strict=True):
+            values[position] = tensor.view(images, -1) if graph.nodes[position].flat else tensor
+
+    def _compute(self, images: int, dense: Any) -> None:
+        raise NotImplementedError
+
+
+class _Rows(_Engine):
+    """For large batches: vectors over the images."""
+
+    def __init__(self, graph: Graph, nodes: list[int], lanes: int) -> None:
+        super().__init__(graph, nodes)
+        self.lanes = lanes
+        self.lowering = RowLowering(graph, nodes, self.inputs, self.outputs, lanes, torch.float32)
+        lowered = self.lowering.operations
+        self.operations = (OperationStruct * len(lowered))()
+        for struct, op in zip(self.operations, lowered, strict=True):
+            struct.kind, struct.dense, struct.parts = op.kind, op.dense, op.parts
+            struct.spec = ctypes.addressof(op.spec.struct)
+            # A gather's rows are places in the whole memory.
+            struct.src = op.source.offset if op.source is not None else 0
+            struct.dst = op.output.offset if op.output is not None else 0
+        steps = self.lowering.steps()
+        self.steps = (StepStruct * len(steps))(*steps)
+
+    def _compute(self, images: int, dense: Any) -> None:
         threads = torch.get_num_threads()
         tiles = -(-images // self.lanes)
         memory_tiles = threads if tiles >= threads else 1
         memory_tile = self.lowering.memory_rows * self.lanes
         if len(self.memory) < memory_tiles * memory_tile:
             self.memory = torch.empty(memory_tiles * memory_tile)
-        pointers = (c_void_p * len(dense))(*(tensor.data_ptr() for tensor in dense))
         kernels(torch.float32).tkn_run(
             self.operations,
             len(self.operations),
-            self.by_tile,
-            len(self.by_tile),
-            pointers,
+            self.steps,
+            len(self.steps),
+            dense,
             c_void_p(self.memory.data_ptr()),
             c_int64(memory_tile),
             memory_tiles,
@@ -131,8 +143,35 @@ class _Engine:
             self.lanes,
             threads,
         )
-        for position, tensor in zip(self.outputs, dense[len(self.inputs) :], strict=True):
-            values[position] = tensor.view(images, -1) if graph.nodes[position].flat else tensor
+
+
+class _Maps(_Engine):
+    """For small batches: vectors over the channels."""
+
+    def __init__(self, graph: Graph, nodes: list[int]) -> None:
+        super().__init__(graph, nodes)
+        width = kernels(torch.float32).tkn_width()
+        self.lowering = MapLowering(graph, nodes, self.inputs, self.outputs, width)
+        self.memory = self.lowering.memory()[None]
+        lowered = self.lowering.operations
+        self.operations = (OperationStruct * len(lowered))()
+        for struct, op in zip(self.operations, lowered, strict=True):
+            struct.kind, struct.dense, struct.parts = op.kind, op.dense, op.parts
+            struct.spec = ctypes.addressof(op.spec.struct)
+            struct.src, struct.dst = op.source, op.output
+
+    def _compute(self, images: int, dense: Any) -> None:
+        if len(self.memory) < images:
+            self.memory = self.memory[:1].repeat(images, 1)
+        kernels(torch.float32).tkn_run_maps(
+            self.operations,
+            len(self.operations),
+            dense,
+            c_void_p(self.memory.data_ptr()),
+            c_int64(self.memory.shape[1]),
+            images,
+            torch.get_num_threads(),
+        )
 
 
 class Plan:
@@ -142,11 +181,17 @@ class Plan:
         self.graph = graph
         self.batch_size = batch_size
         self._lock = threading.Lock()
-        lanes = tile_lanes(batch_size, torch.get_num_threads(), kernels(torch.float32).tkn_width())
-        self._parts = [
-            _Torch(nodes[0]) if isinstance(graph.nodes[nodes[0]].operation, Torch) else _Engine(graph, nodes, lanes)
-            for nodes in _split(graph)
-        ]
+        self._parts = [self._part(nodes) for nodes in _split(graph)]
+
+    def _part(self, nodes: list[int]) -> _Torch | _Engine:
+        if isinstance(self.graph.nodes[nodes[0]].operation, Torch):
+            return _Torch(nodes[0])
+        operations = [self.graph.nodes[n].operation for n in nodes]
+        grouped = any(isinstance(op, Convolve) and op.groups > 1 for op in operations)
+        width = kernels(torch.float32).tkn_width()
+        if self.batch_size <= _SMALL and not grouped:
+            return _Maps(self.graph, nodes)
+        return _Rows(self.graph, nodes, tile_lanes(self.batch_size, torch.get_num_threads(), width))
 
     @property
     def input_size(self) -> Size:

@@ -170,7 +170,7 @@ class Geometry:
 
 
 @lru_cache(maxsize=256)
-def _table(geometry: Geometry) -> NDArray[np.int64]:
+def window_table(geometry: Geometry) -> NDArray[np.int64]:
     """The input pixel that each tap of each output pixel reads, -1 in the padding: [output pixels, taps]."""
     axes = [
         np.arange(out)[:, None] * s - b + np.arange(k) * d
@@ -189,7 +189,7 @@ Lists = tuple[Int32, Int32, Int32]
 
 def forward_taps(geometry: Geometry, order: Int32) -> Lists:
     """(start, input pixel, tap) for every output pixel in `order`."""
-    table = _table(geometry)[order]
+    table = window_table(geometry)[order]
     inside = table >= 0
     taps = np.broadcast_to(np.arange(geometry.taps, dtype=np.int32), table.shape)
     return cumulative(inside.sum(axis=1)), table[inside].astype(np.int32), taps[inside]
@@ -205,7 +205,7 @@ def backward_taps(geometry: Geometry, order: Int32) -> Lists:
 
 @lru_cache(maxsize=256)
 def _inverse(geometry: Geometry) -> Lists:
-    table = _table(geometry)
+    table = window_table(geometry)
     output, tap = np.nonzero(table >= 0)
     source = table[output, tap]
     by_source = np.argsort(source, kind="stable")
@@ -273,7 +273,7 @@ class Children:
     @classmethod
     def windows(cls, source: Rows, geometry: Geometry, constant: NDArray[np.bool_]) -> Children:
         """Any pooling of rows in the natural order; `constant` [C]: channels that are not zero where they have no row."""
-        table = _table(geometry)
+        table = window_table(geometry)
         entries = np.full((source.pixels + 1, source.channels), -1, dtype=np.int32)
         entries[:-1][source.by_pixel] = np.arange(source.live, dtype=np.int32)
         by_window = entries[table].transpose(0, 2, 1)  # -1, the padding, is the last line

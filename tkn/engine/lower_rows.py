@@ -8,16 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from tkn.engine.graph import Add, Affine, Concatenate, Convolve, Graph, Input, Node, Pooling, Relu, Same
-from tkn.engine.kernels import MAX, SUM, Filled, contiguous, fill_conv, fill_gather
+from tkn.engine.fuse import Float, Following
+from tkn.engine.graph import Affine, Concatenate, Convolve, Graph, Pooling, Relu, Same
+from tkn.engine.kernels import contiguous, fill_conv, fill_gather
 from tkn.engine.rows import Children, Geometry, Int32, Pool, Rows, forward_taps, pooled_order
-
-Float = NDArray[np.float64]
-
-GATHER, CONV, PACK, UNPACK = range(4)
+from tkn.engine.structs import MAX, SUM, Filled, Kind
 
 #: Above this size, bytes, what a convolution reads is made just before it is read.
 _INTERLEAVED = 128 * 1024
@@ -68,7 +64,7 @@ class Value:
 class Lowered:
     """One operation: its structure, its first rows, and the parts of it that steps may run."""
 
-    kind: int
+    kind: Kind
     spec: Filled
     source: Buffer | None
     output: Buffer | None
@@ -82,7 +78,7 @@ class Lowered:
     maker: int | None = None
 
 
-class Lowering:
+class RowLowering:
     """Lowers the nodes of one part of a graph that runs without torch.
 
     `inputs`: nodes whose dense activations come from outside; `outputs`: those needed outside.
@@ -171,7 +167,7 @@ class Lowering:
         rows = Rows.full(size[0], size[1:])
         value, buffer = self._whole(rows, np.zeros(size[0]))
         self.operations.append(
-            Lowered(PACK, contiguous(rows), None, buffer, size[0] * size[1], dense=self.inputs.index(position))
+            Lowered(Kind.PACK, contiguous(rows), None, buffer, size[0] * size[1], dense=self.inputs.index(position))
         )
         self.values[position] = value
 
@@ -182,7 +178,7 @@ class Lowering:
         rows = value.whole
         spec = contiguous(rows, np.ascontiguousarray(value.constants(), dtype=self.real))
         parts = rows.channels * rows.size[0]
-        self.operations.append(Lowered(UNPACK, spec, value.buffers[0], None, parts, dense=dense))
+        self.operations.append(Lowered(Kind.UNPACK, spec, value.buffers[0], None, parts, dense=dense))
 
     def _lower(self, position: int) -> None:
         node = self.graph.nodes[position]
@@ -258,7 +254,7 @@ class Lowering:
         for source in sources:
             self._use(source)
         reads = tuple(b for source in sources for b in source.buffers)
-        self.operations.append(Lowered(GATHER, spec, None, buffer, len(children.output.order), reads))
+        self.operations.append(Lowered(Kind.GATHER, spec, None, buffer, len(children.output.order), reads))
         return value
 
     def _children(
@@ -295,52 +291,38 @@ class Lowering:
         return children, np.ascontiguousarray(rows), value.scale[channel], value.shift[channel]
 
     def _convolution(self, position: int, conv: Convolve, value: Value) -> None:
-        follow = _Following(self.graph, position, self.own, set(self.outputs))
-        if _pointwise(conv):
-            pooling = follow.average_pooling()
-            if pooling is not None:
-                # A mean of sums is the sum of means, and there are fewer of those.
-                value = self._gather([value], pooling.operation)  # type: ignore[arg-type]
-                conv = replace(conv, geometry=replace(conv.geometry, input_size=value.size))
+        following = Following(self.graph, position, self.own, set(self.outputs))
+        pooling = following.average_before(conv)
+        if pooling is not None:
+            value = self._gather([value], pooling)
+            conv = replace(conv, geometry=replace(conv.geometry, input_size=value.size))
         source = self._materialised(value)
         assert source.whole is not None
-        geometry = conv.geometry
-        scale, shift = follow.affine(len(conv.weight), geometry.output_size)
-        relu = follow.relu()
-        pool = follow.pool()
-        constant = _constant_inputs(conv, source)
-        if conv.bias is not None:
-            constant = constant + conv.bias.double().numpy()[:, None, None]
-        mask = np.ones(constant.shape, dtype=bool) if conv.mask is None else conv.mask.numpy()
-        if conv.window is not None:
-            window = conv.window.double().numpy()
-            shift, scale = shift + scale * window * constant, scale * window
-        else:
-            shift = shift + scale * constant
-        outside = follow.outside
-        convolved = Rows.of(mask, pooled_order(pool, geometry.output_size))
+        fused = following.fuse(conv, source.mask, source.constants())
+        geometry, pool = conv.geometry, fused.pool
+        convolved = Rows.of(fused.mask, pooled_order(pool, geometry.output_size))
         pixel = convolved.order[convolved.entry_position]
         at = (convolved.channel, *np.divmod(pixel, geometry.output_size[1]))
         self._use(source)
         spec = fill_conv(source.whole, convolved, geometry, conv.groups, self.lanes, self.dtype).having(
             weight=conv.weight.to(self.dtype).permute(0, 2, 3, 1).contiguous(),
-            scale=self._array(np.broadcast_to(scale, mask.shape)[at]),
-            shift=self._array(np.broadcast_to(shift, mask.shape)[at]),
-            relu=relu,
+            scale=self._array(fused.scale[at]),
+            shift=self._array(fused.shift[at]),
+            relu=fused.relu,
         )
         if pool is None:
-            result, buffer = self._whole(convolved, outside)
+            result, buffer = self._whole(convolved, fused.outside)
             parts = len(convolved.order)
         else:
             children = Children.pooled(convolved, pool)
-            result, buffer = self._whole(children.output, outside)
-            spec = self._pooled(spec, children, pool, outside)
+            result, buffer = self._whole(children.output, fused.outside)
+            spec = self._pooled(spec, children, pool, fused.outside)
             parts = len(children.output.order)
-        lowered = Lowered(CONV, spec, source.buffers[0], buffer, parts)
+        lowered = Lowered(Kind.CONV, spec, source.buffers[0], buffer, parts)
         self._interleave(lowered, convolved, geometry)
         self.operations.append(lowered)
-        for absorbed in follow.absorbed:
-            self.values[absorbed] = result
+        for done in fused.nodes:
+            self.values[done] = result
 
     def _pooled(self, spec: Filled, children: Children, pool: Pool, outside: Float) -> Filled:
         """The convolution with pooling: children are rows counted from the first of their window."""
@@ -368,7 +350,7 @@ class Lowering:
         """Let the gather just before run part by part with the convolution, if its rows would not stay in a cache."""
         position = len(self.operations) - 1
         maker = self.operations[position]
-        if maker.kind != GATHER or maker.output is not conv.source:
+        if maker.kind != Kind.GATHER or maker.output is not conv.source:
             return
         assert maker.output is not None
         if maker.output.rows * self.lanes * self.dtype.itemsize < _INTERLEAVED:
@@ -389,91 +371,3 @@ class Lowering:
 def _part(op: Lowered, part: int) -> tuple[int, int]:
     assert op.needs is not None
     return part * op.parts // len(op.needs), (part + 1) * op.parts // len(op.needs)
-
-
-def _pointwise(conv: Convolve) -> bool:
-    g = conv.geometry
-    plain = g.kernel == (1, 1) and g.stride == (1, 1) and g.before == (0, 0) and g.after == (0, 0)
-    return plain and conv.window is None
-
-
-def _constant_inputs(conv: Convolve, source: Value) -> Float:
-    """What the inputs that have no row add to every output: [O, H, W]."""
-    constants = torch.from_numpy(source.constants())
-    output = conv.geometry.output_size
-    if not constants.any() or source.mask.all():
-        return np.zeros((len(conv.weight), *output))
-    inputs = (constants[:, None, None] * torch.from_numpy(~source.mask))[None]
-    (top, left), (bottom, right) = conv.geometry.before, conv.geometry.after
-    return F.conv2d(
-        F.pad(inputs, (left, right, top, bottom)),
-        conv.weight.double(),
-        stride=conv.geometry.stride,
-        dilation=conv.geometry.dilation,
-        groups=conv.groups,
-    )[0].numpy()
-
-
-class _Following:
-    """The operations after a convolution that it can do as it writes, each the only user of the one before."""
-
-    def __init__(self, graph: Graph, position: int, own: set[int], needed: set[int]) -> None:
-        self.graph, self.own, self.needed = graph, own, needed
-        self.absorbed = [position]
-        self.outside = np.zeros(0)
-
-    def _next(self, kind: type) -> Node | None:
-        """The next operation if it is of `kind`, which is then absorbed."""
-        ahead: list[int] = []
-        position = self.absorbed[-1]
-        while position not in self.needed and len(self.graph.nodes[position].users) == 1:
-            position = self.graph.nodes[position].users[0]
-            if position not in self.own:
-                return None
-            ahead.append(position)
-            node = self.graph.nodes[position]
-            if isinstance(node.operation, kind):
-                self.absorbed += ahead
-                return node
-            if not isinstance(node.operation, Same):
-                return None
-        return None
-
-    def average_pooling(self) -> Node | None:
-        before = list(self.absorbed)
-        node = self._next(Pooling)
-        if node is not None:
-            operation = node.operation
-            assert isinstance(operation, Pooling)
-            if operation.average and operation.geometry.before == (0, 0):
-                return node
-        self.absorbed = before
-        return None
-
-    def affine(self, channels: int, _size: tuple[int, int]) -> tuple[Float, Float]:
-        """scale and shift [O, 1, 1]; what they make of zero is from then on the value outside of the ROIs."""
-        scale, shift = np.ones(channels), np.zeros(channels)
-        while (node := self._next(Affine)) is not None:
-            assert isinstance(node.operation, Affine)
-            a, b = node.operation.scale.double().numpy(), node.operation.shift.double().numpy()
-            scale, shift = scale * a, shift * a + b
-        self.outside = shift
-        return scale[:, None, None], shift[:, None, None]
-
-    def relu(self) -> bool:
-        if self._next(Relu) is None:
-            return False
-        self.outside = np.maximum(self.outside, 0)
-        return True
-
-    def pool(self) -> Pool | None:
-        before = list(self.absorbed)
-        node = self._next(Pooling)
-        if node is not None:
-            operation = node.operation
-            assert isinstance(operation, Pooling)
-            g = operation.geometry
-            if g.stride == g.kernel and g.before == g.after == (0, 0) and g.dilation == (1, 1):
-                return Pool(g.kernel, operation.average)
-        self.absorbed = before
-        return None

@@ -1,0 +1,263 @@
+// Small batches: maps of one image, the channels of a pixel side by side, vectorised over the channels.
+//
+// A map's pixels are a multiple of the vector's width apart, unless its channels are few; the numbers beyond the channels
+// are zero, and so is a border of as many pixels as the convolutions that read it pad. Outside of the ROIs a map holds
+// what it is there, written once.
+#pragma once
+
+#include "vector.h"
+
+extern "C" {
+
+// Combines convolved pixels into one of the output; without pooling it has one child.
+struct MapPool {
+  int32_t kind;        // MAP_MAX or MAP_SUM
+  int32_t relu;        // of each child
+  double factor;       // of the sum
+};
+enum MapPooling { MAP_MAX = 1, MAP_SUM = 2 };
+
+// Outputs that share their pixels make a set. Sums in vectors over the input's channels.
+struct MapConv {
+  int32_t sets;
+  const int32_t* set_start;    // [sets + 1] into channel
+  const int32_t* channel;      // output channels
+  const int32_t* pixel_start;  // [sets + 1] into source
+  const int32_t* source;       // where in the source map each convolved pixel's taps begin
+  const int64_t* value_start;  // [sets] into scale and shift
+  const REAL *scale, *shift;   // of a set: [channels][pixels]
+  const int32_t* out_start;    // [sets + 1] into out
+  const int32_t* out;          // where in the output map each pixel begins
+  const int32_t* child_start;  // [outs + 1]
+  const int32_t* child;        // which of the set's pixels an output pixel combines
+  const int32_t* missing;      // [outs] how many pixels of its window lie outside of the ROI
+  const REAL* outside;         // [output channels] the value there
+  int32_t runs;
+  const int32_t *run_offset, *run_length;  // what a pixel's taps read, in the order of the weights
+  const REAL* weight;          // [output channels][sum of the runs]
+  int64_t weight_dst;
+  MapPool pool;
+};
+
+// A convolution of few input channels: sums in vectors over the output channels; those that lie in no ROI at a pixel are
+// skipped.
+struct MapFirst {
+  int32_t pixels;              // of the output
+  const int32_t* out;          // [pixels] where each begins
+  const int32_t* child_start;  // [pixels + 1] convolved pixels that it combines
+  const int32_t* source;       // [children] where in the source map each child's taps begin
+  const int32_t* chunk_start;  // [pixels + 1]
+  const int32_t* chunk;        // vectors of channels that live there
+  const REAL *scale, *shift;   // [children][width]; scale 0: outside of the ROI
+  int32_t width;               // output channels, rounded up to vectors
+  int32_t taps;
+  const int32_t* tap_offset;   // [taps]
+  const REAL* weight;          // [width / vector][taps][vector]
+  MapPool pool;
+};
+
+// Channels of several maps side by side, or their sum; scaled, shifted and pooled.
+struct MapGather {
+  int32_t pixels;
+  const int32_t* out;          // [pixels] where each begins
+  int32_t parts;
+  const int32_t *channels, *first;  // [parts] how many channels, and the first of the output
+  const int32_t* child_start;  // [pixels + 1]
+  const int32_t* child;        // [parts][children] where in the part's map a child begins
+  int32_t children;
+  const REAL *scale, *shift;   // [channels of all parts]
+  int32_t sum;                 // the parts are summed
+  MapPool pool;
+};
+
+// Single numbers of a map, side by side.
+struct MapPick {
+  int32_t count;
+  const int32_t* source;
+};
+
+// Between a map and a dense [C, H, W].
+struct MapDense {
+  int32_t channels, height, width;
+  int32_t stride, line;        // of the map: numbers between pixels and between lines
+};
+
+}  // extern "C"
+
+namespace {
+
+template <int N, int P>
+INLINE void map_tile(const MapConv& op, const REAL* src, const int32_t* pixel, const int32_t* channel, REAL* result, int stride) {
+  Vector acc[N][P] = {};
+  const REAL* w[N];
+  const REAL* x[P];
+  for (int i = 0; i < N; i++) w[i] = op.weight + channel[i] * op.weight_dst;
+  for (int j = 0; j < P; j++) x[j] = src + pixel[j];
+  int64_t done = 0;
+  for (int r = 0; r < op.runs; r++) {
+    const int64_t offset = op.run_offset[r], length = op.run_length[r];
+    for (int64_t k = 0; k < length; k += WIDTH) {
+      Vector ws[N];
+      for (int i = 0; i < N; i++) ws[i] = load(w[i] + done + k);
+      for (int j = 0; j < P; j++) {
+        const Vector xs = load(x[j] + offset + k);
+        for (int i = 0; i < N; i++) acc[i][j] += ws[i] * xs;
+      }
+    }
+    done += length;
+  }
+  for (int i = 0; i < N; i++)
+    for (int j = 0; j < P; j++) result[i * stride + j] = sum(acc[i][j]);
+}
+
+template <int N, int P>
+__attribute__((noinline)) void map_dispatch(int p, const MapConv& op, const REAL* src, const int32_t* pixel, const int32_t* channel, REAL* result,
+                                            int stride) {
+  if constexpr (P > 1) {
+    if (p < P) return map_dispatch<N, P - 1>(p, op, src, pixel, channel, result, stride);
+  }
+  map_tile<N, P>(op, src, pixel, channel, result, stride);
+}
+
+// N outputs at all pixels of a set: results [N][pixels].
+template <int N>
+void map_outputs(const MapConv& op, const REAL* src, const int32_t* pixel, int pixels, const int32_t* channel, REAL* result) {
+  constexpr int MOST = ACCUMULATORS / N < 12 ? ACCUMULATORS / N : 12;
+  const int blocks = (pixels + MOST - 1) / MOST;
+  for (int block = 0, done = 0; block < blocks; block++) {
+    const int n = (pixels - done) / (blocks - block);
+    map_dispatch<N, MOST>(n, op, src, pixel + done, channel, result + done, pixels);
+    done += n;
+  }
+}
+
+void map_conv(const MapConv& op, const REAL* src, REAL* dst, int begin, int end) {
+  static thread_local std::vector<REAL> scratch;
+  for (int set = begin; set < end; set++) {
+    const int channels = op.set_start[set + 1] - op.set_start[set], pixels = op.pixel_start[set + 1] - op.pixel_start[set];
+    const int32_t *channel = op.channel + op.set_start[set], *pixel = op.source + op.pixel_start[set];
+    scratch.resize(std::max(scratch.size(), (size_t)channels * pixels));
+    REAL* y = scratch.data();
+    for (int i = 0; i < channels;) {
+      const int left = channels - i;
+      if (left >= 8) map_outputs<8>(op, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 8;
+      else if (left >= 4) map_outputs<4>(op, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 4;
+      else if (left >= 2) map_outputs<2>(op, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 2;
+      else map_outputs<1>(op, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 1;
+    }
+    const REAL *scale = op.scale + op.value_start[set], *shift = op.shift + op.value_start[set];
+    for (int64_t k = 0; k < (int64_t)channels * pixels; k++) {
+      const REAL value = y[k] * scale[k] + shift[k];
+      y[k] = op.pool.relu && value < 0 ? 0 : value;
+    }
+    for (int f = op.out_start[set]; f < op.out_start[set + 1]; f++) {
+      REAL* out = dst + op.out[f];
+      const int c0 = op.child_start[f], c1 = op.child_start[f + 1];
+      for (int i = 0; i < channels; i++) {
+        const REAL *row = y + (int64_t)i * pixels, outside = op.outside[channel[i]];
+        if (op.pool.kind == MAP_MAX) {
+          REAL best = op.missing[f] ? outside : row[op.child[c0]];
+          for (int c = c0; c < c1; c++) {
+            const REAL value = row[op.child[c]];
+            best = value > best || value != value ? value : best;
+          }
+          out[channel[i]] = best;
+        } else {
+          REAL total = op.missing[f] * outside;
+          for (int c = c0; c < c1; c++) total += row[op.child[c]];
+          out[channel[i]] = total * (REAL)op.pool.factor;
+        }
+      }
+    }
+  }
+}
+
+template <int N>
+INLINE void map_first_chunks(const MapFirst& op, const REAL* src, REAL* out, int pixel, const int32_t* chunk) {
+  Vector result[N] = {};
+  const REAL* w[N];
+  for (int i = 0; i < N; i++) w[i] = op.weight + (int64_t)chunk[i] * op.taps * WIDTH;
+  for (int c = op.child_start[pixel]; c < op.child_start[pixel + 1]; c++) {
+    Vector acc[N] = {};
+    const REAL* x = src + op.source[c];
+    for (int t = 0; t < op.taps; t++) {
+      const Vector value = broadcast(x[op.tap_offset[t]]);
+      for (int i = 0; i < N; i++) acc[i] += value * load(w[i] + t * WIDTH);
+    }
+    for (int i = 0; i < N; i++) {
+      const int64_t at = (int64_t)c * op.width + chunk[i] * WIDTH;
+      const Vector scale = load(op.scale + at), shift = load(op.shift + at);
+      Vector y = acc[i] * scale + shift;
+      y = scale == Vector{} ? shift : y;
+      if (op.pool.relu) y = relu(y);
+      if (c == op.child_start[pixel]) result[i] = y;
+      else result[i] = op.pool.kind == MAP_MAX ? maximum(result[i], y) : result[i] + y;
+    }
+  }
+  const Vector factor = broadcast((REAL)op.pool.factor);
+  for (int i = 0; i < N; i++) store(out + chunk[i] * WIDTH, op.pool.kind == MAP_MAX ? result[i] : result[i] * factor);
+}
+
+void map_first(const MapFirst& op, const REAL* src, REAL* dst, int begin, int end) {
+  for (int p = begin; p < end; p++) {
+    REAL* out = dst + op.out[p];
+    const int32_t *chunk = op.chunk + op.chunk_start[p], *last = op.chunk + op.chunk_start[p + 1];
+    while (last - chunk >= 4) map_first_chunks<4>(op, src, out, p, chunk), chunk += 4;
+    while (last - chunk >= 1) map_first_chunks<1>(op, src, out, p, chunk), chunk += 1;
+  }
+}
+
+// `T`: a vector or a single number.
+template <class T>
+INLINE void map_gather_channels(const MapGather& op, const REAL* src, REAL* out, const int32_t* child, int p, int k, const REAL* scale, const REAL* shift,
+                                bool add) {
+  typedef T Unaligned __attribute__((aligned(sizeof(REAL)), may_alias));
+  T result = {};
+  for (int c = op.child_start[p]; c < op.child_start[p + 1]; c++) {
+    T x = *reinterpret_cast<const Unaligned*>(src + child[c] + k);
+    if (scale) x = x * *reinterpret_cast<const Unaligned*>(scale + k) + *reinterpret_cast<const Unaligned*>(shift + k);
+    if (op.pool.relu) x = x < T{} ? T{} : x;
+    if (c == op.child_start[p]) result = x;
+    else if (op.pool.kind == MAP_SUM) result = result + x;
+    else result = (x > result) | (x != x) ? x : result;
+  }
+  if (op.pool.kind == MAP_SUM) result = result * (REAL)op.pool.factor;
+  Unaligned* to = reinterpret_cast<Unaligned*>(out + k);
+  *to = add ? *to + result : result;
+}
+
+void map_gather(const MapGather& op, const REAL* src, REAL* dst, int begin, int end) {
+  for (int p = begin; p < end; p++) {
+    int before = 0;  // channels of the parts so far
+    for (int part = 0; part < op.parts; part++) {
+      const int channels = op.channels[part];
+      const int32_t* child = op.child + (int64_t)part * op.children;
+      REAL* out = dst + op.out[p] + op.first[part];
+      const REAL *scale = op.scale ? op.scale + before : nullptr, *shift = op.scale ? op.shift + before : nullptr;
+      const bool add = op.sum && part > 0;
+      int k = 0;
+      for (; k + WIDTH <= channels; k += WIDTH) map_gather_channels<Vector>(op, src, out, child, p, k, scale, shift, add);
+      for (; k < channels; k++) map_gather_channels<REAL>(op, src, out, child, p, k, scale, shift, add);
+      before += channels;
+    }
+  }
+}
+
+void map_pick(const MapPick& op, const REAL* src, REAL* dst, int begin, int end) {
+  for (int i = begin; i < end; i++) dst[i] = src[op.source[i]];
+}
+
+// Lines [begin, end) of all channels.
+void map_pack(const MapDense& d, const REAL* x, REAL* map, int begin, int end) {
+  for (int y = begin; y < end; y++)
+    for (int c = 0; c < d.channels; c++)
+      for (int i = 0; i < d.width; i++) map[y * d.line + i * d.stride + c] = x[((int64_t)c * d.height + y) * d.width + i];
+}
+
+void map_unpack(const MapDense& d, const REAL* map, REAL* x, int begin, int end) {
+  for (int y = begin; y < end; y++)
+    for (int c = 0; c < d.channels; c++)
+      for (int i = 0; i < d.width; i++) x[((int64_t)c * d.height + y) * d.width + i] = map[y * d.line + i * d.stride + c];
+}
+
+}  // namespace

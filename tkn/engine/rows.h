@@ -1,0 +1,316 @@
+// Large batches: convolutions inside ROIs, vectorised over the batch.
+//
+// A tile is the images of one batch that are computed together: `lanes` of them, a multiple of the vector's width.
+// An activation of a tile is a set of rows: one row of `lanes` numbers for each (pixel, channel) where the activation
+// is not known to be a constant. The rows of a pixel are contiguous and ascend with the channel; lists say which
+// channels they are. So a convolution costs exactly the multiplications between live inputs and live outputs.
+#pragma once
+
+#include "vector.h"
+
+namespace {
+
+// Calls f.template operator()<NV>() for the number of vectors in a tile.
+template <class F>
+INLINE void with_vectors(int lanes, const F& f) {
+  switch (lanes / WIDTH) {
+    case 1: f.template operator()<1>(); break;
+    case 2: f.template operator()<2>(); break;
+    default: f.template operator()<4>(); break;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+enum Pooling { NONE = 0, MAX = 1, SUM = 2 };
+
+// Combines rows into rows: out[f] = init[f] (max or +) act(scale[i] * in[row[i]] + shift[i]) over f's children i.
+struct Gather {
+  int32_t pixels;              // of the output
+  const int32_t* out_start;    // [pixels + 1] first output entry of each pixel
+  const int32_t* out_base;     // [pixels] first row of each pixel
+  const int32_t* child_start;  // [entries + 1]
+  const int32_t* child_row;    // [children]
+  const REAL* scale;           // [children] or null: 1
+  const REAL* shift;           // [children] or null: 0
+  const REAL* init;            // [entries] or null: 0
+  double factor;               // of the children's sum
+  int32_t pooling;             // MAX or SUM
+  int32_t relu;                // of each child
+};
+
+struct Conv {
+  int32_t pixels;             // convolved pixels; with pooling those of a window are consecutive
+  const int32_t* dst_start;   // [pixels + 1] first entry of each pixel
+  const int32_t* dst_channel;  // [entries]
+  const int32_t* dst_base;    // [pixels] first row of each pixel (without pooling)
+  const int32_t* tap_start;   // [pixels + 1]
+  const int32_t* tap_pixel;   // the input pixel that a tap reads
+  const int32_t* tap_index;   // which tap of the kernel it is
+  const int32_t* src_start;   // [source pixels][chunks + 1] first entry of each chunk of channels
+  const int32_t* src_channel;  // [source entries]
+  const int32_t* src_base;    // [source pixels] first row
+  int32_t chunks, groups, dst_per_group, src_per_group;
+  int64_t weight_dst, weight_tap;  // strides of weight[dst channel][tap][src channel in its group]
+  const REAL* weight;
+  const REAL* scale;  // [entries] or null: 1
+  const REAL* shift;  // [entries] or null: 0
+  int32_t relu;
+  int32_t windows;              // 0: no pooling
+  const int32_t* window_start;  // [windows + 1] first convolved pixel of each window
+  Gather pool;                  // of the window's entries, as rows counted from the window's first
+};
+
+// Rows of a tile, from or to a dense activation of strides (image, channel, pixel).
+struct Dense {
+  int32_t channels, height, width;
+  int64_t image, channel, row, column;  // strides in elements
+  const int32_t* rows;                  // [channels][height * width], -1: no row
+  const REAL* outside;                  // [channels] value without a row, or null: 0
+};
+
+}  // extern "C"
+
+namespace {
+
+template <int NV>
+struct Tile {
+  static constexpr int LANES = NV * WIDTH;
+  static constexpr int MOST = ACCUMULATORS / NV < 12 ? ACCUMULATORS / NV : 12;  // outputs of a register tile
+
+  // The rows that one tap reads, and its weights.
+  struct Segment {
+    const REAL* x;
+    const int32_t* channel;
+    const REAL* weight;
+    int count;
+  };
+
+  template <int N>
+  static INLINE void outputs(const Segment* segments, int count, const int64_t* weight_offset, REAL* out, bool first) {
+    Vector acc[N][NV];
+    for (int i = 0; i < N; i++)
+      for (int v = 0; v < NV; v++) acc[i][v] = first ? Vector{} : load(out + i * LANES + v * WIDTH);
+    for (const Segment* s = segments; s < segments + count; s++) {
+      const REAL* w[N];
+      for (int i = 0; i < N; i++) w[i] = s->weight + weight_offset[i];
+      const REAL* x = s->x;
+      const int32_t* channel = s->channel;
+      for (const int32_t* end = channel + s->count; channel < end; channel++, x += LANES) {
+        const int64_t c = *channel;
+        Vector xs[NV];
+        for (int v = 0; v < NV; v++) xs[v] = load(x + v * WIDTH);
+        for (int i = 0; i < N; i++) {
+          const Vector weight = broadcast(w[i][c]);
+          for (int v = 0; v < NV; v++) acc[i][v] += weight * xs[v];
+        }
+      }
+    }
+    for (int i = 0; i < N; i++)
+      for (int v = 0; v < NV; v++) store(out + i * LANES + v * WIDTH, acc[i][v]);
+  }
+
+  template <int N>
+  static __attribute__((noinline)) void dispatch(int n, const Segment* segments, int count, const int64_t* offset, REAL* out, bool first) {
+    if constexpr (N > 1) {
+      if (n < N) return dispatch<N - 1>(n, segments, count, offset, out, first);
+    }
+    outputs<N>(segments, count, offset, out, first);
+  }
+
+  // Entries [begin, end) of one pixel's outputs, all of one group, into consecutive rows from `out`.
+  static void pixel_outputs(const Conv& op, int begin, int end, const Segment* segments, int count, REAL* out, bool first) {
+    const int blocks = (end - begin + MOST - 1) / MOST;
+    for (int block = 0, entry = begin; block < blocks; block++) {
+      const int n = (end - entry) / (blocks - block);  // as even as can be
+      int64_t offset[MOST];
+      for (int i = 0; i < n; i++) offset[i] = op.dst_channel[entry + i] * op.weight_dst;
+      dispatch<MOST>(n, segments, count, offset, out + (int64_t)(entry - begin) * LANES, first);
+      entry += n;
+    }
+  }
+
+  // All outputs of pixel p into consecutive rows from `out`.
+  static void pixel(const Conv& op, int p, const REAL* src, REAL* out, std::vector<Segment>& segments) {
+    const int begin = op.dst_start[p], end = op.dst_start[p + 1], taps = op.tap_start[p + 1] - op.tap_start[p];
+    const int32_t *tap_pixel = op.tap_pixel + op.tap_start[p], *tap_index = op.tap_index + op.tap_start[p];
+    const int chunks_per_group = op.chunks / op.groups;
+    segments.resize(taps);
+    for (int a = begin; a < end;) {
+      const int group = op.dst_channel[a] / op.dst_per_group;
+      int b = end;
+      if (op.groups > 1)
+        for (b = a + 1; b < end && op.dst_channel[b] / op.dst_per_group == group;) b++;
+      REAL* rows = out + (int64_t)(a - begin) * LANES;
+      for (int j = 0; j < chunks_per_group; j++) {
+        const int chunk = group * chunks_per_group + j;
+        int count = 0;
+        for (int t = 0; t < taps; t++) {
+          const int64_t q = tap_pixel[t];
+          const int32_t* start = op.src_start + q * (op.chunks + 1);
+          const int live = start[chunk + 1] - start[chunk];
+          if (live == 0) continue;
+          segments[count++] = {src + (op.src_base[q] + (int64_t)start[chunk] - start[0]) * LANES, op.src_channel + start[chunk],
+                               op.weight + tap_index[t] * op.weight_tap - (int64_t)group * op.src_per_group, live};
+        }
+        pixel_outputs(op, a, b, segments.data(), count, rows, j == 0);
+      }
+      a = b;
+    }
+    for (int e = begin; e < end; e++) {
+      REAL* row = out + (int64_t)(e - begin) * LANES;
+      const Vector scale = broadcast(op.scale ? op.scale[e] : 1), shift = broadcast(op.shift ? op.shift[e] : 0);
+      for (int v = 0; v < NV; v++) {
+        Vector y = load(row + v * WIDTH);
+        if (op.scale) y = y * scale;
+        if (op.shift) y = y + shift;
+        store(row + v * WIDTH, op.relu ? relu(y) : y);
+      }
+    }
+  }
+
+  // Output pixels [begin, end) of a tile, or windows if the convolution is pooled.
+  static void conv(const Conv& op, const REAL* src, REAL* dst, int begin, int end) {
+    static thread_local std::vector<Segment> segments;
+    static thread_local std::vector<REAL> scratch;
+    if (op.windows == 0) {
+      for (int p = begin; p < end; p++) pixel(op, p, src, dst + (int64_t)op.dst_base[p] * LANES, segments);
+      return;
+    }
+    for (int window = begin; window < end; window++) {
+      const int p0 = op.window_start[window], p1 = op.window_start[window + 1], first = op.dst_start[p0];
+      scratch.resize(std::max(scratch.size(), (size_t)(op.dst_start[p1] - first) * LANES));
+      for (int p = p0; p < p1; p++) pixel(op, p, src, scratch.data() + (int64_t)(op.dst_start[p] - first) * LANES, segments);
+      gather(op.pool, scratch.data(), dst, window, window + 1);
+    }
+  }
+
+  static void gather(const Gather& op, const REAL* src, REAL* dst, int begin, int end) {
+    const Vector factor = broadcast((REAL)op.factor);
+    for (int p = begin; p < end; p++) {
+      REAL* out = dst + (int64_t)op.out_base[p] * LANES;
+      for (int f = op.out_start[p]; f < op.out_start[p + 1]; f++, out += LANES) {
+        Vector result[NV];
+        for (int v = 0; v < NV; v++) result[v] = broadcast(op.init ? op.init[f] : 0);
+        for (int i = op.child_start[f]; i < op.child_start[f + 1]; i++) {
+          const REAL* in = src + (int64_t)op.child_row[i] * LANES;
+          const Vector scale = broadcast(op.scale ? op.scale[i] : 1), shift = broadcast(op.shift ? op.shift[i] : 0);
+          for (int v = 0; v < NV; v++) {
+            Vector x = load(in + v * WIDTH);
+            if (op.scale) x = x * scale;
+            if (op.shift) x = x + shift;
+            if (op.relu) x = relu(x);
+            result[v] = op.pooling == MAX ? maximum(result[v], x) : result[v] + factor * x;
+          }
+        }
+        for (int v = 0; v < NV; v++) store(out + v * WIDTH, result[v]);
+      }
+    }
+  }
+
+  // Of a gather whose every input row is the child of one entry: from the gradient of its outputs those of its inputs
+  // and, summed over the batch, of `scale`. `first`: add to the sums or set them.
+  static void gather_backward(const Gather& op, const REAL* x, const REAL* grad_out, REAL* grad_x, REAL* grad_scale, int begin,
+                              int end, bool first) {
+    const Vector factor = broadcast((REAL)op.factor);
+    for (int p = begin; p < end; p++) {
+      const REAL* g = grad_out + (int64_t)op.out_base[p] * LANES;
+      for (int f = op.out_start[p]; f < op.out_start[p + 1]; f++, g += LANES) {
+        const int i0 = op.child_start[f], i1 = op.child_start[f + 1];
+        Vector best[NV], left[NV];  // the maximum, and the gradient not yet given to the first child that has it
+        for (int v = 0; v < NV; v++) {
+          best[v] = broadcast(op.init ? op.init[f] : 0);
+          left[v] = load(g + v * WIDTH);
+          if (op.pooling == MAX)
+            for (int i = i0; i < i1; i++) best[v] = maximum(best[v], value(op, i, x, v));
+        }
+        for (int i = i0; i < i1; i++) {
+          const int64_t row = (int64_t)op.child_row[i] * LANES;
+          Vector total = {};
+          for (int v = 0; v < NV; v++) {
+            const Vector y = value(op, i, x, v);
+            Vector grad = op.pooling == MAX ? (y == best[v] ? left[v] : Vector{}) : factor * left[v];
+            if (op.pooling == MAX) left[v] = y == best[v] ? Vector{} : left[v];
+            if (op.relu) grad = y > Vector{} ? grad : Vector{};
+            total += grad * load(x + row + v * WIDTH);
+            store(grad_x + row + v * WIDTH, op.scale ? grad * broadcast(op.scale[i]) : grad);
+          }
+          if (grad_scale) grad_scale[i] = (first ? 0 : grad_scale[i]) + sum(total);
+        }
+      }
+    }
+  }
+
+  static INLINE Vector value(const Gather& op, int i, const REAL* x, int v) {
+    Vector y = load(x + (int64_t)op.child_row[i] * LANES + v * WIDTH);
+    if (op.scale) y = y * broadcast(op.scale[i]);
+    if (op.shift) y = y + broadcast(op.shift[i]);
+    return op.relu ? relu(y) : y;
+  }
+};
+
+// Blocks of a dense activation along its contiguous axis, so that every cache line is read once.
+constexpr int BLOCK = 16;
+
+template <class Move>
+void for_dense_blocks(const Dense& d, int begin, int end, const Move& move) {
+  const int pixels = d.height * d.width;
+  if (d.channel < d.column) {  // channels last: begin, end are pixels
+    for (int q = begin; q < end; q++)
+      for (int c = 0; c < d.channels; c += BLOCK) {
+        const int64_t offset = q / d.width * d.row + q % d.width * d.column + c * d.channel;
+        move(offset, d.channel, d.rows + (int64_t)c * pixels + q, pixels, c, 1, std::min(BLOCK, d.channels - c));
+      }
+    return;
+  }
+  for (int line = begin; line < end; line++) {  // begin, end are lines of a channel
+    const int c = line / d.height, y = line % d.height;
+    for (int x = 0; x < d.width; x += BLOCK) {
+      const int64_t offset = c * d.channel + y * d.row + x * d.column;
+      move(offset, d.column, d.rows + (int64_t)c * pixels + y * d.width + x, 1, c, 0, std::min(BLOCK, d.width - x));
+    }
+  }
+}
+
+int dense_parts(const Dense& d) { return d.channel < d.column ? d.height * d.width : d.channels * d.height; }
+
+// Lanes beyond `images` become zero.
+void pack(const Dense& d, const REAL* x, int images, REAL* rows, int lanes, int begin, int end) {
+  for_dense_blocks(d, begin, end, [&](int64_t offset, int64_t step, const int32_t* row, int row_step, int, int, int n) {
+    REAL block[BLOCK][BLOCK];
+    for (int b = 0; b < lanes; b += BLOCK) {
+      const int count = std::min(BLOCK, lanes - b), filled = std::max(0, std::min(count, images - b));
+      for (int i = 0; i < filled; i++) {
+        const REAL* from = x + (b + i) * d.image + offset;
+        for (int k = 0; k < n; k++) block[k][i] = from[k * step];
+      }
+      for (int k = 0; k < n; k++) {
+        for (int i = filled; i < count; i++) block[k][i] = 0;
+        if (row[k * row_step] >= 0) std::memcpy(rows + (int64_t)row[k * row_step] * lanes + b, block[k], count * sizeof(REAL));
+      }
+    }
+  });
+}
+
+void unpack(const Dense& d, const REAL* rows, int lanes, int images, REAL* x, int begin, int end) {
+  for_dense_blocks(d, begin, end, [&](int64_t offset, int64_t step, const int32_t* row, int row_step, int c, int c_step, int n) {
+    REAL block[BLOCK][BLOCK];
+    for (int b = 0; b < images; b += BLOCK) {
+      const int count = std::min(BLOCK, images - b);
+      for (int k = 0; k < n; k++) {
+        const int r = row[k * row_step];
+        const REAL outside = d.outside ? d.outside[c + k * c_step] : 0;
+        if (r >= 0) std::memcpy(block[k], rows + (int64_t)r * lanes + b, count * sizeof(REAL));
+        else for (int i = 0; i < count; i++) block[k][i] = outside;
+      }
+      for (int i = 0; i < count; i++) {
+        REAL* to = x + (b + i) * d.image + offset;
+        for (int k = 0; k < n; k++) to[k * step] = block[k][i];
+      }
+    }
+  });
+}
+
+}  // namespace
