@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tkn.convert import targetize
+from tkn.engine.plan import accelerate, load_plan
 from tkn.layers import (
     AttentiveRegularization1d,
     AttentiveRegularization2d,
@@ -27,8 +28,10 @@ __all__ = [
     "TargetConv1d",
     "TargetConv2d",
     "TargetConv3d",
+    "accelerate",
     "build_model",
     "count_macs",
+    "load_plan",
     "run",
     "scale_penalty",
     "targetize",

@@ -2,74 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import re
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tkn.suggest import unknown
+from tkn.command import CONFIG_DIR, Command
 
-_log = logging.getLogger(__name__)
+__all__ = ["CONFIG_DIR", "compose", "main"]
 
-_PACKAGE = Path(__file__).parent
-#: In a wheel the configs lie inside the package, in a checkout beside it.
-CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 
-FULL_ERROR = "HYDRA_FULL_ERROR"
+def _load_run() -> Callable[[DictConfig], object]:
+    from tkn.training.run import run
+
+    return run
+
+
+def _load_check() -> Callable[[DictConfig], object]:
+    from tkn.training.config import check_config
+
+    return check_config
+
+
+_COMMAND = Command("tkn-run", CONFIG_DIR, _load_run, _load_check, open_keys=("recipe.optimizer.",))
 
 
 def main() -> None:
     """Run tkn-run on the process's arguments; exit status 1 and one line on stderr if it fails (130 on Ctrl-C)."""
-    traceback_wanted = os.environ.get(FULL_ERROR) == "1"
-    # Hydra would print tracebacks and exit; so it hands exceptions on to here.
-    os.environ[FULL_ERROR] = "1"
-    failures: list[Exception] = []
-
-    def task(config: DictConfig) -> None:
-        try:
-            run(config)
-        except Exception as error:
-            job = HydraConfig.get()
-            if job.mode == RunMode.MULTIRUN:
-                # Raised for the launcher, which goes on to the other runs and fails at the end.
-                _log.error("run %s (%s) failed: %s", job.job.num, job.job.override_dirname, one_line(error))
-                raise
-            # Not raised: Hydra would print more than the one line.
-            _log_to_file(one_line(error))
-            failures.append(error)
-
-    try:
-        _check_overrides(sys.argv[1:])
-        # Late, as Lightning takes seconds to import, but before Hydra configures logging, which Lightning undoes.
-        from tkn.training.run import run
-
-        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(task)()
-        if failures:
-            raise failures[0]
-    except KeyboardInterrupt as interrupt:
-        print(f"tkn-run: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if traceback_wanted:
-            raise
-        sys.exit(f"tkn-run: error: {one_line(error)}")
-
-
-def _log_to_file(message: str) -> None:
-    """Log an error to the run's log file alone: the terminal gets it at the end."""
-    record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, message, (), None)
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(record)
+    _COMMAND.main()
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -77,85 +36,4 @@ def compose(*overrides: str) -> DictConfig:
 
     ValueError with the nearest valid name for an unknown one.
     """
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3", job_name="tkn-run"):
-        return _compose(list(overrides))
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message in one line; the names of unexpected kinds are kept, with the way to see more."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ValueError | OSError | HydraException):
-        return text
-    return f"{type(error).__name__}: {text} ({FULL_ERROR}=1 shows the traceback)"
-
-
-def _check_overrides(arguments: list[str]) -> None:
-    """Compose the configuration before Hydra makes a folder for it; ValueError with the nearest valid name."""
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    if set(flags) - {"-m", "--multirun"}:
-        return  # another command of Hydra's, such as --help
-    overrides = [argument for argument in arguments if argument not in flags]
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3", job_name="tkn-run"):
-        for combination in _combinations(overrides):
-            config = _compose(combination)
-        if not flags:
-            from tkn.training.config import check_config
-
-            # A bad value in a sweep fails its own run only.
-            check_config(config)
-
-
-def _combinations(overrides: list[str]) -> list[list[str]]:
-    """Lists of overrides without sweeps in which every swept choice of a group occurs, and one value of other keys."""
-    loader = GlobalHydra.instance().config_loader()
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-    choices = []
-    for override in parsed:
-        key = override.get_key_element()
-        if not override.is_sweep_override():
-            choices.append([override.input_line or ""])
-        elif override.is_discrete_sweep():
-            values = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            if not values:
-                raise ValueError(f"{override.input_line} matches nothing")
-            choices.append(values if (CONFIG_DIR / key).is_dir() else values[:1])
-    first = [options[0] for options in choices]
-    return [first] + [
-        [*first[:position], option, *first[position + 1 :]]
-        for position, options in enumerate(choices)
-        for option in options[1:]
-    ]
-
-
-def _compose(overrides: list[str]) -> DictConfig:
-    try:
-        return hydra.compose("config", overrides=overrides)
-    except MissingConfigException as error:
-        group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        if not error.options:
-            raise
-        raise ValueError(unknown(group or "config", name, error.options)) from error
-    except ConfigCompositionException as error:
-        match = re.search(r"Could not (?:override|delete[^']*) '([^']+)'", str(error))
-        if match is None:
-            raise
-        key = match[1].split("@")[0]
-        if key.startswith("recipe.optimizer."):
-            raise ValueError(f"this recipe does not set {key}; write +{key}=... to add it") from error
-        groups = [override for override in overrides if (CONFIG_DIR / override.split("=")[0]).is_dir()]
-        raise ValueError(unknown("key", key, _known_keys(hydra.compose("config", overrides=groups)))) from error
-
-
-def _known_keys(config: DictConfig) -> list[str]:
-    """All keys of the configuration, groups included, as they are written on the command line."""
-    keys: list[str] = []
-
-    def walk(node: DictConfig, prefix: str) -> None:
-        for key in map(str, node):
-            keys.append(f"{prefix}{key}")
-            value = node._get_node(key)
-            if isinstance(value, DictConfig) and not value._is_none():
-                walk(value, f"{prefix}{key}.")
-
-    walk(config, "")
-    return keys
+    return _COMMAND.compose(*overrides)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -72,7 +74,7 @@ def simple_pool(layer: nn.Module) -> Pool | None:
     return Pool(kernel, average)
 
 
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+def _pair(value: Any) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
     return value[0], value[1]

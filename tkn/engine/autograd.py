@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -27,7 +26,7 @@ from tkn.engine.kernels import (
     run_weight_grad,
     unpack,
 )
-from tkn.engine.rows import Children, Geometry, Pool, Rows, pooled_order
+from tkn.engine.rows import Bool, Children, Geometry, Int32, Pool, Rows, pooled_order
 from tkn.engine.structs import MAX, SUM, Filled
 
 
@@ -84,7 +83,7 @@ class Stage:
     """
 
     source: Rows
-    mask: NDArray[np.bool_]
+    mask: Bool
     geometry: Geometry
     groups: int
     relu: bool
@@ -116,7 +115,7 @@ class Stage:
         )
 
     @cached_property
-    def child_row(self) -> NDArray[np.int32]:
+    def child_row(self) -> Int32:
         return np.ascontiguousarray(self.convolved.row[self.children.entry])
 
     @cached_property
@@ -136,13 +135,13 @@ class Stage:
 
     def epilogue(self, window: Tensor) -> Filled:
         """Window, ReLU and pooling. `window`: of each child."""
-        average = self.pool is not None and self.pool.average
-        maximum = self.pool is not None and not average
+        average = self.pool if self.pool is not None and self.pool.average else None
+        maximum = self.pool is not None and not self.pool.average
         return fill_gather(
             self.children,
             child_row=self.child_row,
             pooling=MAX if maximum else SUM,
-            factor=1 / (self.pool.kernel[0] * self.pool.kernel[1]) if average else 1.0,
+            factor=1 / (average.kernel[0] * average.kernel[1]) if average else 1.0,
             relu=self.relu,
             scale=window,
             init=self.init,

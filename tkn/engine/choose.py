@@ -6,13 +6,13 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from tkn.engine.kernels import available
-from tkn.engine.library import cache_dir, fingerprint
+from tkn.engine.library import available, cache_dir, fingerprint
 from tkn.files import write_whole
 from tkn.suggest import unknown
 
@@ -76,7 +76,7 @@ class Choices:
         if self._seconds is None:
             self._seconds = self._read()
         if key not in self._seconds:
-            self._seconds[key] = _measure(run)
+            self._seconds[key] = measure(run)
             _log.debug("measured %s: %.3g s", key, self._seconds[key])
             self._write()
         return self._seconds[key]
@@ -99,14 +99,15 @@ class Choices:
             _log.debug("measurements are not kept: %s", error)
 
     @property
-    def _path(self):  # type: ignore[no-untyped-def]
+    def _path(self) -> Path:
         return cache_dir() / "engine_seconds.json"
 
 
 choices = Choices()
 
 
-def _measure(run: Callable[[], object]) -> float:
+def measure(run: Callable[[], object]) -> float:
+    """Seconds that `run` takes, the least of a few times."""
     run()
     seconds = []
     for _ in range(_REPEATS):

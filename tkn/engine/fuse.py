@@ -6,27 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from tkn.engine.graph import Affine, Convolve, Graph, Node, Pooling, Relu, Same
-from tkn.engine.rows import Pool
-
-Float = NDArray[np.float64]
+from tkn.engine.rows import Bool, Float, Pool
 
 
 @dataclass(frozen=True, eq=False)
 class Fused:
     """A convolution and what follows it: relu?(scale * sum + shift), pooled.
 
-    `scale`, `shift`: [O, H, W]; `mask`: bool [O, H, W], where it is computed; `outside`: [O], its value elsewhere, after
-    ReLU; `nodes`: the positions of all that it does.
+    `scale`, `shift`: [O, H, W]; `mask`: bool [O, H, W], where it is computed; `outside`: [O], its value elsewhere,
+    after ReLU; `nodes`: the positions of all that it does.
     """
 
     conv: Convolve
     scale: Float
     shift: Float
-    mask: NDArray[np.bool_]
+    mask: Bool
     outside: Float
     relu: bool
     pool: Pool | None
@@ -40,7 +37,7 @@ def is_pointwise(conv: Convolve) -> bool:
     return plain and conv.window is None
 
 
-def constant_inputs(conv: Convolve, mask: NDArray[np.bool_], constants: Float) -> Float:
+def constant_inputs(conv: Convolve, mask: Bool, constants: Float) -> Float:
     """What the inputs outside of `mask` [C, H, W], `constants` [C] there, add to every output: [O, H, W]."""
     output = conv.geometry.output_size
     if not constants.any() or mask.all():
@@ -93,7 +90,7 @@ class Following:
         self.absorbed = absorbed
         return None
 
-    def fuse(self, conv: Convolve, source_mask: NDArray[np.bool_], source_constants: Float) -> Fused:
+    def fuse(self, conv: Convolve, source_mask: Bool, source_constants: Float) -> Fused:
         """With what can be absorbed. The source is `source_constants` [C] outside of `source_mask` [C, H, W]."""
         constant = constant_inputs(conv, source_mask, source_constants)
         if conv.bias is not None:

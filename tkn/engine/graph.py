@@ -23,7 +23,7 @@ Size = tuple[int, int, int]
 
 @dataclass
 class Convolve:
-    """`weight` [O, C / groups, kH, kW]; then + bias, * window (zero outside `mask`), * scale + shift: [O, H, W] or [O]."""
+    """`weight` [O, C / groups, kH, kW], + `bias` [O], * `window` [O, H, W]; zero outside `mask`, bool [O, H, W]."""
 
     weight: Tensor
     bias: Tensor | None
@@ -174,14 +174,18 @@ def _trace(model: nn.Module) -> fx.GraphModule:
             opaque.add(tracer.failed)
 
 
-def build_graph(model: nn.Module, input_size: Size) -> Graph:
-    """The operations of `model` in evaluation mode for images of `input_size`, with copies of its parameters."""
+def frozen(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, without gradients, whose target layers are torch's."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, TargetConv2d):
-            module.engine = "dense"  # until now nothing else runs
-    traced = _trace(model)
-    return _Builder(traced).run(input_size)
+            module.engine = "dense"
+    return model
+
+
+def build_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
+    """The operations of a `frozen` model for images of `input_size`; it shares the model's parameters."""
+    return _Builder(_trace(model)).run(input_size)
 
 
 class _Builder(fx.Interpreter):
@@ -192,7 +196,7 @@ class _Builder(fx.Interpreter):
         self.nodes: list[Node] = []
         self.position: dict[fx.Node, int] = {}
 
-    def run(self, input_size: Size) -> Graph:  # type: ignore[override]
+    def run(self, input_size: tuple[int, ...]) -> Graph:  # type: ignore[override]
         parameter = next(self.module.parameters(), torch.zeros(()))
         with torch.no_grad():
             super().run(torch.zeros(2, *input_size, dtype=parameter.dtype))
@@ -219,7 +223,7 @@ class _Builder(fx.Interpreter):
     def _add(self, n: fx.Node, operation: Operation, inputs: tuple[fx.Node, ...], result: Any) -> None:
         positions = tuple(self.position[source] for source in inputs)
         size, flat = _size(result)
-        if flat and not isinstance(operation, Torch) and len(positions) == 1 and isinstance(operation, Same | Relu | Affine):
+        if flat and isinstance(operation, Same | Relu | Affine):
             size = self.nodes[positions[0]].size  # flattening keeps the map
         name = str(n.target).removeprefix("model.") if n.op == "call_module" else n.name
         self.position[n] = len(self.nodes)
@@ -241,9 +245,9 @@ class _Builder(fx.Interpreter):
         return self.nodes[self.position[n]].size is not None
 
     def _torch(self, n: fx.Node) -> Torch:
-        slots = {source: Slot(index) for index, source in enumerate(n.all_input_nodes)}
-        args = fx.map_arg(n.args, lambda source: slots[source])
-        kwargs = fx.map_arg(n.kwargs, lambda source: slots[source])
+        slots: dict[fx.Node, Any] = {source: Slot(index) for index, source in enumerate(n.all_input_nodes)}
+        args: Any = fx.map_arg(n.args, slots.__getitem__)
+        kwargs: Any = fx.map_arg(n.kwargs, slots.__getitem__)
         if n.op == "call_module":
             module = self.module.get_submodule(str(n.target))
             return Torch(module, args, kwargs, type(module).__name__)
@@ -298,9 +302,9 @@ def _function_operation(n: fx.Node) -> Operation | None:
         return Concatenate()
     if n.target in (torch.flatten, "flatten") and n.args[1:] == (1,) and not n.kwargs:
         return Same()
-    if n.target in (operator.add, operator.iadd, torch.add) and len(n.args) == 2 and not n.kwargs:
-        if len(n.all_input_nodes) == 2 and n.all_input_nodes[0].op != "get_attr":
-            return Add()
+    sums = (operator.add, operator.iadd, torch.add)
+    if n.target in sums and len(n.args) == 2 and len(n.all_input_nodes) == 2 and not n.kwargs:
+        return Add()
     return None
 
 
@@ -308,9 +312,8 @@ def _convolution(module: nn.Conv2d, size: Size) -> Operation | None:
     if module.padding_mode != "zeros":
         return None
     left, right, top, bottom = module._reversed_padding_repeated_twice
-    geometry = Geometry(
-        size[1:], module.kernel_size, module.stride, (top, left), (bottom, right), module.dilation  # type: ignore
-    )
+    kernel, stride, dilation = _pair(module.kernel_size), _pair(module.stride), _pair(module.dilation)
+    geometry = Geometry(size[1:], kernel, stride, (top, left), (bottom, right), dilation)
     window = mask = None
     if isinstance(module, TargetConv2d):
         window = module.window(geometry.output_size)
@@ -332,11 +335,13 @@ def _batch_norm(module: Any) -> Operation | None:
 def _pooling(module: Any, size: Size) -> Operation | None:
     kernel, stride, padding = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
     average = isinstance(module, nn.AvgPool2d)
-    if module.ceil_mode or (average and (module.divisor_override is not None or (padding != (0, 0) and not module.count_include_pad))):
+    if average:
+        unusual = module.divisor_override is not None or (padding != (0, 0) and not module.count_include_pad)
+    else:
+        unusual = module.return_indices
+    if module.ceil_mode or unusual:
         return None
     dilation = (1, 1) if average else _pair(module.dilation)
-    if not average and module.return_indices:
-        return None
     return Pooling(Geometry(size[1:], kernel, stride, padding, padding, dilation), average)
 
 

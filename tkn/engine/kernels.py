@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from ctypes import byref, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tkn.engine import library
-from tkn.engine.library import EngineUnavailable
-from tkn.engine.structs import SUM, ConvStruct, DenseStruct, Filled, GatherStruct
+from tkn.engine.library import kernels
 from tkn.engine.rows import Children, Geometry, Int32, Rows, backward_taps, forward_taps, tile_lanes, tiles_of
+from tkn.engine.structs import SUM, ConvStruct, DenseStruct, Filled, GatherStruct
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -35,19 +34,6 @@ class Tiles:
     def empty(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         """Uninitialised rows: [tiles, rows, lanes]."""
         return torch.empty(self.count, rows.count, self.lanes, dtype=dtype)
-
-
-def available(dtype: torch.dtype) -> bool:
-    """Whether there are kernels for `dtype` on this machine; compiles them at the first question."""
-    return dtype in library._REAL and library.load(dtype, _self_check) is not None
-
-
-def kernels(dtype: torch.dtype) -> ctypes.CDLL:
-    """The compiled kernels. EngineUnavailable where there are none."""
-    loaded = library.load(dtype, _self_check)
-    if loaded is None:
-        raise EngineUnavailable(library._unavailable[dtype])
-    return loaded
 
 
 def fill_gather(
@@ -147,7 +133,10 @@ def run_gather_backward(
 
 
 def run_weight_grad(conv: Filled, source_rows: Rows, source: Tensor, grad: Tensor, weight_grad: Tensor) -> None:
-    """The gradient of `weight` [O, taps, C per group] (zero before) from rows of the input and of the output's gradient."""
+    """Adds the gradient of the weight to `weight_grad` [O, taps, C per group], zero before.
+
+    `source`, `grad`: rows of the input and of the output's gradient.
+    """
     loaded = kernels(source.dtype)
     width = loaded.tkn_width()
     tiles, _, lanes = source.shape
@@ -229,7 +218,3 @@ def unpack(packed: Tensor, rows: Rows, batch: int, *, channels_last: bool = Fals
 def _tiled(rows: Tensor) -> tuple[c_void_p, c_int64]:
     assert rows.is_contiguous()
     return c_void_p(rows.data_ptr()), c_int64(rows.stride(0))
-
-
-def _self_check(_loaded: ctypes.CDLL) -> None:
-    pass

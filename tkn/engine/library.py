@@ -7,9 +7,8 @@ import hashlib
 import logging
 import os
 import platform
+import threading
 import warnings
-from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -62,7 +61,9 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+    return "\n".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    )
 
 
 def fingerprint(dtype: torch.dtype) -> str:
@@ -81,15 +82,24 @@ def _build(dtype: torch.dtype, folder: Path) -> Path:
     # torch's own OpenMP, so that both share one pool of threads.
     torch_lib = Path(torch.__file__).parent / "lib"
     openmp = sorted(torch_lib.glob("libgomp*.so*"))
-    link = ["-fopenmp", *(str(path) for path in openmp[:1]), f"-Wl,-rpath,{torch_lib}", *(f for f in flags if f.startswith("-fsan"))]
+    link = [
+        "-fopenmp",
+        *(str(path) for path in openmp[:1]),
+        f"-Wl,-rpath,{torch_lib}",
+        *(f for f in flags if f.startswith("-fsan")),
+    ]
     cpp_extension.load(
-        folder.name, [str(SOURCE)], extra_cflags=flags, extra_ldflags=link, build_directory=str(folder), is_python_module=False
+        folder.name,
+        [str(SOURCE)],
+        extra_cflags=flags,
+        extra_ldflags=link,
+        build_directory=str(folder),
+        is_python_module=False,
     )
     return folder / f"{folder.name}.so"
 
 
-@lru_cache(maxsize=4)
-def _load(dtype: torch.dtype, check: Callable[[ctypes.CDLL], None]) -> ctypes.CDLL:
+def _open(dtype: torch.dtype) -> ctypes.CDLL:
     name = f"tkn_engine_{_REAL[dtype]}_{fingerprint(dtype)}"
     folder = cache_dir() / name
     passed = folder / "checked"
@@ -100,24 +110,44 @@ def _load(dtype: torch.dtype, check: Callable[[ctypes.CDLL], None]) -> ctypes.CD
     except Exception as error:  # no compiler, no ninja, an unknown CPU, an unwritable folder
         detail = " ".join(str(error).split())
         raise EngineUnavailable(f"the kernels could not be compiled: {detail[:400]}") from error
-    check(library)
+    # Late: the check uses the kernels.
+    from tkn.engine.check import check_kernels
+
+    _loaded[dtype] = library
+    try:
+        check_kernels(dtype)
+    except EngineUnavailable:
+        del _loaded[dtype]
+        raise
     passed.touch()
     return library
 
 
+_loaded: dict[torch.dtype, ctypes.CDLL] = {}
 _unavailable: dict[torch.dtype, str] = {}
+_lock = threading.RLock()
 
 
-def load(dtype: torch.dtype, check: Callable[[ctypes.CDLL], None]) -> ctypes.CDLL | None:
-    """The compiled kernels for float32 or float64; None, with one warning, where they can't be had.
+def available(dtype: torch.dtype) -> bool:
+    """Whether there are kernels for `dtype` here. Compiles and checks them at the first question, which takes seconds;
+    warns, once, if that fails."""
+    if dtype not in _REAL:
+        return False
+    with _lock:
+        if dtype not in _loaded and dtype not in _unavailable:
+            try:
+                _loaded[dtype] = _open(dtype)
+            except EngineUnavailable as error:
+                _unavailable[dtype] = str(error)
+                warnings.warn(
+                    f"the ROI engine is not available, torch computes instead (same results, slower): {error}",
+                    stacklevel=2,
+                )
+        return dtype in _loaded
 
-    `check(library)` raises EngineUnavailable if a freshly built library computes wrongly.
-    """
-    if dtype in _unavailable:
-        return None
-    try:
-        return _load(dtype, check)
-    except EngineUnavailable as error:
-        _unavailable[dtype] = str(error)
-        warnings.warn(f"the ROI engine is not available, torch computes instead (same results, slower): {error}", stacklevel=3)
-        return None
+
+def kernels(dtype: torch.dtype) -> ctypes.CDLL:
+    """The compiled kernels for float32 or float64. EngineUnavailable where there are none."""
+    if not available(dtype):
+        raise EngineUnavailable(_unavailable.get(dtype, f"there are no kernels for {dtype}"))
+    return _loaded[dtype]

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from tkn.engine.fuse import Float, Following, Fused
+from tkn.engine.fuse import Following, Fused
 from tkn.engine.graph import Affine, Concatenate, Convolve, Graph, Pooling, Relu, Same
-from tkn.engine.rows import Geometry, Int32, Pool, cumulative, pool_windows, window_table
+from tkn.engine.rows import Bool, Float, Geometry, Int32, cumulative, pool_windows, window_table
 from tkn.engine.structs import (
     MAX,
     SUM,
@@ -59,7 +58,7 @@ class Map:
         """Where pixel (0, 0) lies in memory."""
         return self.begin + self.border[0] * self.line + self.border[1] * self.stride
 
-    def at(self, pixel: NDArray[np.integer]) -> Int32:
+    def at(self, pixel: Int32) -> Int32:
         """Where pixels, as indices into H * W, lie after the first."""
         rows, columns = np.divmod(pixel, self.size[1])
         return (rows * self.line + columns * self.stride).astype(np.int32)
@@ -73,7 +72,7 @@ class Value:
     """
 
     parts: tuple[Map, ...]
-    mask: NDArray[np.bool_]
+    mask: Bool
     outside: Float
     scale: Float | None = None
     shift: Float | None = None
@@ -220,17 +219,15 @@ class MapLowering:
         parts = [part for source in sources for part in source.parts]
         size = value.size if pooling is None else pooling.geometry.output_size
         target = self._map(len(value.mask), size)
-        if pooling is None:
-            table = np.arange(size[0] * size[1])[:, None]
-        else:
-            table = window_table(pooling.geometry)
+        pixels = np.arange(size[0] * size[1])
+        table = pixels[:, None] if pooling is None else window_table(pooling.geometry)
         inside = table >= 0
         children = [part.first + part.at(np.where(inside, table, 0))[inside] for part in parts]
         channels = np.array([part.channels for part in parts], dtype=np.int32)
-        average = pooling is not None and pooling.average
+        factor = 1 / pooling.geometry.taps if pooling is not None and pooling.average else None
         spec = Filled(MapGatherStruct()).having(
             pixels=size[0] * size[1],
-            out=target.at(np.arange(size[0] * size[1])),
+            out=target.at(pixels),
             parts=len(parts),
             channels=channels,
             first=np.zeros_like(channels) if len(sources) > 1 else cumulative(channels)[:-1].copy(),
@@ -240,16 +237,14 @@ class MapLowering:
             scale=_single(value.scale),
             shift=_single(value.shift),
             sum=len(sources) > 1,
-            pool=MapPoolStruct(
-                kind=SUM if average else MAX, relu=value.relu, factor=1 / pooling.geometry.taps if average else 1.0
-            ),
+            pool=MapPoolStruct(kind=SUM if factor else MAX, relu=value.relu, factor=factor or 1.0),
         )
         self._add(Kind.MAP_GATHER, spec, 0, target.first, size[0] * size[1])
         constants = np.sum([source.constants() for source in sources], axis=0)
         if pooling is not None:
             mask = np.ones((len(value.mask), *size), dtype=bool)
         else:
-            mask = np.any([source.mask for source in sources], axis=0)
+            mask = np.logical_or.reduce([source.mask for source in sources])
         return Value((target,), mask, constants)
 
     def _convolution(self, position: int, conv: Convolve, value: Value) -> None:
@@ -271,7 +266,7 @@ class MapLowering:
         size = g.output_size if pool is None else pool.output_size(g.output_size)
         target = self._map(len(fused.mask), size, fused.outside)
         windows = np.arange(size[0] * size[1])[:, None] if pool is None else pool_windows(pool, g.output_size)
-        live = fused.mask.reshape(len(fused.mask), -1)[:, windows].any(axis=2)
+        live: Bool = np.logical_or.reduce(fused.mask.reshape(len(fused.mask), -1)[:, windows], axis=2)
         result = Value((target,), live.reshape(-1, *size), fused.outside)
         if source.channels < _FEW and source.stride == source.channels:
             self._first(fused, source, target, windows, live)
@@ -285,23 +280,21 @@ class MapLowering:
         source, mask = value.parts[0], value.mask
         channel, pixel = np.nonzero(mask.reshape(len(mask), -1))
         target = self._map(len(channel), (1, 1))
-        spec = Filled(MapPickStruct()).having(
-            count=len(channel), source=(source.at(pixel) + channel).astype(np.int32)
-        )
+        spec = Filled(MapPickStruct()).having(count=len(channel), source=(source.at(pixel) + channel).astype(np.int32))
         self._add(Kind.MAP_PICK, spec, source.first, target.first, len(channel))
         weight = fused.conv.weight[:, torch.from_numpy(mask)][:, :, None, None]
         conv = Convolve(weight, None, Geometry((1, 1), (1, 1)))
         picked = Value((target,), np.ones((len(channel), 1, 1), dtype=bool), np.zeros(len(channel)))
         return picked, replace(fused, conv=conv)
 
-    def _corner(self, source: Map, geometry: Geometry, pixel: NDArray[np.integer]) -> Int32:
+    def _corner(self, source: Map, geometry: Geometry, pixel: Int32) -> Int32:
         """Where the taps of output pixels begin, after the source's first pixel."""
         rows, columns = np.divmod(pixel, geometry.output_size[1])
         top, left = geometry.before
         rows, columns = rows * geometry.stride[0] - top, columns * geometry.stride[1] - left
         return (rows * source.line + columns * source.stride).astype(np.int32)
 
-    def _first(self, fused: Fused, source: Map, target: Map, windows: Int32, live: NDArray[np.bool_]) -> None:
+    def _first(self, fused: Fused, source: Map, target: Map, windows: Int32, live: Bool) -> None:
         g, weight = fused.conv.geometry, fused.conv.weight
         outputs, width = len(weight), self._padded(len(weight))
         pixels, children = windows.shape
@@ -310,9 +303,9 @@ class MapLowering:
         mask = fused.mask.reshape(outputs, -1)
         values[0, :, :outputs] = np.where(mask, fused.scale.reshape(outputs, -1), 0)[:, pixel].T
         values[1, :, :outputs] = np.where(mask, fused.shift.reshape(outputs, -1), fused.outside[:, None])[:, pixel].T
-        chunks = np.zeros((pixels, width), dtype=bool)
-        chunks[:, :outputs] = live.T
-        chunks = chunks.reshape(pixels, -1, self.width).any(axis=2)
+        alive = np.zeros((pixels, width), dtype=bool)
+        alive[:, :outputs] = live.T
+        chunks = alive.reshape(pixels, -1, self.width).any(axis=2)
         taps = np.arange(g.kernel[0])[:, None] * g.dilation[0] * source.line
         taps = taps + np.arange(g.kernel[1]) * g.dilation[1] * source.stride
         offsets = (taps.reshape(1, -1) + np.arange(source.channels)[:, None]).reshape(-1)
@@ -335,7 +328,7 @@ class MapLowering:
         )
         self._add(Kind.MAP_FIRST, spec, source.first, target.first, pixels)
 
-    def _sets(self, fused: Fused, source: Map, target: Map, windows: Int32, live: NDArray[np.bool_]) -> None:
+    def _sets(self, fused: Fused, source: Map, target: Map, windows: Int32, live: Bool) -> None:
         g = fused.conv.geometry
         mask = fused.mask.reshape(len(fused.mask), -1)
         sets = list(_output_sets(mask, windows, live))
@@ -366,7 +359,7 @@ class MapLowering:
         )
         self._add(Kind.MAP_CONV, spec, source.first, target.first, len(sets))
 
-    def _runs(self, conv: Convolve, source: Map) -> tuple[Int32, Int32, NDArray[np.float32]]:
+    def _runs(self, conv: Convolve, source: Map) -> tuple[Int32, Int32, Float]:
         """What a pixel's taps read, run by run, and the weights in that order."""
         g = conv.geometry
         padded = np.zeros((len(conv.weight), *g.kernel, source.stride), dtype=np.float32)
@@ -391,7 +384,7 @@ class MapLowering:
 
 @dataclass(frozen=True, eq=False)
 class _Set:
-    """Outputs with the same ROI at some of its pixels; `child`: positions in `pixels`, `children` for each of `outs`."""
+    """Outputs of one ROI, at some pixels; `child`: positions in `pixels`, as many for each of `outs` as `children`."""
 
     channels: Int32
     pixels: Int32
@@ -401,7 +394,7 @@ class _Set:
     missing: Int32
 
 
-def _output_sets(mask: NDArray[np.bool_], windows: Int32, live: NDArray[np.bool_]) -> list[_Set]:
+def _output_sets(mask: Bool, windows: Int32, live: Bool) -> list[_Set]:
     by_roi: dict[bytes, list[int]] = {}
     for channel, row in enumerate(np.packbits(mask, axis=1)):
         by_roi.setdefault(row.tobytes(), []).append(channel)

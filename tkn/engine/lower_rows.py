@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tkn.engine.fuse import Float, Following
+from tkn.engine.fuse import Following
 from tkn.engine.graph import Affine, Concatenate, Convolve, Graph, Pooling, Relu, Same
 from tkn.engine.kernels import contiguous, fill_conv, fill_gather
-from tkn.engine.rows import Children, Geometry, Int32, Pool, Rows, forward_taps, pooled_order
+from tkn.engine.rows import Bool, Children, Float, Geometry, Int32, Pool, Rows, forward_taps, pooled_order
 from tkn.engine.structs import MAX, SUM, Filled, Kind
 
 #: Above this size, bytes, what a convolution reads is made just before it is read.
@@ -31,7 +31,7 @@ class Buffer:
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """An activation: relu?(scale * x + shift) per channel, where x is a row of memory, or `outside` where there is none.
+    """An activation: relu?(scale * x + shift) per channel; x is a row of memory, or `outside` where there is none.
 
     `rows`: the row of each (channel, pixel), -1 where there is none: [C, H * W]. `whole`: the Rows, if they are all of
     one buffer.
@@ -51,7 +51,7 @@ class Value:
         return self.relu or self.scale is not None
 
     @property
-    def mask(self) -> NDArray[np.bool_]:
+    def mask(self) -> Bool:
         return (self.rows >= 0).reshape(len(self.rows), *self.size)
 
     def constants(self) -> Float:
@@ -84,7 +84,9 @@ class RowLowering:
     `inputs`: nodes whose dense activations come from outside; `outputs`: those needed outside.
     """
 
-    def __init__(self, graph: Graph, nodes: list[int], inputs: list[int], outputs: list[int], lanes: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, graph: Graph, nodes: list[int], inputs: list[int], outputs: list[int], lanes: int, dtype: torch.dtype
+    ) -> None:
         self.graph, self.lanes, self.dtype = graph, lanes, dtype
         self.inputs, self.outputs = inputs, outputs
         self.own = set(nodes)
@@ -212,7 +214,6 @@ class RowLowering:
                 np.concatenate([part.outside for part in parts]),
                 tuple(buffer for part in parts for buffer in part.buffers),
             )
-        assert isinstance(operation, Add)
         return self._gather(sources, None)
 
     def _materialised(self, value: Value) -> Value:
@@ -263,7 +264,7 @@ class RowLowering:
         """Which rows of memory the output's entries combine, and each one's scale and shift."""
         if len(sources) > 1:
             masks = np.stack([source.mask for source in sources])
-            output = Rows.of(masks.any(axis=0))
+            output = Rows.of(np.logical_or.reduce(masks))
             live = masks.reshape(len(sources), len(sources[0].rows), -1)[:, output.channel, output.entry_position].T
             count = live.sum(axis=1)
             which = np.nonzero(live)

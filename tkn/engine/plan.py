@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import threading
 from collections.abc import Iterator
 from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from tkn.engine.graph import Convolve, Graph, Input, Size, Slot, Torch, build_graph
-from tkn.engine.kernels import kernels
+from tkn.engine.choose import measure
+from tkn.engine.dense import run_dense
+from tkn.engine.graph import Convolve, Graph, Input, Size, Slot, Torch, build_graph, frozen
+from tkn.engine.library import available, kernels
 from tkn.engine.lower_maps import MapLowering
 from tkn.engine.lower_rows import RowLowering
 from tkn.engine.rows import tile_lanes
@@ -22,13 +25,13 @@ from tkn.engine.structs import OperationStruct, StepStruct
 from tkn.files import whole_file
 
 _FORMAT = 1
-#: Up to this batch size vectors go over the channels, not over the images.
-_SMALL = 8
+#: Up to this batch size vectors may go over the channels instead of the images: whichever is faster.
+_SMALL = 16
 #: A plan must agree with the network it was made of to this part of its largest output.
-_TOLERANCE = 1e-4
+_TOLERANCE = 1e-3
 
 
-def accelerate(model: nn.Module, batch_size: int, input_size: Size | None = None) -> Plan:
+def accelerate(model: nn.Module, batch_size: int, input_size: tuple[int, ...] | None = None) -> Plan:
     """A trained network as a plan that computes inside the ROIs only: plan(x) is model.eval()(x), faster, on the CPU.
 
     Batch normalisation is folded into the convolutions; windows, biases, ReLU and pooling are done as a convolution
@@ -36,21 +39,79 @@ def accelerate(model: nn.Module, batch_size: int, input_size: Size | None = None
 
     Args:
         model: takes one tensor [B, C, H, W] of float32 and returns one tensor.
-        batch_size: what the plan is made for; it takes other batches, but may be slower than a plan of their own.
-        input_size: (C, H, W) of the images; by default read off the model's first use.
+        batch_size: what the plan is made for; it takes other batches, at another speed.
+        input_size: (C, H, W) of the images; None: that of the first batch, when the plan is then made.
 
     Layers that the engine does not know are run by torch: `plan.fallbacks` names them. ValueError for a model whose
-    steps can't be followed, or that is not in float32 on the CPU. Where there is no compiler, torch runs everything.
+    operations can't be followed, or that is not of float32 on the CPU. Where the kernels can't be compiled, torch runs
+    everything, after a warning.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-            raise ValueError(f"accelerate takes models of float32 on the CPU; {name} is {parameter.dtype} on {parameter.device}")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
+    if input_size is not None and (len(input_size) != 3 or min(input_size) < 1):
+        raise ValueError(f"input_size={tuple(input_size)} must be (channels, height, width)")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+            raise ValueError(
+                f"accelerate takes models of float32 on the CPU; {name} is {tensor.dtype} on {tensor.device}"
+            )
     if input_size is None:
-        raise ValueError("input_size=(C, H, W) is needed")
+        return Plan(copy.deepcopy(model), batch_size)
+    return Plan(_checked_graph(model, tuple(input_size)), batch_size)
+
+
+def load_plan(path: str | Path) -> Plan:
+    """A plan written by `Plan.save`, made anew for this machine.
+
+    The file may hold any Python object: load only files you trust. FileNotFoundError; ValueError for other files.
+    """
+    try:
+        saved = torch.load(path, weights_only=False)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch.load raises many kinds
+        raise ValueError(f"{path} is damaged or not a plan: {str(error).splitlines()[0][:200]}") from error
+    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+        raise ValueError(f"{path} is not a plan of format {_FORMAT}")
+    return Plan(saved["graph"], saved["batch_size"])
+
+
+def _checked_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
+    """The model's graph, held against the model: in-place operations, for one, could mean something else."""
+    model = frozen(model)
     graph = build_graph(model, input_size)
-    return Plan(graph, batch_size)
+    x = torch.rand(2, *input_size, generator=torch.Generator().manual_seed(0))
+    values: dict[int, Any] = {0: x}
+    with torch.no_grad():
+        for nodes in split(graph):
+            _by_torch(graph, nodes).run(graph, values)
+        expected = model(x)
+    difference, largest = (values[graph.output] - expected).abs().max(), expected.abs().max()
+    if torch.isfinite(largest) and not difference <= _TOLERANCE * largest:
+        raise ValueError(f"{type(model).__name__} can't be followed: its plan would differ by {float(difference):.3g}")
+    return graph
+
+
+class _Part(Protocol):
+    """Nodes that run in one go."""
+
+    def run(self, graph: Graph, values: dict[int, Any]) -> None:
+        """Compute the nodes' values from those of earlier ones."""
+
+
+@dataclass
+class _Dense:
+    """Nodes that the engine knows, by torch."""
+
+    nodes: list[int]
+
+    def run(self, graph: Graph, values: dict[int, Any]) -> None:
+        for position in self.nodes:
+            run_dense(graph, position, values)
+
+
+def _by_torch(graph: Graph, nodes: list[int]) -> _Part:
+    return _Torch(nodes[0]) if isinstance(graph.nodes[nodes[0]].operation, Torch) else _Dense(nodes)
 
 
 @dataclass
@@ -121,7 +182,7 @@ class _Rows(_Engine):
             struct.src = op.source.offset if op.source is not None else 0
             struct.dst = op.output.offset if op.output is not None else 0
         steps = self.lowering.steps()
-        self.steps = (StepStruct * len(steps))(*steps)
+        self.steps = (StepStruct * len(steps))(*(StepStruct(*step) for step in steps))
 
     def _compute(self, images: int, dense: Any) -> None:
         threads = torch.get_num_threads()
@@ -175,52 +236,95 @@ class _Maps(_Engine):
 
 
 class Plan:
-    """What `accelerate` makes; call it like the network."""
+    """What `accelerate` makes; call it like the network.
 
-    def __init__(self, graph: Graph, batch_size: int) -> None:
-        self.graph = graph
+    `small`: with vectors over the channels (True) or the images (False); by default as the batch size wants it.
+    """
+
+    def __init__(self, source: Graph | nn.Module, batch_size: int, *, small: bool | None = None) -> None:
         self.batch_size = batch_size
+        self._small = small
         self._lock = threading.Lock()
-        self._parts = [self._part(nodes) for nodes in _split(graph)]
+        self._model: nn.Module | None = None
+        if isinstance(source, Graph):
+            self._make(source)
+        else:
+            self._model = source
 
-    def _part(self, nodes: list[int]) -> _Torch | _Engine:
-        if isinstance(self.graph.nodes[nodes[0]].operation, Torch):
-            return _Torch(nodes[0])
-        operations = [self.graph.nodes[n].operation for n in nodes]
-        grouped = any(isinstance(op, Convolve) and op.groups > 1 for op in operations)
-        width = kernels(torch.float32).tkn_width()
-        if self.batch_size <= _SMALL and not grouped:
-            return _Maps(self.graph, nodes)
-        return _Rows(self.graph, nodes, tile_lanes(self.batch_size, torch.get_num_threads(), width))
+    def _make(self, graph: Graph) -> None:
+        self._graph = graph
+        if not available(torch.float32):
+            self._parts = [_by_torch(graph, nodes) for nodes in split(graph)]
+            return
+        small = self._small
+        if self.batch_size > _SMALL or any(
+            isinstance(node.operation, Convolve) and node.operation.groups > 1 for node in graph.nodes
+        ):
+            small = False
+        candidates = [self._engine_parts(choice) for choice in ((True, False) if small is None else (small,))]
+        if len(candidates) == 1:
+            self._parts = candidates[0]
+            return
+        x = torch.zeros(self.batch_size, *self.input_size)
+        self._parts = min(candidates, key=lambda parts: measure(lambda: self._run(parts, x)))
+
+    def _engine_parts(self, small: bool) -> list[_Part]:
+        graph = self._graph
+        lanes = tile_lanes(self.batch_size, torch.get_num_threads(), kernels(torch.float32).tkn_width())
+        parts: list[_Part] = []
+        for nodes in split(graph):
+            if isinstance(graph.nodes[nodes[0]].operation, Torch):
+                parts.append(_Torch(nodes[0]))
+            else:
+                parts.append(_Maps(graph, nodes) if small else _Rows(graph, nodes, lanes))
+        return parts
+
+    def _made(self) -> Graph:
+        if self._model is not None:
+            raise ValueError("the plan is made at its first use: give accelerate an input_size to have it before")
+        return self._graph
 
     @property
     def input_size(self) -> Size:
         """(C, H, W)"""
-        size = self.graph.nodes[0].size
+        size = self._made().nodes[0].size
         assert size is not None
         return size
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
         """The layers that torch runs: "name (type)"."""
-        return self.graph.fallbacks
+        return self._made().fallbacks
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan's operations and weights to a file for `load_plan`, whole or not at all."""
+        with whole_file(Path(path)) as temporary:
+            torch.save({"format": _FORMAT, "graph": self._made(), "batch_size": self.batch_size}, temporary)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> what the network returns. ValueError for another size, type or device."""
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.input_size:
-            raise ValueError(f"the plan is for images of {self.input_size} (C, H, W), not for {tuple(x.shape)}")
+        """[B, C, H, W] -> what the network returns. ValueError for images of another size, type or device."""
         if x.device.type != "cpu" or x.dtype != torch.float32:
             raise ValueError(f"the plan takes float32 on the CPU, not {x.dtype} on {x.device}")
         with self._lock:
-            values: dict[int, Any] = {0: x}
-            for part in self._parts:
-                part.run(self.graph, values)
-            return values[self.graph.output]
+            if self._model is not None and x.dim() == 4:
+                graph = _checked_graph(self._model, tuple(x.shape[1:]))
+                self._model = None
+                self._make(graph)
+            if x.dim() != 4 or len(x) == 0 or tuple(x.shape[1:]) != self.input_size:
+                expected = ", ".join(map(str, self.input_size)) if self._model is None else "C, H, W"
+                raise ValueError(f"the plan takes images [B, {expected}], not {list(x.shape)}")
+            return self._run(self._parts, x)
+
+    def _run(self, parts: list[_Part], x: Tensor) -> Tensor:
+        values: dict[int, Any] = {0: x}
+        for part in parts:
+            part.run(self._graph, values)
+        return values[self._graph.output]
 
 
-def _split(graph: Graph) -> Iterator[list[int]]:
-    """Runs of nodes without torch, and single nodes with."""
+def split(graph: Graph) -> Iterator[list[int]]:
+    """Runs of nodes that the engine knows, and single nodes that torch runs."""
     run: list[int] = []
     for position, node in enumerate(graph.nodes):
         if isinstance(node.operation, Input):

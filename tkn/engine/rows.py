@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Int32 = NDArray[np.int32]
+# What an array holds is said for the reader: numpy's own types get in the way.
+Int32 = NDArray[Any]
+Bool = NDArray[Any]
+Float = NDArray[Any]
 
 #: What the inputs of one output pixel may take of a second-level cache, bytes.
 _CACHE = 256 * 1024
@@ -26,11 +30,11 @@ class Rows:
     `mask`: bool [C, H, W]. `order`: the pixels, as indices into H*W, in the order of their rows; by default all.
     """
 
-    mask: NDArray[np.bool_]
+    mask: Bool
     order: Int32
 
     @classmethod
-    def of(cls, mask: NDArray[np.bool_], order: Int32 | None = None) -> Rows:
+    def of(cls, mask: Bool, order: Int32 | None = None) -> Rows:
         pixels = mask.shape[1] * mask.shape[2]
         return cls(mask, np.arange(pixels, dtype=np.int32) if order is None else order)
 
@@ -51,7 +55,7 @@ class Rows:
         return self.mask.shape[1] * self.mask.shape[2]
 
     @cached_property
-    def by_pixel(self) -> NDArray[np.bool_]:
+    def by_pixel(self) -> Bool:
         """The mask as [pixels in order, C]."""
         return np.ascontiguousarray(self.mask.reshape(self.channels, -1).T[self.order])
 
@@ -71,7 +75,7 @@ class Rows:
         return self._entries[1].astype(np.int32)
 
     @cached_property
-    def _entries(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _entries(self) -> tuple[Int32, Int32]:
         position, channel = np.nonzero(self.by_pixel)
         return position, channel
 
@@ -113,7 +117,7 @@ class Rows:
         """The rows as the source of a convolution, by pixel index: (first entry of each chunk of channels [pixels,
         chunks + 1], base [pixels], chunks). Chunks do not cross groups, and the inputs of an output pixel from one
         chunk fit into a cache."""
-        per_pixel = self.live / max(1, np.count_nonzero(np.diff(self.start)))
+        per_pixel = self.live / max(1, int(np.count_nonzero(np.diff(self.start))))
         wanted = int(np.ceil(per_pixel / groups * taps * lanes * itemsize / _CACHE))
         per_group = max(1, min(self.channels // groups, wanted))
         width = self.channels // groups
@@ -134,7 +138,7 @@ def _full(channels: int, size: tuple[int, int]) -> Rows:
     return Rows.of(np.ones((channels, *size), dtype=bool))
 
 
-def cumulative(counts: NDArray[np.integer]) -> Int32:
+def cumulative(counts: Int32) -> Int32:
     """[0, c0, c0 + c1, ...]."""
     starts = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=starts[1:])
@@ -170,7 +174,7 @@ class Geometry:
 
 
 @lru_cache(maxsize=256)
-def window_table(geometry: Geometry) -> NDArray[np.int64]:
+def window_table(geometry: Geometry) -> Int32:
     """The input pixel that each tap of each output pixel reads, -1 in the padding: [output pixels, taps]."""
     axes = [
         np.arange(out)[:, None] * s - b + np.arange(k) * d
@@ -256,7 +260,7 @@ class Children:
 
     @classmethod
     def pooled(cls, source: Rows, pool: Pool) -> Children:
-        """Pooling of rows whose order is `pooled_order` of the same pool: a pixel's rows are where any child has one."""
+        """Pooling of rows in the `pooled_order` of the same pool: a pixel has rows where any of its children has."""
         windows = pool_windows(pool, source.size)
         height, width = pool.output_size(source.size)
         taps = windows.shape[1]
@@ -271,8 +275,8 @@ class Children:
         return cls(source, output, cumulative(count), by_window[live], (taps - count).astype(np.int32))
 
     @classmethod
-    def windows(cls, source: Rows, geometry: Geometry, constant: NDArray[np.bool_]) -> Children:
-        """Any pooling of rows in the natural order; `constant` [C]: channels that are not zero where they have no row."""
+    def windows(cls, source: Rows, geometry: Geometry, constant: Bool) -> Children:
+        """Any pooling of rows in the natural order; `constant` [C]: channels not zero where they have no row."""
         table = window_table(geometry)
         entries = np.full((source.pixels + 1, source.channels), -1, dtype=np.int32)
         entries[:-1][source.by_pixel] = np.arange(source.live, dtype=np.int32)

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from tkn.engine.autograd import Activation, Stage
 from tkn.engine.choose import Engine, choices, supported, worth_measuring
-from tkn.engine.kernels import kernels
-from tkn.engine.library import EngineUnavailable
+from tkn.engine.library import available
 from tkn.engine.rows import Geometry, Pool
 from tkn.roi import roi_areas, roi_mask
 
@@ -61,8 +60,7 @@ def run_target(
 
     ValueError if the layer's engine is "roi" and can't compute x.
     """
-    with_roi = _with_roi(layer, x, relu, pool)
-    if with_roi:
+    if _with_roi(layer, x, relu, pool):
         return _roi(layer, x, relu, pool)
     return _dense(layer, x.unpack(channels_last=channels_last(layer)) if isinstance(x, Activation) else x, relu, pool)
 
@@ -82,21 +80,13 @@ def _with_roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool
     reason = supported(data, layer.weight, layer.loc, layer.scale)
     if layer.engine == "roi":
         if torch.is_autocast_enabled("cpu") and data.device.type == "cpu":
-            return _built(torch.float32)
+            return available(torch.float32)
         if reason is not None:
             raise ValueError(f"engine='roi': {reason}; engine='auto' takes torch there")
-        return _built(data.dtype)
-    if reason is not None or not layer.clip:
+        return available(data.dtype)
+    if reason is not None or not layer.clip or layer.padding_mode != "zeros":
         return False
     return _roi_is_faster(layer, x, relu, pool)
-
-
-def _built(dtype: torch.dtype) -> bool:
-    try:
-        kernels(dtype)
-    except EngineUnavailable:
-        return False  # after a warning
-    return True
 
 
 def _size(x: Tensor | Activation) -> tuple[int, int, int]:
@@ -110,7 +100,9 @@ def _geometry(layer: TargetLayer, size: tuple[int, int]) -> Geometry:
     left, right, top, bottom = layer._reversed_padding_repeated_twice
     if layer.padding_mode != "zeros":  # padded before
         top = bottom = left = right = 0
-    return Geometry(size, _pair(layer.kernel_size), _pair(layer.stride), (top, left), (bottom, right), _pair(layer.dilation))
+    return Geometry(
+        size, _pair(layer.kernel_size), _pair(layer.stride), (top, left), (bottom, right), _pair(layer.dilation)
+    )
 
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:
@@ -198,12 +190,9 @@ def _stage(layer: TargetLayer, x: Activation, geometry: Geometry, relu: bool, po
     )
     kept = _stages.setdefault(layer, OrderedDict())
     if key not in kept:
-        if rois is None:
-            mask = np.ones((layer.out_channels, *size), dtype=bool)
-        else:
-            mask = roi_mask(size, rois).numpy()
+        everywhere = np.ones((layer.out_channels, *size), dtype=bool)
+        mask = everywhere if rois is None else roi_mask(size, rois).numpy()
         kept[key] = Stage(x.rows, mask, geometry, layer.groups, relu, pool, x.tiles, x.data.dtype)
         if len(kept) > _KEPT:
             kept.popitem(last=False)
     return kept[key]
-

@@ -1,0 +1,42 @@
+"""Thinned networks cost what they should, and are the baseline where they need not be thinner."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tkn import build_model, count_macs
+from tkn.bench.thin import thin
+
+
+@pytest.mark.parametrize(("name", "size"), [("cnn6", 12), ("dn10", 12), ("dn40", 8), ("stn", 16)])
+@pytest.mark.parametrize("share", [0.2, 0.55])
+def test_the_cost_is_met(name: str, size: int, share: float) -> None:
+    baseline = build_model(name, (3, size, size), 10)
+    wanted = int(share * count_macs(baseline, (3, size, size)).total_dense)
+    thinned = thin(baseline, (3, size, size), wanted)
+    report = count_macs(thinned, (3, size, size))
+    assert report.total_dense == pytest.approx(wanted, rel=0.04)
+    assert not report.unknown
+    assert thinned(torch.zeros(2, 3, size, size)).shape == (2, 10)
+
+
+def test_the_whole_cost_is_the_baseline() -> None:
+    baseline = build_model("dn10", (1, 8, 8), 10)
+    thinned = thin(baseline, (1, 8, 8), count_macs(baseline, (1, 8, 8)).total_dense)
+    shapes = [(name, value.shape) for name, value in baseline.state_dict().items()]
+    assert [(name, value.shape) for name, value in thinned.state_dict().items()] == shapes
+
+
+def test_widths_are_multiples() -> None:
+    baseline = build_model("cnn6", (1, 12, 12), 10)
+    thinned = thin(baseline, (1, 12, 12), count_macs(baseline, (1, 12, 12)).total_dense // 5, multiple=16)
+    widths = [module.out_channels for module in thinned.modules() if isinstance(module, nn.Conv2d)]
+    assert widths
+    assert all(width % 16 == 0 for width in widths)
+
+
+def test_the_least_is_one_kernel_each() -> None:
+    thinned = thin(build_model("dn10", (1, 8, 8), 10), (1, 8, 8), 1)
+    assert {module.out_channels for module in thinned.modules() if isinstance(module, nn.Conv2d)} == {1}

@@ -1,0 +1,119 @@
+"""The shape of tkn-bench's configuration: wrong keys and values stop it at once, with one line naming the key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from omegaconf import DictConfig, OmegaConf
+
+from tkn.bench.engines import ENGINES
+from tkn.models import MODEL_NAMES
+from tkn.schema import check_rules, typed
+from tkn.suggest import unknown
+
+SOURCES = ("file", "checkpoint", "generated")
+
+
+@dataclass
+class CaseConfig:
+    name: str
+    baseline: str
+    targeted: str
+    input_size: list[int]
+    num_outputs: int
+    share: float
+
+
+@dataclass
+class RoisConfig:
+    source: str
+    path: str | None
+    share: list[float]
+
+
+@dataclass
+class ThinnedConfig:
+    multiple: int
+
+
+@dataclass
+class MeasureConfig:
+    rounds: int
+    repeats: int
+    seconds: float
+    warmup: float
+
+
+@dataclass
+class BenchConfig:
+    """conf/bench/config.yaml says what each key means."""
+
+    case: CaseConfig
+    rois: RoisConfig
+    engines: list[str]
+    batch_sizes: list[int]
+    train_batch_size: int | None
+    threads: int | None
+    thinned: ThinnedConfig
+    measure: MeasureConfig
+    memory: bool
+    seed: int
+
+
+def check_config(config: DictConfig) -> DictConfig:
+    """The configuration, typed and checked; one `rois.share` becomes a list. ValueError for the first wrong key."""
+    if isinstance(OmegaConf.select(config, "rois.share"), int | float):
+        config = OmegaConf.merge(config, {"rois": {"share": [config.rois.share]}})  # type: ignore[assignment]
+    config = typed(BenchConfig, config)
+    for name in config.engines:
+        if name not in ENGINES:
+            raise ValueError(unknown("engine", name, ENGINES))
+    check_rules(config, _rules(config))
+    return config
+
+
+def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
+    """(key, is its value valid, what is)."""
+    case, rois, measure = config.case, config.rois, config.measure
+    yield "case.baseline", case.baseline in MODEL_NAMES, f"one of {', '.join(MODEL_NAMES)}"
+    yield "case.targeted", case.targeted in MODEL_NAMES, f"one of {', '.join(MODEL_NAMES)}"
+    yield (
+        "case.input_size",
+        len(case.input_size) == 3 and min(case.input_size) >= 1,
+        "[channels, height, width], each at least 1",
+    )
+    # A training step's loss is the cross entropy.
+    yield "case.num_outputs", case.num_outputs >= 2, "at least 2"
+    yield "rois.source", rois.source in SOURCES, f"one of {', '.join(SOURCES)}"
+    yield "rois.path", rois.source == "generated" or rois.path is not None, f"a path with rois.source={rois.source}"
+    yield (
+        "rois.share",
+        rois.source != "generated" or (_distinct(rois.share) and all(0 < share <= 1 for share in rois.share)),
+        "a number, or different ones, within (0, 1]",
+    )
+    yield "engines", _distinct(config.engines), "a list of different names"
+    yield (
+        "batch_sizes",
+        len(set(config.batch_sizes)) == len(config.batch_sizes) and all(size >= 1 for size in config.batch_sizes),
+        "a list of different numbers, at least 1",
+    )
+    yield (
+        "train_batch_size",
+        # Batch normalisation has no variance of one image.
+        config.train_batch_size is None or config.train_batch_size >= 2,
+        "null or at least 2",
+    )
+    yield "train_batch_size", bool(config.batch_sizes) or config.train_batch_size is not None, "set without batch_sizes"
+    yield "threads", config.threads is None or config.threads >= 1, "null or at least 1"
+    yield "thinned.multiple", config.thinned.multiple >= 1, "at least 1"
+    yield "measure.rounds", measure.rounds >= 1, "at least 1"
+    yield "measure.repeats", measure.repeats >= 1, "at least 1"
+    yield "measure.seconds", measure.seconds >= 0, "at least 0"
+    yield "measure.warmup", measure.warmup >= 0, "at least 0"
+    yield "memory", not config.memory or bool(config.batch_sizes), "false without batch_sizes"
+    yield "seed", 0 <= config.seed < 2**32, "a whole number from 0 to 2^32 - 1"
+
+
+def _distinct(values: list[float] | list[str]) -> bool:
+    return 0 < len(set(values)) == len(values)

@@ -1,0 +1,277 @@
+"""The engines that are timed, by name: each makes a network and a batch into a call without arguments.
+
+Peers are imported when they are asked for: without the extra "bench" they are reported as not installed.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tkn.layers import TargetConv2d, roi_layers
+from tkn.macs import count_macs
+from tkn.penalty import scale_penalty
+
+#: Allowed differences from torch eager, as a part of the largest output. Engines sum in other orders, or in bfloat16.
+TOLERANCE = {"float32": 1e-3, "reduced": 0.1}
+#: The same of gradients, as a part of their norm: through many ReLUs and batch normalisations rounding grows.
+GRADIENT_TOLERANCE = 0.02
+
+_REDUCED = "reduced"
+_FLOAT32 = "float32"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A call that computes a batch, or takes a training step, and what there is to say of it.
+
+    difference: of the outputs (training: of the gradients) from torch eager's, relative.
+    precision: "float32" or "reduced".
+    notes: such as layers that an engine leaves to torch.
+    """
+
+    call: Callable[[], object]
+    difference: float
+    precision: str = _FLOAT32
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A call that computes a batch: () -> [B, outputs], a tensor or an array."""
+
+    call: Callable[[], Any]
+    precision: str = _FLOAT32
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How torch takes a training step: compiled or not, memory format, and the engine of target layers."""
+
+    compiled: bool = False
+    channels_last: bool = False
+    target_engine: Literal["dense", "roi"] = "dense"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs dense networks (a peer) or targeted ones, in inference, training or both.
+
+    infer: (network in evaluation mode, images [B, C, H, W], threads) -> Inference.
+    """
+
+    targeted: bool = False
+    infer: Callable[[nn.Module, Tensor, int], Inference] | None = None
+    train: TrainingOptions | None = None
+    #: of this project: what speed-ups are told of
+    ours: bool = field(default=False)
+
+
+def prepare_inference(engine: Engine, network: nn.Module, images: Tensor, threads: int) -> Prepared:
+    """Ready `engine`, its outputs held against torch eager's on the same images [B, C, H, W].
+
+    The call is for within torch.inference_mode(). ValueError if the outputs differ by more than TOLERANCE; whatever a
+    missing or failing engine raises.
+    """
+    assert engine.infer is not None
+    reference = _copied(network, False, "dense")
+    inference = engine.infer(network, images, threads)
+    with torch.inference_mode():
+        expected = reference(images).numpy()
+        outputs = np.asarray(inference.call())
+    if outputs.shape != expected.shape:
+        raise ValueError(f"its outputs have shape {outputs.shape}, not {expected.shape}")
+    difference = float(np.abs(outputs - expected).max() / np.abs(expected).max())
+    _require_near(difference, TOLERANCE[inference.precision], "outputs")
+    return Prepared(inference.call, difference, inference.precision, inference.notes)
+
+
+def prepare_training(engine: Engine, network: nn.Module, images: Tensor, labels: Tensor) -> Prepared:
+    """Ready training steps of `engine`, its gradients held against torch eager's on the same batch.
+
+    A step is zero_grad, forward, cross entropy, backward, SGD (momentum 0.9, Nesterov); with target layers the scale
+    penalty and the projection too. ValueError and others as `prepare_inference`.
+    """
+    assert engine.train is not None
+    if engine.train.target_engine == "roi":
+        _require_roi_engine()
+    sizes = {row.name: row.map_size for row in count_macs(network, tuple(images.shape[1:])).target_layers}
+    expected = _gradients(*_training_network(network, TrainingOptions()), images, labels)
+    model, forward = _training_network(network, engine.train)
+    if engine.train.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    gradients = _gradients(model, forward, images, labels)
+    difference = float((gradients - expected).norm() / expected.norm())
+    _require_near(difference, GRADIENT_TOLERANCE, "gradients")
+
+    # So small a rate that thousands of steps on one batch leave the network, and its cost, as it is.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-7, momentum=0.9, nesterov=True)
+    targets = roi_layers(model)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(forward(images), labels)
+        if targets:
+            loss = loss + scale_penalty(model, l2=1e-4)
+        loss.backward()
+        optimizer.step()
+        for name, layer in targets.items():
+            layer.project_(sizes[name])
+
+    return Prepared(step, difference)
+
+
+def _require_near(difference: float, tolerance: float, what: str) -> None:
+    if not difference <= tolerance:  # NaN too
+        raise ValueError(f"its {what} differ from torch's by {difference:.2g} of their size, more than {tolerance:g}")
+
+
+def _copied(network: nn.Module, channels_last: bool, target_engine: Literal["dense", "roi"]) -> nn.Module:
+    """A copy in a memory format whose target layers are computed by `target_engine`."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, TargetConv2d):
+            module.engine = target_engine
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return network
+
+
+def _eager(channels_last: bool) -> Callable[[nn.Module, Tensor, int], Inference]:
+    def infer(network: nn.Module, images: Tensor, _threads: int) -> Inference:
+        forward = _copied(network, channels_last, "dense")
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return Inference(lambda: forward(images))
+
+    return infer
+
+
+def _compiled(options: dict[str, Any] | None) -> Callable[[nn.Module, Tensor, int], Inference]:
+    def infer(network: nn.Module, images: Tensor, _threads: int) -> Inference:
+        # A copy: another engine's compilation must not be found in its place.
+        forward = torch.compile(copy.deepcopy(network), dynamic=False, options=options)
+        return Inference(lambda: forward(images))
+
+    return infer
+
+
+@lru_cache(maxsize=1)  # for the engines that follow each other on one network and batch
+def _onnx(network: nn.Module, batch: int, channels: int, height: int, width: int) -> bytes:
+    """The network as ONNX for batches of exactly this size."""
+    import onnxscript  # noqa: F401  # what torch's exporter writes with
+
+    images = torch.zeros(batch, channels, height, width)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch's and onnxscript's own
+        program = torch.onnx.export(
+            network, (images,), dynamo=True, verbose=False, input_names=["images"], output_names=["outputs"]
+        )
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+def _onnxruntime(network: nn.Module, images: Tensor, threads: int) -> Inference:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(_onnx(network, *images.shape), options, providers=["CPUExecutionProvider"])
+    # Input and output stay where they are: nothing is copied in a call.
+    inputs = images.numpy()
+    outputs = np.empty(session.get_outputs()[0].shape, np.float32)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("images", onnxruntime.OrtValue.ortvalue_from_numpy(inputs))
+    binding.bind_ortvalue_output("outputs", onnxruntime.OrtValue.ortvalue_from_numpy(outputs))
+
+    def run() -> Any:
+        session.run_with_iobinding(binding)
+        return outputs
+
+    return Inference(run)
+
+
+def _openvino(reduced: bool) -> Callable[[nn.Module, Tensor, int], Inference]:
+    def infer(network: nn.Module, images: Tensor, threads: int) -> Inference:
+        import openvino
+
+        core = openvino.Core()
+        properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        if not reduced:
+            properties["INFERENCE_PRECISION_HINT"] = "f32"
+        compiled = core.compile_model(core.read_model(_onnx(network, *images.shape)), "CPU", properties)
+        request = compiled.create_infer_request()
+        request.set_input_tensor(openvino.Tensor(images.numpy(), shared_memory=True))
+        outputs = request.get_output_tensor()
+
+        def run() -> Any:
+            request.infer()
+            return outputs.data
+
+        chosen = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        precision = _FLOAT32 if chosen == "f32" else _REDUCED
+        return Inference(run, precision, (chosen,) if reduced else ())
+
+    return infer
+
+
+def _tkn(network: nn.Module, images: Tensor, _threads: int) -> Inference:
+    import tkn
+
+    _require_roi_engine()
+    plan = tkn.accelerate(network, batch_size=len(images), input_size=tuple(images.shape[1:]))
+    notes = (f"by torch: {', '.join(plan.fallbacks)}",) if plan.fallbacks else ()
+    return Inference(lambda: plan(images), notes=notes)
+
+
+def _require_roi_engine() -> None:
+    """RuntimeError where the kernels can't be had: torch would compute, and be timed, in their place."""
+    from tkn.engine.library import available
+
+    if not available(torch.float32):
+        raise RuntimeError("the ROI engine's kernels are not available on this machine")
+
+
+def _training_network(network: nn.Module, options: TrainingOptions) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """A copy of the network in training mode, and its forward, compiled or not."""
+    model = _copied(network, options.channels_last, options.target_engine).train()
+    return model, torch.compile(model, dynamic=False) if options.compiled else model
+
+
+def _gradients(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    """All gradients of the cross entropy in one row, without dropout; the model is left in training mode."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    F.cross_entropy(forward(images), labels).backward()
+    model.train()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+
+
+ENGINES: dict[str, Engine] = {
+    "torch": Engine(infer=_eager(False), train=TrainingOptions()),
+    "torch-channels-last": Engine(infer=_eager(True), train=TrainingOptions(channels_last=True)),
+    "torch-compile": Engine(infer=_compiled(None), train=TrainingOptions(compiled=True)),
+    "torch-compile-frozen": Engine(infer=_compiled({"freezing": True})),
+    "onnxruntime": Engine(infer=_onnxruntime),
+    "openvino": Engine(infer=_openvino(reduced=False)),
+    "openvino-reduced": Engine(infer=_openvino(reduced=True)),
+    "torch-masked": Engine(targeted=True, infer=_eager(False), train=TrainingOptions()),
+    "torch-masked-channels-last": Engine(targeted=True, infer=_eager(True), train=TrainingOptions(channels_last=True)),
+    "tkn": Engine(targeted=True, infer=_tkn, train=TrainingOptions(target_engine="roi"), ours=True),
+    "tkn-channels-last": Engine(
+        targeted=True, train=TrainingOptions(channels_last=True, target_engine="roi"), ours=True
+    ),
+}

@@ -1,0 +1,108 @@
+"""What a benchmark ran on. Linux tells most; elsewhere the unknown is left out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+#: Of the CPU's flags those that decide which kernels an engine can use (with x86's names, then Arm's).
+_FLAGS = ("avx2", "fma", "f16c", "avx512", "avx_vnni", "avx10", "amx", "asimd", "sve", "bf16", "i8mm")
+_PACKAGES = {"tkn": "targeted-kernel-networks"} | {
+    name: name for name in ("torch", "numpy", "onnxruntime", "openvino", "onnx", "onnxscript")
+}
+
+
+def describe_machine() -> dict[str, Any]:
+    """The CPU, its cores, caches and relevant flags, the memory and the operating system."""
+    cpu = _colon_table(Path("/proc/cpuinfo"))
+    flags = cpu.get("flags", cpu.get("Features", "")).split()
+    memory = _colon_table(Path("/proc/meminfo")).get("MemTotal", "")
+    return {
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "architecture": platform.machine(),
+        "flags": [flag for flag in flags if flag.startswith(_FLAGS) or flag.endswith("bf16")],
+        "logical_cpus": os.cpu_count(),
+        "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores_per_socket": int(cpu["cpu cores"]) if "cpu cores" in cpu else None,
+        "caches": _caches(),
+        "memory_gib": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
+        "system": platform.platform(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, this project, torch and the peers."""
+    versions = {"python": platform.python_version()}
+    for name, package in _PACKAGES.items():
+        try:
+            versions[name] = version(package)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def load_average() -> float | None:
+    """Processes that ran or waited, over the last minute."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+class OtherLoad:
+    """How many CPUs something else kept busy within its contexts: other processes, the hypervisor's other guests."""
+
+    def __init__(self) -> None:
+        self._clock = self._others = 0.0
+        self._start: tuple[float, float] | None = None
+
+    def __enter__(self) -> None:
+        self._start = _clock_and_others()
+
+    def __exit__(self, *_error: object) -> None:
+        end = _clock_and_others()
+        if self._start is not None and end is not None:
+            self._clock += end[0] - self._start[0]
+            self._others += end[1] - self._start[1]
+
+    def mean(self) -> float | None:
+        """CPUs, on average; None if that is unknown."""
+        return round(max(0.0, self._others) / self._clock, 2) if self._clock else None
+
+
+def _clock_and_others() -> tuple[float, float] | None:
+    """Seconds of the clock, and of all CPUs in use by others than this process; None if unknown."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, fields)
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), busy - time.process_time()
+
+
+def _colon_table(path: Path) -> dict[str, str]:
+    """The first value of every key of a file of "key : value" lines; empty if it can't be read."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    table: dict[str, str] = {}
+    for line in lines:
+        key, colon, value = line.partition(":")
+        if colon:
+            table.setdefault(key.strip(), value.strip())
+    return table
+
+
+def _caches() -> dict[str, str]:
+    """Sizes of the first CPU's caches, such as {"L1 data": "32K"}."""
+    caches = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        caches[f"L{level} {kind.lower()}"] = size
+    return caches

@@ -1,0 +1,185 @@
+"""What the commands share: Hydra around a function, with errors of one line that name the nearest valid name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from tkn.suggest import unknown
+
+_log = logging.getLogger(__name__)
+
+_PACKAGE = Path(__file__).parent
+#: In a wheel the configs lie inside the package, in a checkout beside it.
+CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the configuration `config_dir`/config.yaml and its groups, checked and handed to a function.
+
+    load_run, load_check: import and return the function, and the one that raises ValueError for a wrong configuration;
+        late, as importing them can take seconds.
+    open_keys: the beginnings of keys that users may add with a +.
+    """
+
+    name: str
+    config_dir: Path
+    load_run: Callable[[], Callable[[DictConfig], object]]
+    load_check: Callable[[], Callable[[DictConfig], object]]
+    open_keys: tuple[str, ...] = ()
+
+    def main(self) -> None:
+        """Run on the process's arguments; exit status 1 and one line on stderr if it fails (130 on Ctrl-C)."""
+        traceback_wanted = os.environ.get(FULL_ERROR) == "1"
+        # Hydra would print tracebacks and exit; so it hands exceptions on to here.
+        os.environ[FULL_ERROR] = "1"
+        failures: list[Exception] = []
+
+        def task(config: DictConfig) -> None:
+            try:
+                run(config)
+            except Exception as error:
+                job = HydraConfig.get()
+                if job.mode == RunMode.MULTIRUN:
+                    # Raised for the launcher, which goes on to the other runs and fails at the end.
+                    _log.error("run %s (%s) failed: %s", job.job.num, job.job.override_dirname, one_line(error))
+                    raise
+                # Not raised: Hydra would print more than the one line.
+                _log_to_file(one_line(error))
+                failures.append(error)
+
+        try:
+            self._check_overrides(sys.argv[1:])
+            # Before Hydra configures logging, which importing Lightning undoes.
+            run = self.load_run()
+            hydra.main(version_base="1.3", config_path=str(self.config_dir), config_name="config")(task)()
+            if failures:
+                raise failures[0]
+        except KeyboardInterrupt as interrupt:
+            print(f"{self.name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+            sys.exit(130)
+        except Exception as error:
+            if traceback_wanted:
+                raise
+            sys.exit(f"{self.name}: error: {one_line(error)}")
+
+    def compose(self, *overrides: str) -> DictConfig:
+        """The configuration that the command would make of these arguments; ValueError with the nearest valid name."""
+        with hydra.initialize_config_dir(str(self.config_dir), version_base="1.3", job_name=self.name):
+            return self._compose(list(overrides))
+
+    def _check_overrides(self, arguments: list[str]) -> None:
+        """Compose the configuration before Hydra makes a folder for it; ValueError with the nearest valid name."""
+        flags = [argument for argument in arguments if argument.startswith("-")]
+        if set(flags) - {"-m", "--multirun"}:
+            return  # another command of Hydra's, such as --help
+        overrides = [argument for argument in arguments if argument not in flags]
+        with hydra.initialize_config_dir(str(self.config_dir), version_base="1.3", job_name=self.name):
+            for combination in self._combinations(overrides):
+                config = self._compose(combination)
+            if not flags:
+                # A bad value in a sweep fails its own run only.
+                self.load_check()(config)
+
+    def _combinations(self, overrides: list[str]) -> list[list[str]]:
+        """Lists of overrides without sweeps: every swept choice of a group occurs, and one value of other keys."""
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        choices = []
+        for override in parsed:
+            key = override.get_key_element()
+            if not override.is_sweep_override():
+                choices.append([override.input_line or ""])
+            elif override.is_discrete_sweep():
+                values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+                if not values:
+                    raise ValueError(f"{override.input_line} matches nothing")
+                choices.append(values if self._is_group(key) else values[:1])
+        first = [options[0] for options in choices]
+        return [first] + [
+            [*first[:position], option, *first[position + 1 :]]
+            for position, options in enumerate(choices)
+            for option in options[1:]
+        ]
+
+    def _compose(self, overrides: list[str]) -> DictConfig:
+        try:
+            return hydra.compose("config", overrides=overrides)
+        except MissingConfigException as error:
+            group, _, name = (error.missing_cfg_file or "").rpartition("/")
+            if not error.options:
+                raise
+            raise ValueError(unknown(group or "config", name, error.options)) from error
+        except ConfigCompositionException as error:
+            match = re.search(r"Could not (?:override|delete[^']*) '([^']+)'", str(error))
+            if match is None:
+                raise
+            key = match[1].split("@")[0]
+            if key.startswith(self.open_keys):
+                group = key.split(".")[0]
+                raise ValueError(f"this {group} does not set {key}; write +{key}=... to add it") from error
+            groups = [override for override in overrides if self._is_group(override.split("=")[0])]
+            raise ValueError(unknown("key", key, _known_keys(hydra.compose("config", overrides=groups)))) from error
+
+    def _is_group(self, key: str) -> bool:
+        return (self.config_dir / key).is_dir()
+
+
+def output_folder(folder: str | Path | None) -> Path:
+    """The folder of a run, made if it is not there: `folder`, else Hydra's, else (outside of Hydra) a dated one."""
+    if folder is None and HydraConfig.initialized():
+        folder = HydraConfig.get().runtime.output_dir
+    if folder is None:
+        folder = f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message in one line; the names of unexpected kinds are kept, with the way to see more."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ValueError | OSError | HydraException):
+        return text
+    return f"{type(error).__name__}: {text} ({FULL_ERROR}=1 shows the traceback)"
+
+
+def _log_to_file(message: str) -> None:
+    """Log an error to the run's log file alone: the terminal gets it at the end."""
+    record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, message, (), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+def _known_keys(config: DictConfig) -> list[str]:
+    """All keys of the configuration, groups included, as they are written on the command line."""
+    keys: list[str] = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in map(str, node):
+            keys.append(f"{prefix}{key}")
+            value: Any = node._get_node(key)
+            if isinstance(value, DictConfig) and not value._is_none():
+                walk(value, f"{prefix}{key}.")
+
+    walk(config, "")
+    return keys
