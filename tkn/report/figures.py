@@ -87,12 +87,12 @@ def _mosaic(axis, layer: RoiLayer, size: tuple[int, int]):  # type: ignore[no-un
 
 
 def training_curves(rows: Sequence[Mapping[str, float]], error_name: str, macs_dense: int, title: str) -> Figure:
-    """Loss, error and multiply-adds by epoch.
+    """Loss, error and multiply-adds by epoch, and the time of a training step by its multiply-adds.
 
     `rows`: the history of a run, a mapping of metrics an epoch; `error_name`: "error" (percent), "mse" or "mae".
     """
-    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
-    loss, error, macs = figure.subplots(1, 3)
+    figure = Figure(figsize=(14, 3.4), layout="constrained")
+    loss, error, macs, step = figure.subplots(1, 4)
     epochs = [row["epoch"] for row in rows]
     for axis, name in ((loss, "loss"), (error, error_name)):
         for colour, column in zip(
@@ -110,9 +110,19 @@ def training_curves(rows: Sequence[Mapping[str, float]], error_name: str, macs_d
     macs.set_ylabel("multiply-adds (millions)")
     macs.set_ylim(0, 1.05 * macs_dense / 1e6)
     macs.legend(frameon=False, fontsize=8, loc="lower left")
+    # The ROIs move within an epoch too: its median step has about the mean of the multiply-adds at its two ends.
+    timed = [row for row in rows if "step_seconds" in row]
+    ends = [macs_dense, *(row["macs_roi"] for row in rows)]
+    work = [(ends[rows.index(row)] + row["macs_roi"]) / 2e6 for row in timed]
+    step.plot(work, [1e3 * row["step_seconds"] for row in timed], color=COLOURS[0], marker=".", linestyle="none")
+    step.set_xlabel("multiply-adds (millions)")
+    step.set_ylabel("training step (ms)")
+    step.set_xlim(0, 1.05 * macs_dense / 1e6)
+    step.set_ylim(bottom=0)
     for axis in (loss, error, macs):
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
+    for axis in (loss, error, macs, step):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11)

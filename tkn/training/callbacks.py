@@ -7,7 +7,9 @@ import io
 import logging
 import shutil
 import time
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytorch_lightning as pl
@@ -27,7 +29,7 @@ def shortened(value: float) -> float:
 class History(Callback):
     """One row of metrics an epoch; rewritten whole into metrics.csv, and carried along in the checkpoints.
 
-    Columns: epoch, lr, train/..., valid/... or test/..., macs_roi, seconds.
+    Columns: epoch, lr, train/..., valid/... or test/..., macs_roi, step_seconds (the median training step), seconds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,6 +37,7 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
         self.started = 0.0
         self.lr = 0.0
+        self.step_ends: list[float] = []
 
     def on_fit_start(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         if self.rows:  # of the run that is continued
@@ -44,6 +47,11 @@ class History(Callback):
         self.started = time.perf_counter()
         # Now: at the epoch's end the schedule has already moved on.
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.step_ends = [time.perf_counter()]
+
+    def on_train_batch_end(self, *_args: Any) -> None:
+        # From end to end: a GPU's steps are only started when the call returns.
+        self.step_ends.append(time.perf_counter())
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TargetedTraining)
@@ -55,23 +63,26 @@ class History(Callback):
             "lr": self.lr,
             **metrics,
             "macs_roi": module.macs_roi,
+            "step_seconds": round(median(later - end for end, later in pairwise(self.step_ends)), 5),
             "seconds": round(time.perf_counter() - self.started, 3),
         }
         self.rows.append(row)
         self._write()
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         _log.info(
-            "epoch %d/%s: %s, %.4gM multiply-adds, %.1f s",
+            "epoch %d/%s: %s, %.4gM multiply-adds, %.3g s a step, %.1f s",
             row["epoch"],
             trainer.max_epochs,
             figures,
             row["macs_roi"] / 1e6,
+            row["step_seconds"],
             row["seconds"],
         )
 
     def _write(self) -> None:
         table = io.StringIO()
-        writer = csv.DictWriter(table, fieldnames=list(self.rows[0]), lineterminator="\n")
+        columns = dict.fromkeys(name for row in self.rows for name in row)
+        writer = csv.DictWriter(table, fieldnames=list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_whole(self.path, table.getvalue())

@@ -66,6 +66,7 @@ def summarise(
         "train_seconds": round(sum(row["seconds"] for row in history.rows), 2),
         "attention": {**trained.attention, "clip": config.attention.clip} if module.map_sizes else None,
         "penalty": dict(trained.penalty) if module.map_sizes else None,
+        "engine": config.engine if module.map_sizes else None,
         "precision": str(trainer.precision),
         "device": _device(trainer),
         "versions": _versions(),
