@@ -172,28 +172,41 @@ void map_conv(const MapConv& op, const REAL* src, REAL* dst, int begin, int end)
   }
 }
 
+// N vectors of channels of C convolved pixels from `child` on: combined with `result` unless they are the first.
+template <int N, int C>
+INLINE void map_first_children(const MapFirst& op, const REAL* src, int child, const int32_t* chunk, const REAL* const* w, Vector* result, bool first) {
+  Vector acc[N][C] = {};
+  const REAL* x[C];
+  for (int c = 0; c < C; c++) x[c] = src + op.source[child + c];
+  for (int t = 0; t < op.taps; t++) {
+    Vector ws[N];
+    for (int i = 0; i < N; i++) ws[i] = load(w[i] + t * WIDTH);
+    for (int c = 0; c < C; c++) {
+      const Vector value = broadcast(x[c][op.tap_offset[t]]);
+      for (int i = 0; i < N; i++) acc[i][c] += value * ws[i];
+    }
+  }
+  for (int c = 0; c < C; c++)
+    for (int i = 0; i < N; i++) {
+      const int64_t at = (int64_t)(child + c) * op.width + chunk[i] * WIDTH;
+      const Vector scale = load(op.scale + at), shift = load(op.shift + at);
+      Vector y = acc[i][c] * scale + shift;
+      y = scale == Vector{} ? shift : y;
+      if (op.pool.relu) y = relu(y);
+      if (first && c == 0) result[i] = y;
+      else result[i] = op.pool.kind == MAP_MAX ? maximum(result[i], y) : result[i] + y;
+    }
+}
+
 template <int N>
-INLINE void map_first_chunks(const MapFirst& op, const REAL* src, REAL* out, int pixel, const int32_t* chunk) {
+void map_first_chunks(const MapFirst& op, const REAL* src, REAL* out, int pixel, const int32_t* chunk) {
   Vector result[N] = {};
   const REAL* w[N];
   for (int i = 0; i < N; i++) w[i] = op.weight + (int64_t)chunk[i] * op.taps * WIDTH;
-  for (int c = op.child_start[pixel]; c < op.child_start[pixel + 1]; c++) {
-    Vector acc[N] = {};
-    const REAL* x = src + op.source[c];
-    for (int t = 0; t < op.taps; t++) {
-      const Vector value = broadcast(x[op.tap_offset[t]]);
-      for (int i = 0; i < N; i++) acc[i] += value * load(w[i] + t * WIDTH);
-    }
-    for (int i = 0; i < N; i++) {
-      const int64_t at = (int64_t)c * op.width + chunk[i] * WIDTH;
-      const Vector scale = load(op.scale + at), shift = load(op.shift + at);
-      Vector y = acc[i] * scale + shift;
-      y = scale == Vector{} ? shift : y;
-      if (op.pool.relu) y = relu(y);
-      if (c == op.child_start[pixel]) result[i] = y;
-      else result[i] = op.pool.kind == MAP_MAX ? maximum(result[i], y) : result[i] + y;
-    }
-  }
+  const int begin = op.child_start[pixel], end = op.child_start[pixel + 1];
+  int c = begin;
+  for (; c + 2 <= end; c += 2) map_first_children<N, 2>(op, src, c, chunk, w, result, c == begin);
+  for (; c < end; c++) map_first_children<N, 1>(op, src, c, chunk, w, result, c == begin);
   const Vector factor = broadcast((REAL)op.pool.factor);
   for (int i = 0; i < N; i++) store(out + chunk[i] * WIDTH, op.pool.kind == MAP_MAX ? result[i] : result[i] * factor);
 }

@@ -238,7 +238,7 @@ class _Maps(_Engine):
 class Plan:
     """What `accelerate` makes; call it like the network.
 
-    `small`: with vectors over the channels (True) or the images (False); by default as the batch size wants it.
+    `small`: with vectors over the channels (True) or the images (False); by default whichever is faster.
     """
 
     def __init__(self, source: Graph | nn.Module, batch_size: int, *, small: bool | None = None) -> None:
@@ -256,27 +256,33 @@ class Plan:
         if not available(torch.float32):
             self._parts = [_by_torch(graph, nodes) for nodes in split(graph)]
             return
-        small = self._small
-        if self.batch_size > _SMALL or any(
-            isinstance(node.operation, Convolve) and node.operation.groups > 1 for node in graph.nodes
-        ):
-            small = False
-        candidates = [self._engine_parts(choice) for choice in ((True, False) if small is None else (small,))]
-        if len(candidates) == 1:
-            self._parts = candidates[0]
-            return
-        x = torch.zeros(self.batch_size, *self.input_size)
-        self._parts = min(candidates, key=lambda parts: measure(lambda: self._run(parts, x)))
+        candidates = list(self._candidates())
+        self._parts = candidates[0]
+        if len(candidates) > 1:
+            x = torch.zeros(self.batch_size, *self.input_size)
+            self._parts = min(candidates, key=lambda parts: measure(lambda: self._run(parts, x)))
 
-    def _engine_parts(self, small: bool) -> list[_Part]:
-        graph = self._graph
-        lanes = tile_lanes(self.batch_size, torch.get_num_threads(), kernels(torch.float32).tkn_width())
+    def _candidates(self) -> Iterator[list[_Part]]:
+        """The ways to compute the plan that may be the fastest for its batch size."""
+        nodes = self._graph.nodes
+        grouped = any(isinstance(node.operation, Convolve) and node.operation.groups > 1 for node in nodes)
+        if self._small is not False and self.batch_size <= _SMALL and not grouped:
+            yield self._engine_parts(None)
+            if self._small:
+                return
+        width = kernels(torch.float32).tkn_width()
+        widest = tile_lanes(self.batch_size, torch.get_num_threads(), width)
+        for lanes in {widest, max(width, widest // 2)}:
+            yield self._engine_parts(lanes)
+
+    def _engine_parts(self, lanes: int | None) -> list[_Part]:
+        """In tiles of `lanes` images, or with vectors over the channels."""
         parts: list[_Part] = []
-        for nodes in split(graph):
-            if isinstance(graph.nodes[nodes[0]].operation, Torch):
+        for nodes in split(self._graph):
+            if isinstance(self._graph.nodes[nodes[0]].operation, Torch):
                 parts.append(_Torch(nodes[0]))
             else:
-                parts.append(_Maps(graph, nodes) if small else _Rows(graph, nodes, lanes))
+                parts.append(_Maps(self._graph, nodes) if lanes is None else _Rows(self._graph, nodes, lanes))
         return parts
 
     def _made(self) -> Graph:

@@ -88,11 +88,18 @@ struct Tile {
     int count;
   };
 
+  // What is done to the sums of consecutive entries as they are written.
+  struct Finish {
+    const REAL *scale, *shift;  // of the first entry, or null
+    bool first, last;           // of the chunks of channels: before the last there are only sums
+    bool relu;
+  };
+
   template <int N>
-  static INLINE void outputs(const Segment* segments, int count, const int64_t* weight_offset, REAL* out, bool first) {
+  static INLINE void outputs(const Segment* segments, int count, const int64_t* weight_offset, REAL* out, const Finish& finish) {
     Vector acc[N][NV];
     for (int i = 0; i < N; i++)
-      for (int v = 0; v < NV; v++) acc[i][v] = first ? Vector{} : load(out + i * LANES + v * WIDTH);
+      for (int v = 0; v < NV; v++) acc[i][v] = finish.first ? Vector{} : load(out + i * LANES + v * WIDTH);
     for (const Segment* s = segments; s < segments + count; s++) {
       const REAL* w[N];
       for (int i = 0; i < N; i++) w[i] = s->weight + weight_offset[i];
@@ -108,26 +115,37 @@ struct Tile {
         }
       }
     }
-    for (int i = 0; i < N; i++)
-      for (int v = 0; v < NV; v++) store(out + i * LANES + v * WIDTH, acc[i][v]);
+    for (int i = 0; i < N; i++) {
+      const Vector scale = broadcast(finish.scale ? finish.scale[i] : 1), shift = broadcast(finish.shift ? finish.shift[i] : 0);
+      for (int v = 0; v < NV; v++) {
+        Vector y = acc[i][v];
+        if (finish.last) {
+          if (finish.scale) y = y * scale;
+          if (finish.shift) y = y + shift;
+          if (finish.relu) y = relu(y);
+        }
+        store(out + i * LANES + v * WIDTH, y);
+      }
+    }
   }
 
   template <int N>
-  static __attribute__((noinline)) void dispatch(int n, const Segment* segments, int count, const int64_t* offset, REAL* out, bool first) {
+  static __attribute__((noinline)) void dispatch(int n, const Segment* segments, int count, const int64_t* offset, REAL* out, const Finish& finish) {
     if constexpr (N > 1) {
-      if (n < N) return dispatch<N - 1>(n, segments, count, offset, out, first);
+      if (n < N) return dispatch<N - 1>(n, segments, count, offset, out, finish);
     }
-    outputs<N>(segments, count, offset, out, first);
+    outputs<N>(segments, count, offset, out, finish);
   }
 
   // Entries [begin, end) of one pixel's outputs, all of one group, into consecutive rows from `out`.
-  static void pixel_outputs(const Conv& op, int begin, int end, const Segment* segments, int count, REAL* out, bool first) {
+  static void pixel_outputs(const Conv& op, int begin, int end, const Segment* segments, int count, REAL* out, bool first, bool last) {
     const int blocks = (end - begin + MOST - 1) / MOST;
     for (int block = 0, entry = begin; block < blocks; block++) {
       const int n = (end - entry) / (blocks - block);  // as even as can be
       int64_t offset[MOST];
       for (int i = 0; i < n; i++) offset[i] = op.dst_channel[entry + i] * op.weight_dst;
-      dispatch<MOST>(n, segments, count, offset, out + (int64_t)(entry - begin) * LANES, first);
+      const Finish finish = {op.scale ? op.scale + entry : nullptr, op.shift ? op.shift + entry : nullptr, first, last, op.relu != 0};
+      dispatch<MOST>(n, segments, count, offset, out + (int64_t)(entry - begin) * LANES, finish);
       entry += n;
     }
   }
@@ -155,19 +173,9 @@ struct Tile {
           segments[count++] = {src + (op.src_base[q] + (int64_t)start[chunk] - start[0]) * LANES, op.src_channel + start[chunk],
                                op.weight + tap_index[t] * op.weight_tap - (int64_t)group * op.src_per_group, live};
         }
-        pixel_outputs(op, a, b, segments.data(), count, rows, j == 0);
+        pixel_outputs(op, a, b, segments.data(), count, rows, j == 0, j == chunks_per_group - 1);
       }
       a = b;
-    }
-    for (int e = begin; e < end; e++) {
-      REAL* row = out + (int64_t)(e - begin) * LANES;
-      const Vector scale = broadcast(op.scale ? op.scale[e] : 1), shift = broadcast(op.shift ? op.shift[e] : 0);
-      for (int v = 0; v < NV; v++) {
-        Vector y = load(row + v * WIDTH);
-        if (op.scale) y = y * scale;
-        if (op.shift) y = y + shift;
-        store(row + v * WIDTH, op.relu ? relu(y) : y);
-      }
     }
   }
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from tkn.attention import ATTENTION
 from tkn.data import check_data_options
 from tkn.engine.choose import ENGINES
 from tkn.models import MODEL_NAMES
+from tkn.schema import check_rules, typed
 from tkn.suggest import unknown
 from tkn.training.recipe import WEIGHT_DECAY_FACTOR, check_optimizer
 
@@ -96,35 +96,15 @@ class RunConfig:
 
 def check_config(config: DictConfig) -> DictConfig:
     """The configuration, typed and checked. ValueError naming the first wrong key or value."""
-    try:
-        typed = OmegaConf.merge(OmegaConf.structured(RunConfig), config)
-        OmegaConf.resolve(typed)
-    except (ConfigKeyError, ConfigAttributeError) as error:
-        raise ValueError(unknown("key", error.full_key, _keys(RunConfig))) from error
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    assert isinstance(typed, DictConfig)
-    for key in OmegaConf.missing_keys(typed):
-        raise ValueError(f"key {key!r} is missing")
-    for key, valid, wanted in _rules(typed):
-        if not valid:
-            raise ValueError(f"{key}={OmegaConf.select(typed, key)} must be {wanted}")
-    data: dict[str, Any] = OmegaConf.to_container(typed.data)  # type: ignore[assignment]
+    checked = typed(RunConfig, config)
+    check_rules(checked, _rules(checked))
+    data: dict[str, Any] = OmegaConf.to_container(checked.data)  # type: ignore[assignment]
     check_data_options(data.pop("name"), {k: v for k, v in data.items() if k not in ("limit", "validation")})
-    check_optimizer(OmegaConf.to_container(typed.recipe.optimizer))  # type: ignore[arg-type]
-    for key in typed.trainer:
+    check_optimizer(OmegaConf.to_container(checked.recipe.optimizer))  # type: ignore[arg-type]
+    for key in checked.trainer:
         if key not in TRAINER_KEYS:
             raise ValueError(unknown("key trainer", key, TRAINER_KEYS))
-    return typed
-
-
-def _keys(schema: type, prefix: str = "") -> Iterator[str]:
-    hints = get_type_hints(schema)
-    for item in fields(schema):
-        if is_dataclass(hints[item.name]):
-            yield from _keys(hints[item.name], f"{prefix}{item.name}.")
-        else:
-            yield f"{prefix}{item.name}"
+    return checked
 
 
 def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:

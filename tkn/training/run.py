@@ -8,19 +8,18 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from tkn.command import output_folder
 from tkn.data import load_data
 from tkn.data.base import is_whole
 from tkn.data.module import TensorDataModule
@@ -52,7 +51,7 @@ def run(
     """
     started = time.perf_counter()
     config = check_config(config if isinstance(config, DictConfig) else OmegaConf.create(dict(config)))
-    folder = _output_folder(output_dir)
+    folder = output_folder(output_dir)
     (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
     checkpoint_path = Path(config.checkpoint).expanduser() if config.checkpoint else None
@@ -106,16 +105,6 @@ def run(
         "trainer": trainer,
         "output_dir": folder,
     }
-
-
-def _output_folder(output_dir: str | Path | None) -> Path:
-    if output_dir is None and HydraConfig.initialized():
-        output_dir = HydraConfig.get().runtime.output_dir
-    if output_dir is None:
-        output_dir = f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> pl.Trainer:
