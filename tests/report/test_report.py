@@ -53,11 +53,13 @@ def test_training_curves_draw_every_metric(tmp_path: Path) -> None:
         {"epoch": e, "train/loss": 1 / e, "train/error": 10 / e, "test/loss": 2 / e, "test/error": 0, "macs_roi": 5e6}
         for e in (1, 2, 3)
     ]
+    rows = [rows[0], *({**row, "step_seconds": 0.25} for row in rows[1:])]  # continued from before steps were timed
     figure = training_curves(rows, "error", 10_000_000, "title")
-    loss, error, macs = figure.axes
+    loss, error, macs, step = figure.axes
     assert [line.get_label() for line in loss.lines] == ["train/loss", "test/loss"]
     assert [line.get_label() for line in error.lines] == ["train/error", "test/error"]
     assert list(macs.lines[0].get_ydata()) == [5, 5, 5]
+    assert step.lines[0].get_xydata().tolist() == [[5, 250], [5, 250]]
     save_figure(figure, tmp_path / "curves.png")
     assert imread(tmp_path / "curves.png").std() > 0.05
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
