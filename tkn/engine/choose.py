@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,10 +21,10 @@ _log = logging.getLogger(__name__)
 Engine = Literal["auto", "dense", "roi"]
 ENGINES: tuple[str, ...] = get_args(Engine)
 
-#: Above this share of the dense multiply-adds there is nothing to win.
-_MOST_SHARE = 0.9
+#: Above this share of the dense multiply-adds inside the ROIs there is nothing to win by measuring.
+MOST_SHARE = 0.9
 #: Below this many dense multiply-adds of a batch the calls cost more than the work.
-_LEAST_WORK = 4_000_000
+LEAST_WORK = 4_000_000
 #: Layers are measured anew when their share of the dense multiply-adds moves into another of so many parts.
 _SHARES = 20
 _REPEATS = 3
@@ -49,28 +49,35 @@ def supported(x: Tensor, *parameters: Tensor) -> str | None:
     return None
 
 
-def worth_measuring(share: float, work: float) -> bool:
-    """`share`: of the dense multiply-adds that lie inside the ROIs; `work`: dense multiply-adds of the batch."""
-    return share <= _MOST_SHARE and work >= _LEAST_WORK
-
-
 class Choices:
     """Seconds measured on this machine, kept in the cache folder so that a repeated run makes the same choices."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] | None = None
+        self._faster: dict[tuple[Hashable, ...], bool] = {}
 
     def faster(
-        self, key: str, share: float, dtype: torch.dtype, roi: Callable[[], object], dense: Callable[[], object]
+        self,
+        key: tuple[Hashable, ...],
+        share: float,
+        dtype: torch.dtype,
+        roi: Callable[[], object],
+        dense: Callable[[], object],
     ) -> bool:
-        """Whether `roi` is faster than `dense`; each is called a few times if it was not measured before."""
-        if not available(dtype):
-            return False
-        machine = f"{fingerprint(dtype)} {torch.get_num_threads()} threads {key}"
+        """Whether `roi` is faster than `dense`; each is called a few times if it was not measured before.
+
+        `key`: all that the times depend on, but for the number of threads and `share`, the part of the dense
+        multiply-adds inside the ROIs.
+        """
         part = min(_SHARES - 1, int(share * _SHARES))
-        dense_seconds = self._get(f"{machine} dense", dense)
-        roi_seconds = self._get(f"{machine} roi {part}/{_SHARES}", roi)
-        return roi_seconds < dense_seconds
+        state = (key, torch.get_num_threads(), part)
+        if state not in self._faster:
+            if not available(dtype):
+                return False
+            machine = f"{fingerprint(dtype)} {torch.get_num_threads()} threads {key}"
+            dense_seconds = self._get(f"{machine} dense", dense)
+            self._faster[state] = self._get(f"{machine} roi {part}/{_SHARES}", roi) < dense_seconds
+        return self._faster[state]
 
     def _get(self, key: str, run: Callable[[], object]) -> float:
         if self._seconds is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tkn.engine.autograd import Activation, Stage
-from tkn.engine.choose import Engine, choices, supported, worth_measuring
+from tkn.engine.choose import LEAST_WORK, MOST_SHARE, Engine, choices, supported
 from tkn.engine.library import available
 from tkn.engine.rows import Geometry, Pool
 from tkn.roi import roi_areas, roi_mask
@@ -116,17 +116,28 @@ def _roi_is_faster(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool:
     size = geometry.output_size
     if min(size) < 1:
         return False  # torch's own error
-    share = float(roi_areas(layer.rois(size)).sum()) / (layer.out_channels * size[0] * size[1])
     per_pixel = layer.out_channels * layer.in_channels // layer.groups * geometry.taps
-    if not worth_measuring(share, float(per_pixel) * size[0] * size[1] * batch):
+    if float(per_pixel) * size[0] * size[1] * batch < LEAST_WORK:
+        return False
+    share = _share(layer, size)
+    if share > MOST_SHARE:
         return False
     data = x.data if isinstance(x, Activation) else x
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (data, layer.weight, layer.loc))
     grad_x = grad and data.requires_grad
     last = channels_last(layer)
     key = (
-        f"{layer.in_channels}>{layer.out_channels}/{layer.groups} {geometry} batch {batch} {data.dtype} relu {relu} "
-        f"{pool} grad {grad} {grad_x} last {last} autocast {torch.is_autocast_enabled('cpu')}"
+        layer.in_channels,
+        layer.out_channels,
+        layer.groups,
+        geometry,
+        batch,
+        data.dtype,
+        ("relu", relu),
+        pool,
+        ("grad", grad, grad_x),
+        ("channels_last", last),
+        ("autocast", torch.is_autocast_enabled("cpu")),
     )
     memory_format = torch.channels_last if last else torch.contiguous_format
 
@@ -145,6 +156,23 @@ def _roi_is_faster(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool:
         return run
 
     return choices.faster(key, share, data.dtype, trial(_roi), trial(_dense))
+
+
+_shares: WeakKeyDictionary[Any, tuple[Any, float]] = WeakKeyDictionary()
+
+
+def _share(layer: TargetLayer, size: tuple[int, int]) -> float:
+    """The share of the map's pixels inside the ROIs, kept while loc and scale stay: it takes as long as a small layer.
+
+    A change that torch does not count, through .data, is not seen; it can only make the choice a slower one.
+    """
+    # Tensors made in inference mode have no version, and can't be trained.
+    state = (size, *(None if t.is_inference() else t._version for t in (layer.loc, layer.scale)))
+    known = _shares.get(layer)
+    if known is None or known[0] != state:
+        share = float(roi_areas(layer.rois(size)).sum()) / (layer.out_channels * size[0] * size[1])
+        known = _shares[layer] = (state, share)
+    return known[1]
 
 
 def _dense(layer: TargetLayer, x: Tensor, relu: bool, pool: Pool | None) -> Tensor:
