@@ -72,8 +72,7 @@ def channels_last(layer: TargetLayer) -> bool:
 
 def _with_roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None) -> bool:
     data = x.data if isinstance(x, Activation) else x
-    # What records the operations, to run or compile them elsewhere, gets torch's.
-    if layer.engine == "dense" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if layer.engine == "dense" or _followed(data):
         return False
     if isinstance(x, Tensor) and (x.dim() != 4 or x.shape[1] != layer.in_channels or 0 in x.shape):
         return False  # torch's own errors, and its unbatched inputs
@@ -87,6 +86,13 @@ def _with_roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool
     if reason is not None or not layer.clip or layer.padding_mode != "zeros":
         return False
     return _roi_is_faster(layer, x, relu, pool)
+
+
+def _followed(x: object) -> bool:
+    """Whether torch records or transforms operations instead of running them: it must see its own."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, Tensor):
+        return True
+    return type(x) not in (Tensor, torch.nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _size(x: Tensor | Activation) -> tuple[int, int, int]:
