@@ -1,14 +1,31 @@
-"""No test reaches a network."""
+"""No test reaches a network, and none sees what the engine measured or compiled for this machine's user."""
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 
 import pytest
 import torch
 
 # The tests' networks are so small that more threads only wait for each other.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "compact: few and fast: run for other builds of the kernels too")
+    # Kept between runs, for compiling takes seconds; processes that tests start inherit it.
+    cache = getattr(config, "cache", None)
+    folder = tempfile.mkdtemp() if cache is None else str(cache.mkdir("tkn"))
+    os.environ["TKN_CACHE_DIR"] = folder
+
+
+def pytest_sessionstart() -> None:
+    # What was measured, perhaps on a busy machine, is not kept.
+    path = os.path.join(os.environ["TKN_CACHE_DIR"], "engine_seconds.json")
+    if os.path.exists(path):
+        os.remove(path)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -27,7 +27,7 @@ class TargetSequential(nn.Sequential):
         last: TargetConv2d | None = None
         while position < len(layers):
             layer = layers[position]
-            if isinstance(layer, TargetConv2d) and not _hooked(layer):
+            if _is_target(layer):
                 relu = _follows(layers, position + 1, nn.ReLU)
                 pool = _pool(layers, position + 1 + relu)
                 x = run_target(layer, x, relu=relu, pool=pool)
@@ -44,6 +44,11 @@ def _tensor(x: Tensor | Activation, computed_by: TargetConv2d | None) -> Tensor:
         assert computed_by is not None
         return x.unpack(channels_last=channels_last(computed_by))
     return x
+
+
+def _is_target(layer: nn.Module) -> TypeGuard[TargetConv2d]:
+    """Whether its forward is the one that the engine computes."""
+    return isinstance(layer, TargetConv2d) and type(layer).forward is TargetConv2d.forward and not _hooked(layer)
 
 
 def _hooked(layer: nn.Module) -> bool:

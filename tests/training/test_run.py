@@ -22,7 +22,9 @@ TINY = (*TINY, "trainer.limit_test_batches=2", "trainer.accelerator=cpu")
 def _rows(folder: Path) -> list[dict[str, str]]:
     """metrics.csv without its times."""
     with (folder / "metrics.csv").open() as file:
-        return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in csv.DictReader(file)]
+        return [
+            {key: value for key, value in row.items() if not key.endswith("seconds")} for row in csv.DictReader(file)
+        ]
 
 
 def _weights(objects: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -20,7 +20,14 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 def check_kernels(dtype: torch.dtype) -> None:
     """EngineUnavailable if a result or a gradient of the kernels is not torch's."""
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    # Whatever the caller is about: inference, autocast, other defaults.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.device("cpu"),
+        torch.random.fork_rng(devices=[]),
+    ):
         torch.manual_seed(0)
         for batch, channels, pool in ((3, 5, None), (37, 20, Pool((2, 2)))):
             _check_stage(dtype, batch, channels, pool)
@@ -67,8 +74,9 @@ def _check_plans() -> None:
         if isinstance(module, TargetConv2d):
             nn.init.uniform_(module.scale, 0.2, 0.8)
             nn.init.uniform_(module.loc, 0.2, 0.8)
+    model = model.float()
     graph = build_graph(frozen(model), (1, 12, 12))
-    x = torch.rand(5, 1, 12, 12)
+    x = torch.rand(5, 1, 12, 12, dtype=torch.float32)
     with torch.no_grad():
         expected = model.eval()(x)
     for small in (True, False):

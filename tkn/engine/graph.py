@@ -223,23 +223,37 @@ class _Builder(fx.Interpreter):
     def _add(self, n: fx.Node, operation: Operation, inputs: tuple[fx.Node, ...], result: Any) -> None:
         positions = tuple(self.position[source] for source in inputs)
         size, flat = _size(result)
-        if flat and isinstance(operation, Same | Relu | Affine):
-            size = self.nodes[positions[0]].size  # flattening keeps the map
+        if flat and isinstance(operation, Same | Relu | Affine | Add | Concatenate):
+            size = self._map_size(operation, positions)  # flattening keeps the map
         name = str(n.target).removeprefix("model.") if n.op == "call_module" else n.name
         self.position[n] = len(self.nodes)
         self.nodes.append(Node(name, operation, positions, size, flat))
 
+    def _map_size(self, operation: Operation, positions: tuple[int, ...]) -> Size:
+        sizes = [size for position in positions if (size := self.nodes[position].size) is not None]
+        channels = sum(size[0] for size in sizes) if isinstance(operation, Concatenate) else sizes[0][0]
+        return channels, *sizes[0][1:]
+
     def _known(self, n: fx.Node, result: Any) -> tuple[Operation, tuple[fx.Node, ...]]:
         sources = tuple(n.all_input_nodes)
-        if isinstance(result, Tensor) and result.dtype.is_floating_point and all(self._activation(s) for s in sources):
+        if _size(result)[0] is not None and all(self._activation(s) for s in sources):
             if n.op == "call_module" and len(sources) == 1 and not n.kwargs and n.args == sources:
                 module = self.module.get_submodule(str(n.target))
                 operation = _module_operation(module, self.nodes[self.position[sources[0]]], result)
             else:
                 operation = _function_operation(n)
+            if isinstance(operation, Add | Concatenate) and not self._aligned(operation, sources):
+                operation = None
             if operation is not None:
                 return operation, tuple(n.args[0]) if isinstance(operation, Concatenate) else sources  # type: ignore
         return self._torch(n), sources
+
+    def _aligned(self, operation: Add | Concatenate, sources: tuple[fx.Node, ...]) -> bool:
+        """Whether the maps have one size, and for a sum as many channels: torch would also stretch some of them."""
+        sizes = {self.nodes[self.position[source]].size for source in sources}
+        if isinstance(operation, Add):
+            return len(sizes) == 1
+        return len({size[1:] for size in sizes if size is not None}) == 1
 
     def _activation(self, n: fx.Node) -> bool:
         return self.nodes[self.position[n]].size is not None
@@ -265,7 +279,7 @@ def _identity(value: Any) -> Any:
 
 
 def _size(result: Any) -> tuple[Size | None, bool]:
-    if isinstance(result, Tensor) and result.dtype.is_floating_point and result.dim() in (2, 4) and len(result) == 2:
+    if isinstance(result, Tensor) and result.dtype == torch.float32 and result.dim() in (2, 4) and len(result) == 2:
         channels, height, width = (*result.shape[1:], 1, 1)[:3]
         return (channels, height, width), result.dim() == 2
     return None, False

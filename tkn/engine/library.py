@@ -7,10 +7,12 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 import threading
 import warnings
 from pathlib import Path
 
+import ninja
 import torch
 
 _log = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ def _build(dtype: torch.dtype, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _log.info("compiling the ROI engine's kernels into %s (once)", folder)
     flags = _flags(dtype)
+    # Also in a virtual environment that is not activated.
+    os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
     # torch's own OpenMP, so that both share one pool of threads.
     torch_lib = Path(torch.__file__).parent / "lib"
     openmp = sorted(torch_lib.glob("libgomp*.so*"))
@@ -103,8 +107,11 @@ def _open(dtype: torch.dtype) -> ctypes.CDLL:
     name = f"tkn_engine_{_REAL[dtype]}_{fingerprint(dtype)}"
     folder = cache_dir() / name
     passed = folder / "checked"
-    if passed.is_file() and (folder / f"{name}.so").is_file():
-        return ctypes.CDLL(str(folder / f"{name}.so"))
+    if passed.is_file():
+        try:
+            return ctypes.CDLL(str(folder / f"{name}.so"))
+        except OSError:  # damaged: build it anew
+            shutil.rmtree(folder, ignore_errors=True)
     try:
         library = ctypes.CDLL(str(_build(dtype, folder)))
     except Exception as error:  # no compiler, no ninja, an unknown CPU, an unwritable folder
@@ -116,9 +123,10 @@ def _open(dtype: torch.dtype) -> ctypes.CDLL:
     _loaded[dtype] = library
     try:
         check_kernels(dtype)
-    except EngineUnavailable:
+    except Exception as error:
+        raise EngineUnavailable(f"the compiled kernels did not pass their check: {error}") from error
+    finally:
         del _loaded[dtype]
-        raise
     passed.touch()
     return library
 

@@ -268,7 +268,9 @@ class MapLowering:
         windows = np.arange(size[0] * size[1])[:, None] if pool is None else pool_windows(pool, g.output_size)
         live: Bool = np.logical_or.reduce(fused.mask.reshape(len(fused.mask), -1)[:, windows], axis=2)
         result = Value((target,), live.reshape(-1, *size), fused.outside)
-        if source.channels < _FEW and source.stride == source.channels:
+        if not live.any():
+            pass  # the map holds its constants
+        elif source.channels < _FEW and source.stride == source.channels:
             self._first(fused, source, target, windows, live)
         else:
             self._sets(fused, source, target, windows, live)
@@ -279,10 +281,14 @@ class MapLowering:
         """A fully connected layer reads only the inputs that are not always the same."""
         source, mask = value.parts[0], value.mask
         channel, pixel = np.nonzero(mask.reshape(len(mask), -1))
+        if len(channel) == 0:  # then a zero is read
+            channel, pixel = np.zeros((2, 1), dtype=np.int64)
+            weight = torch.zeros(len(fused.conv.weight), 1, 1, 1)
+        else:
+            weight = fused.conv.weight[:, torch.from_numpy(mask)][:, :, None, None]
         target = self._map(len(channel), (1, 1))
         spec = Filled(MapPickStruct()).having(count=len(channel), source=(source.at(pixel) + channel).astype(np.int32))
         self._add(Kind.MAP_PICK, spec, source.first, target.first, len(channel))
-        weight = fused.conv.weight[:, torch.from_numpy(mask)][:, :, None, None]
         conv = Convolve(weight, None, Geometry((1, 1), (1, 1)))
         picked = Value((target,), np.ones((len(channel), 1, 1), dtype=bool), np.zeros(len(channel)))
         return picked, replace(fused, conv=conv)

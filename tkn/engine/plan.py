@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import threading
+import warnings
 from collections.abc import Iterator
 from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def accelerate(model: nn.Module, batch_size: int, input_size: tuple[int, ...] | 
             )
     if input_size is None:
         return Plan(copy.deepcopy(model), batch_size)
-    return Plan(_checked_graph(model, tuple(input_size)), batch_size)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return Plan(_checked_graph(model, tuple(input_size)), batch_size)
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -71,25 +73,38 @@ def load_plan(path: str | Path) -> Plan:
         raise
     except Exception as error:  # torch.load raises many kinds
         raise ValueError(f"{path} is damaged or not a plan: {str(error).splitlines()[0][:200]}") from error
-    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+    if not isinstance(saved, dict) or saved.get("format") != _FORMAT or not isinstance(saved.get("graph"), Graph):
         raise ValueError(f"{path} is not a plan of format {_FORMAT}")
-    return Plan(saved["graph"], saved["batch_size"])
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return Plan(saved["graph"], saved["batch_size"])
 
 
 def _checked_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
     """The model's graph, held against the model: in-place operations, for one, could mean something else."""
     model = frozen(model)
     graph = build_graph(model, input_size)
-    x = torch.rand(2, *input_size, generator=torch.Generator().manual_seed(0))
-    values: dict[int, Any] = {0: x}
-    with torch.no_grad():
-        for nodes in split(graph):
-            _by_torch(graph, nodes).run(graph, values)
-        expected = model(x)
-    difference, largest = (values[graph.output] - expected).abs().max(), expected.abs().max()
-    if torch.isfinite(largest) and not difference <= _TOLERANCE * largest:
-        raise ValueError(f"{type(model).__name__} can't be followed: its plan would differ by {float(difference):.3g}")
+    x = _random_images(input_size)
+    difference = _difference(_run(graph, [_by_torch(graph, nodes) for nodes in split(graph)], x), model(x))
+    if difference > _TOLERANCE:
+        raise ValueError(f"{type(model).__name__} can't be followed: its plan would differ by {difference:.1e}")
     return graph
+
+
+def _random_images(input_size: tuple[int, ...]) -> Tensor:
+    return torch.rand(2, *input_size, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, of the largest output; 0 where that is no finite number."""
+    largest = theirs.abs().max()
+    return float((ours - theirs).abs().max() / largest) if torch.isfinite(largest) and largest > 0 else 0.0
+
+
+def _run(graph: Graph, parts: list[_Part], x: Tensor) -> Tensor:
+    values: dict[int, Any] = {0: x}
+    for part in parts:
+        part.run(graph, values)
+    return values[graph.output]
 
 
 class _Part(Protocol):
@@ -145,7 +160,7 @@ class _Engine:
         own = set(nodes)
         self.inputs = sorted({s for n in nodes for s in graph.nodes[n].inputs} - own)
         self.outputs = [n for n in nodes if n == graph.output or set(graph.nodes[n].users) - own]
-        self.memory = torch.empty(0)
+        self.memory = torch.empty(0, dtype=torch.float32)
 
     def run(self, graph: Graph, values: dict[int, Any]) -> None:
         dense = []
@@ -157,7 +172,7 @@ class _Engine:
         for position in self.outputs:
             size = graph.nodes[position].size
             assert size is not None
-            dense.append(torch.empty(images, *size))
+            dense.append(torch.empty(images, *size, dtype=torch.float32))
         self._compute(images, (c_void_p * len(dense))(*(tensor.data_ptr() for tensor in dense)))
         for position, tensor in zip(self.outputs, dense[len(self.inputs) :], strict=True):
             values[position] = tensor.view(images, -1) if graph.nodes[position].flat else tensor
@@ -190,7 +205,7 @@ class _Rows(_Engine):
         memory_tiles = threads if tiles >= threads else 1
         memory_tile = self.lowering.memory_rows * self.lanes
         if len(self.memory) < memory_tiles * memory_tile:
-            self.memory = torch.empty(memory_tiles * memory_tile)
+            self.memory = torch.empty(memory_tiles * memory_tile, dtype=torch.float32)
         kernels(torch.float32).tkn_run(
             self.operations,
             len(self.operations),
@@ -253,14 +268,21 @@ class Plan:
 
     def _make(self, graph: Graph) -> None:
         self._graph = graph
+        self._parts = [_by_torch(graph, nodes) for nodes in split(graph)]
         if not available(torch.float32):
-            self._parts = [_by_torch(graph, nodes) for nodes in split(graph)]
             return
+        x = _random_images(self.input_size)
+        expected = _run(graph, self._parts, x)
         candidates = list(self._candidates())
-        self._parts = candidates[0]
-        if len(candidates) > 1:
-            x = torch.zeros(self.batch_size, *self.input_size)
-            self._parts = min(candidates, key=lambda parts: measure(lambda: self._run(parts, x)))
+        differences = [_difference(_run(graph, parts, x), expected) for parts in candidates]
+        right = [parts for parts, difference in zip(candidates, differences, strict=True) if difference <= _TOLERANCE]
+        if not right:
+            warnings.warn(f"torch runs the plan: the engine's result differs by {max(differences):.1e}", stacklevel=4)
+            return
+        self._parts = right[0]
+        if len(right) > 1:
+            x = torch.zeros(self.batch_size, *self.input_size, dtype=torch.float32)
+            self._parts = min(right, key=lambda parts: measure(lambda: _run(graph, parts, x)))
 
     def _candidates(self) -> Iterator[list[_Part]]:
         """The ways to compute the plan that may be the fastest for its batch size."""
@@ -312,7 +334,7 @@ class Plan:
         """[B, C, H, W] -> what the network returns. ValueError for images of another size, type or device."""
         if x.device.type != "cpu" or x.dtype != torch.float32:
             raise ValueError(f"the plan takes float32 on the CPU, not {x.dtype} on {x.device}")
-        with self._lock:
+        with self._lock, torch.autocast("cpu", enabled=False):
             if self._model is not None and x.dim() == 4:
                 graph = _checked_graph(self._model, tuple(x.shape[1:]))
                 self._model = None
@@ -320,13 +342,7 @@ class Plan:
             if x.dim() != 4 or len(x) == 0 or tuple(x.shape[1:]) != self.input_size:
                 expected = ", ".join(map(str, self.input_size)) if self._model is None else "C, H, W"
                 raise ValueError(f"the plan takes images [B, {expected}], not {list(x.shape)}")
-            return self._run(self._parts, x)
-
-    def _run(self, parts: list[_Part], x: Tensor) -> Tensor:
-        values: dict[int, Any] = {0: x}
-        for part in parts:
-            part.run(self._graph, values)
-        return values[self._graph.output]
+            return _run(self._graph, self._parts, x)
 
 
 def split(graph: Graph) -> Iterator[list[int]]:

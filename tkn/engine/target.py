@@ -74,15 +74,17 @@ def _with_roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool
     data = x.data if isinstance(x, Activation) else x
     if layer.engine == "dense" or _followed(data):
         return False
-    if isinstance(x, Tensor) and (x.dim() != 4 or x.shape[1] != layer.in_channels or 0 in x.shape):
+    channels = x.rows.channels if isinstance(x, Activation) else x.shape[1] if x.dim() == 4 else None
+    if channels != layer.in_channels or 0 in data.shape:
         return False  # torch's own errors, and its unbatched inputs
-    reason = supported(data, layer.weight, layer.loc, layer.scale)
+    parameters = [t for t in (layer.weight, layer.bias, layer.loc, layer.scale) if t is not None]
+    reason = supported(data, *parameters)
     if layer.engine == "roi":
-        if torch.is_autocast_enabled("cpu") and data.device.type == "cpu":
-            return available(torch.float32)
+        if torch.is_autocast_enabled("cpu") and data.is_floating_point():
+            reason = supported(data.float(), *parameters)
         if reason is not None:
             raise ValueError(f"engine='roi': {reason}; engine='auto' takes torch there")
-        return available(data.dtype)
+        return available(layer.weight.dtype)
     if reason is not None or not layer.clip or layer.padding_mode != "zeros":
         return False
     return _roi_is_faster(layer, x, relu, pool)
@@ -194,14 +196,17 @@ def _roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | No
     if torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return _roi(layer, x.float() if isinstance(x, Tensor) else x, relu, pool)
+    if layer.padding_mode != "zeros":
+        dense = x.unpack() if isinstance(x, Activation) else x
+        x = F.pad(dense, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
     if isinstance(x, Tensor):
-        if layer.padding_mode != "zeros":
-            x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
         x = Activation.pack(x)
     geometry = _geometry(layer, x.rows.size)
     size = geometry.output_size
     if min(size) < 1:
         raise ValueError(f"kernel_size={layer.kernel_size} does not fit into a padded input of {_size(x)[1:]} pixels")
+    if pool is not None and min(pool.output_size(size)) < 1:
+        raise ValueError(f"a pooling of {pool.kernel} pixels is larger than the map, {size}")
     stage = _stage(layer, x, geometry, relu, pool)
     return stage(x, layer.weight, layer.bias, layer.window(size))
 
