@@ -117,7 +117,10 @@ def cost_figure(result: Mapping[str, Any]) -> Figure:
     columns = min(3, len(tasks))
     rows = ceil(len(tasks) / columns)
     figure = Figure(figsize=(3.6 * columns + 2.4, 3.2 * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
+    for above, axis in zip(axes[len(tasks) - columns :], axes[len(tasks) :], strict=False):
+        axis.set_visible(False)
+        above.tick_params(labelbottom=True)
     kinds = {network["name"]: network["kind"] for network in result["networks"]}
     engines = list(dict.fromkeys(row["engine"] for row in result["timings"] if "seconds" in row))
     styles = {engine: _style(engine) for engine in engines}

@@ -1,5 +1,9 @@
-"""The ROI engine: convolutions computed inside their kernels' ROIs only, on the CPU.
+"""The ROI engine: convolutions computed inside their kernels' ROIs only, on the CPU. docs/engine.md explains it.
 
-rows.py (which numbers live where) and library.py (compiling kernels.cpp) at the bottom, kernels.py between them and
-Python, autograd.py for training, auto.py to choose, accelerate.py for whole networks.
+- The kernels: kernels.cpp with rows.h, weight_grad.h (large batches), maps.h (small ones) and vector.h; compiled by
+  library.py, held against torch by check.py; their structures in structs.py.
+- Rows: rows.py says which numbers live where, kernels.py calls the kernels on them.
+- A layer: target.py runs it, choose.py decides how, autograd.py gives it gradients.
+- A network: graph.py reads its operations, fuse.py joins them, lower_rows.py and lower_maps.py turn them into the
+  kernels', parts.py runs these, dense.py does the same by torch; plan.py is what users call.
 """

@@ -76,6 +76,8 @@ def fingerprint(dtype: torch.dtype) -> str:
 
 
 def _build(dtype: torch.dtype, folder: Path) -> Path:
+    # It warns of a CUDA compiler that it did not find, and that nothing here needs.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils import cpp_extension  # slow to import
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import threading
 import warnings
 from collections.abc import Iterator
-from ctypes import c_int64, c_void_p
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tkn.engine.choose import measure
-from tkn.engine.dense import run_dense
-from tkn.engine.graph import Convolve, Graph, Input, Size, Slot, Torch, build_graph, frozen
+from tkn.engine.graph import Convolve, Graph, Size, Torch, build_graph, frozen
 from tkn.engine.library import available, kernels
-from tkn.engine.lower_maps import MapLowering
-from tkn.engine.lower_rows import RowLowering
+from tkn.engine.parts import MapPart, Part, RowPart, TorchPart, by_torch, run_parts, split
 from tkn.engine.rows import tile_lanes
-from tkn.engine.structs import OperationStruct, StepStruct
 from tkn.files import whole_file
 
 _FORMAT = 1
@@ -84,7 +77,7 @@ def _checked_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
     model = frozen(model)
     graph = build_graph(model, input_size)
     x = _random_images(input_size)
-    difference = _difference(_run(graph, [_by_torch(graph, nodes) for nodes in split(graph)], x), model(x))
+    difference = _difference(run_parts(graph, [by_torch(graph, nodes) for nodes in split(graph)], x), model(x))
     if difference > _TOLERANCE:
         raise ValueError(f"{type(model).__name__} can't be followed: its plan would differ by {difference:.1e}")
     return graph
@@ -98,156 +91,6 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference, of the largest output; 0 where that is no finite number."""
     largest = theirs.abs().max()
     return float((ours - theirs).abs().max() / largest) if torch.isfinite(largest) and largest > 0 else 0.0
-
-
-def _run(graph: Graph, parts: list[_Part], x: Tensor) -> Tensor:
-    values: dict[int, Any] = {0: x}
-    for part in parts:
-        part.run(graph, values)
-    return values[graph.output]
-
-
-class _Part(Protocol):
-    """Nodes that run in one go."""
-
-    def run(self, graph: Graph, values: dict[int, Any]) -> None:
-        """Compute the nodes' values from those of earlier ones."""
-
-
-@dataclass
-class _Dense:
-    """Nodes that the engine knows, by torch."""
-
-    nodes: list[int]
-
-    def run(self, graph: Graph, values: dict[int, Any]) -> None:
-        for position in self.nodes:
-            run_dense(graph, position, values)
-
-
-def _by_torch(graph: Graph, nodes: list[int]) -> _Part:
-    return _Torch(nodes[0]) if isinstance(graph.nodes[nodes[0]].operation, Torch) else _Dense(nodes)
-
-
-@dataclass
-class _Torch:
-    """A node that torch runs."""
-
-    position: int
-
-    def run(self, graph: Graph, values: dict[int, Any]) -> None:
-        node = graph.nodes[self.position]
-        assert isinstance(node.operation, Torch)
-        inputs = [values[source] for source in node.inputs]
-        args, kwargs = _filled((node.operation.args, node.operation.kwargs), inputs)
-        values[self.position] = node.operation.function(*args, **kwargs)
-
-
-def _filled(arguments: Any, inputs: list[Any]) -> Any:
-    if isinstance(arguments, Slot):
-        return inputs[arguments.index]
-    if isinstance(arguments, dict):
-        return {key: _filled(value, inputs) for key, value in arguments.items()}
-    if isinstance(arguments, list | tuple):
-        return type(arguments)(_filled(value, inputs) for value in arguments)
-    return arguments
-
-
-class _Engine:
-    """Nodes that the engine runs in one go."""
-
-    def __init__(self, graph: Graph, nodes: list[int]) -> None:
-        own = set(nodes)
-        self.inputs = sorted({s for n in nodes for s in graph.nodes[n].inputs} - own)
-        self.outputs = [n for n in nodes if n == graph.output or set(graph.nodes[n].users) - own]
-        self.memory = torch.empty(0, dtype=torch.float32)
-
-    def run(self, graph: Graph, values: dict[int, Any]) -> None:
-        dense = []
-        for position in self.inputs:
-            size = graph.nodes[position].size
-            assert size is not None
-            dense.append(values[position].contiguous().view(-1, *size))
-        images = len(dense[0])
-        for position in self.outputs:
-            size = graph.nodes[position].size
-            assert size is not None
-            dense.append(torch.empty(images, *size, dtype=torch.float32))
-        self._compute(images, (c_void_p * len(dense))(*(tensor.data_ptr() for tensor in dense)))
-        for position, tensor in zip(self.outputs, dense[len(self.inputs) :], strict=True):
-            values[position] = tensor.view(images, -1) if graph.nodes[position].flat else tensor
-
-    def _compute(self, images: int, dense: Any) -> None:
-        raise NotImplementedError
-
-
-class _Rows(_Engine):
-    """For large batches: vectors over the images."""
-
-    def __init__(self, graph: Graph, nodes: list[int], lanes: int) -> None:
-        super().__init__(graph, nodes)
-        self.lanes = lanes
-        self.lowering = RowLowering(graph, nodes, self.inputs, self.outputs, lanes, torch.float32)
-        lowered = self.lowering.operations
-        self.operations = (OperationStruct * len(lowered))()
-        for struct, op in zip(self.operations, lowered, strict=True):
-            struct.kind, struct.dense, struct.parts = op.kind, op.dense, op.parts
-            struct.spec = ctypes.addressof(op.spec.struct)
-            # A gather's rows are places in the whole memory.
-            struct.src = op.source.offset if op.source is not None else 0
-            struct.dst = op.output.offset if op.output is not None else 0
-        steps = self.lowering.steps()
-        self.steps = (StepStruct * len(steps))(*(StepStruct(*step) for step in steps))
-
-    def _compute(self, images: int, dense: Any) -> None:
-        threads = torch.get_num_threads()
-        tiles = -(-images // self.lanes)
-        memory_tiles = threads if tiles >= threads else 1
-        memory_tile = self.lowering.memory_rows * self.lanes
-        if len(self.memory) < memory_tiles * memory_tile:
-            self.memory = torch.empty(memory_tiles * memory_tile, dtype=torch.float32)
-        kernels(torch.float32).tkn_run(
-            self.operations,
-            len(self.operations),
-            self.steps,
-            len(self.steps),
-            dense,
-            c_void_p(self.memory.data_ptr()),
-            c_int64(memory_tile),
-            memory_tiles,
-            images,
-            self.lanes,
-            threads,
-        )
-
-
-class _Maps(_Engine):
-    """For small batches: vectors over the channels."""
-
-    def __init__(self, graph: Graph, nodes: list[int]) -> None:
-        super().__init__(graph, nodes)
-        width = kernels(torch.float32).tkn_width()
-        self.lowering = MapLowering(graph, nodes, self.inputs, self.outputs, width)
-        self.memory = self.lowering.memory()[None]
-        lowered = self.lowering.operations
-        self.operations = (OperationStruct * len(lowered))()
-        for struct, op in zip(self.operations, lowered, strict=True):
-            struct.kind, struct.dense, struct.parts = op.kind, op.dense, op.parts
-            struct.spec = ctypes.addressof(op.spec.struct)
-            struct.src, struct.dst = op.source, op.output
-
-    def _compute(self, images: int, dense: Any) -> None:
-        if len(self.memory) < images:
-            self.memory = self.memory[:1].repeat(images, 1)
-        kernels(torch.float32).tkn_run_maps(
-            self.operations,
-            len(self.operations),
-            dense,
-            c_void_p(self.memory.data_ptr()),
-            c_int64(self.memory.shape[1]),
-            images,
-            torch.get_num_threads(),
-        )
 
 
 class Plan:
@@ -268,13 +111,13 @@ class Plan:
 
     def _make(self, graph: Graph) -> None:
         self._graph = graph
-        self._parts = [_by_torch(graph, nodes) for nodes in split(graph)]
+        self._parts = [by_torch(graph, nodes) for nodes in split(graph)]
         if not available(torch.float32):
             return
         x = _random_images(self.input_size)
-        expected = _run(graph, self._parts, x)
+        expected = run_parts(graph, self._parts, x)
         candidates = list(self._candidates())
-        differences = [_difference(_run(graph, parts, x), expected) for parts in candidates]
+        differences = [_difference(run_parts(graph, parts, x), expected) for parts in candidates]
         right = [parts for parts, difference in zip(candidates, differences, strict=True) if difference <= _TOLERANCE]
         if not right:
             warnings.warn(f"torch runs the plan: the engine's result differs by {max(differences):.1e}", stacklevel=4)
@@ -282,9 +125,9 @@ class Plan:
         self._parts = right[0]
         if len(right) > 1:
             x = torch.zeros(self.batch_size, *self.input_size, dtype=torch.float32)
-            self._parts = min(right, key=lambda parts: measure(lambda: _run(graph, parts, x)))
+            self._parts = min(right, key=lambda parts: measure(lambda: run_parts(graph, parts, x)))
 
-    def _candidates(self) -> Iterator[list[_Part]]:
+    def _candidates(self) -> Iterator[list[Part]]:
         """The ways to compute the plan that may be the fastest for its batch size."""
         nodes = self._graph.nodes
         grouped = any(isinstance(node.operation, Convolve) and node.operation.groups > 1 for node in nodes)
@@ -297,14 +140,14 @@ class Plan:
         for lanes in {widest, max(width, widest // 2)}:
             yield self._engine_parts(lanes)
 
-    def _engine_parts(self, lanes: int | None) -> list[_Part]:
+    def _engine_parts(self, lanes: int | None) -> list[Part]:
         """In tiles of `lanes` images, or with vectors over the channels."""
-        parts: list[_Part] = []
+        parts: list[Part] = []
         for nodes in split(self._graph):
             if isinstance(self._graph.nodes[nodes[0]].operation, Torch):
-                parts.append(_Torch(nodes[0]))
+                parts.append(TorchPart(nodes[0]))
             else:
-                parts.append(_Maps(self._graph, nodes) if lanes is None else _Rows(self._graph, nodes, lanes))
+                parts.append(MapPart(self._graph, nodes) if lanes is None else RowPart(self._graph, nodes, lanes))
         return parts
 
     def _made(self) -> Graph:
@@ -342,21 +185,4 @@ class Plan:
             if x.dim() != 4 or len(x) == 0 or tuple(x.shape[1:]) != self.input_size:
                 expected = ", ".join(map(str, self.input_size)) if self._model is None else "C, H, W"
                 raise ValueError(f"the plan takes images [B, {expected}], not {list(x.shape)}")
-            return _run(self._graph, self._parts, x)
-
-
-def split(graph: Graph) -> Iterator[list[int]]:
-    """Runs of nodes that the engine knows, and single nodes that torch runs."""
-    run: list[int] = []
-    for position, node in enumerate(graph.nodes):
-        if isinstance(node.operation, Input):
-            continue
-        if isinstance(node.operation, Torch):
-            if run:
-                yield run
-            yield [position]
-            run = []
-        else:
-            run.append(position)
-    if run:
-        yield run
+            return run_parts(self._graph, self._parts, x)

@@ -40,12 +40,12 @@ def attention_maps(model: nn.Module, map_sizes: Mapping[str, tuple[int, int]], t
     rows = ceil(len(layers) / columns)
     tallest = max(ceil(len(layer.loc[0]) / _side(layer)) / _side(layer) for layer in layers.values())
     figure = Figure(figsize=(3.4 * columns + 0.8, (3.4 * tallest + 0.6) * rows + 0.6), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     image = None
     for axis, (name, layer) in zip(axes, layers.items(), strict=False):
         image = _mosaic(axis, layer, map_sizes[name])
         axis.set_title(f"{name}\n{layer.loc.shape[1]} kernels, {'x'.join(map(str, map_sizes[name]))}", fontsize=9)
-    for axis in list(axes)[len(layers) :]:
+    for axis in axes[len(layers) :]:
         axis.set_visible(False)
     assert image is not None
     bar = figure.colorbar(image, ax=figure.axes, shrink=0.6, pad=0.02, aspect=30)
