@@ -128,7 +128,8 @@ def _roi_is_faster(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool:
     if float(per_pixel) * size[0] * size[1] * batch < LEAST_WORK:
         return False
     share = _share(layer, size)
-    if share > MOST_SHARE:
+    # With pooling the engine may win even so: it never writes the whole map.
+    if share > MOST_SHARE and pool is None:
         return False
     data = x.data if isinstance(x, Activation) else x
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (data, layer.weight, layer.loc))
