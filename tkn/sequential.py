@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from tkn.engine.autograd import Activation
-from tkn.engine.rows import Pool
+from tkn.engine.rows import Pool, pair
 from tkn.engine.target import channels_last, run_target
 from tkn.layers import TargetConv2d
 
@@ -72,14 +72,8 @@ def simple_pool(layer: nn.Module) -> Pool | None:
     """A MaxPool2d or AvgPool2d as a Pool; None if its windows overlap or leave the map."""
     assert isinstance(layer, nn.MaxPool2d | nn.AvgPool2d)
     average = isinstance(layer, nn.AvgPool2d)
-    kernel, stride, padding = _pair(layer.kernel_size), _pair(layer.stride), _pair(layer.padding)
-    unusual = layer.divisor_override is not None if average else layer.return_indices or _pair(layer.dilation) != (1, 1)
+    kernel, stride, padding = pair(layer.kernel_size), pair(layer.stride), pair(layer.padding)
+    unusual = layer.divisor_override is not None if average else layer.return_indices or pair(layer.dilation) != (1, 1)
     if stride != kernel or padding != (0, 0) or layer.ceil_mode or unusual:
         return None
     return Pool(kernel, average)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    return value[0], value[1]

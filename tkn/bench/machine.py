@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 #: Of the CPU's flags those that decide which kernels an engine can use (with x86's names, then Arm's).
 _FLAGS = ("avx2", "fma", "f16c", "avx512", "avx_vnni", "avx10", "amx", "asimd", "sve", "bf16", "i8mm")
-_PACKAGES = {"tkn": "targeted-kernel-networks"} | {
-    name: name for name in ("torch", "numpy", "onnxruntime", "openvino", "onnx", "onnxscript")
-}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -32,17 +28,6 @@ def describe_machine() -> dict[str, Any]:
         "memory_gib": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
         "system": platform.platform(),
     }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python, this project, torch and the peers."""
-    versions = {"python": platform.python_version()}
-    for name, package in _PACKAGES.items():
-        try:
-            versions[name] = version(package)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
 
 
 def load_average() -> float | None:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from tkn.bench.config import check_config
 from tkn.bench.engines import ENGINES, Prepared, prepare_inference, prepare_training
-from tkn.bench.machine import OtherLoad, describe_machine, load_average, package_versions
+from tkn.bench.machine import OtherLoad, describe_machine, load_average
 from tkn.bench.measure import Plan, time_interleaved
 from tkn.bench.memory import MEASURED, measure_memory
 from tkn.bench.networks import Network, build_networks, images_and_labels
@@ -29,6 +29,7 @@ from tkn.bench.speedups import speedups
 from tkn.command import output_folder
 from tkn.files import write_whole
 from tkn.report.figures import save_figure
+from tkn.versions import package_versions
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def _header(config: DictConfig, networks: list[Network], threads: int) -> dict[s
         "seed": config.seed,
         "measure": dict(config.measure),
         "machine": describe_machine(),
-        "versions": package_versions(),
+        "versions": package_versions("torch", "numpy", *_PEERS),
         "load_average": {"start": load_average(), "end": None},
         "busy_with_others": None,
         "networks": [

@@ -4,6 +4,6 @@
   library.py, held against torch by check.py; their structures in structs.py.
 - Rows: rows.py says which numbers live where, kernels.py calls the kernels on them.
 - A layer: target.py runs it, choose.py decides how, autograd.py gives it gradients.
-- A network: graph.py reads its operations, fuse.py joins them, lower_rows.py and lower_maps.py turn them into the
-  kernels', parts.py runs these, dense.py does the same by torch; plan.py is what users call.
+- A network: graph.py reads its operations, fuse.py joins them, lowering.py with lower_rows.py and lower_maps.py turns
+  them into the kernels', parts.py runs these, dense.py does the same by torch; plan.py is what users call.
 """

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from tkn.engine.rows import Geometry
+from tkn.engine.rows import Geometry, pair
+from tkn.engine.target import conv_geometry
 from tkn.layers import RoiLayer, TargetConv2d
 from tkn.roi import roi_mask
 from tkn.sequential import TargetSequential
@@ -325,9 +326,7 @@ def _function_operation(n: fx.Node) -> Operation | None:
 def _convolution(module: nn.Conv2d, size: Size) -> Operation | None:
     if module.padding_mode != "zeros":
         return None
-    left, right, top, bottom = module._reversed_padding_repeated_twice
-    kernel, stride, dilation = _pair(module.kernel_size), _pair(module.stride), _pair(module.dilation)
-    geometry = Geometry(size[1:], kernel, stride, (top, left), (bottom, right), dilation)
+    geometry = conv_geometry(module, size[1:])
     window = mask = None
     if isinstance(module, TargetConv2d):
         window = module.window(geometry.output_size)
@@ -347,7 +346,7 @@ def _batch_norm(module: Any) -> Operation | None:
 
 
 def _pooling(module: Any, size: Size) -> Operation | None:
-    kernel, stride, padding = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
+    kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
     average = isinstance(module, nn.AvgPool2d)
     if average:
         unusual = module.divisor_override is not None or (padding != (0, 0) and not module.count_include_pad)
@@ -355,11 +354,5 @@ def _pooling(module: Any, size: Size) -> Operation | None:
         unusual = module.return_indices
     if module.ceil_mode or unusual:
         return None
-    dilation = (1, 1) if average else _pair(module.dilation)
+    dilation = (1, 1) if average else pair(module.dilation)
     return Pooling(Geometry(size[1:], kernel, stride, padding, padding, dilation), average)
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    return value[0], value[1]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from tkn.engine.fuse import Following, Fused
-from tkn.engine.graph import Affine, Concatenate, Convolve, Graph, Pooling, Relu, Same
+from tkn.engine.graph import Convolve, Graph, Pooling
+from tkn.engine.lowering import Lowering, Pending
 from tkn.engine.rows import Bool, Float, Geometry, Int32, cumulative, pool_windows, window_table
 from tkn.engine.structs import (
     MAX,
@@ -65,18 +66,14 @@ class Map:
 
 
 @dataclass(frozen=True, eq=False)
-class Value:
-    """An activation: relu?(scale * x + shift) per channel, x the channels of `parts` side by side.
+class Value(Pending):
+    """An activation whose x is the channels of `parts` side by side.
 
-    `mask`: bool [C, H, W], outside of which x is the constant `outside` [C].
+    `mask`: bool [C, H, W], outside of which x is the constant `outside`.
     """
 
     parts: tuple[Map, ...]
     mask: Bool
-    outside: Float
-    scale: Float | None = None
-    shift: Float | None = None
-    relu: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,12 +82,7 @@ class Value:
     @property
     def whole(self) -> Map | None:
         """The map, if it holds just this activation."""
-        return self.parts[0] if len(self.parts) == 1 and not self.relu and self.scale is None else None
-
-    def constants(self) -> Float:
-        """What the activation is outside of `mask`."""
-        value = self.outside if self.scale is None else self.outside * self.scale + self.shift
-        return np.maximum(value, 0) if self.relu else value
+        return self.parts[0] if len(self.parts) == 1 and not self.pending else None
 
 
 @dataclass
@@ -105,25 +97,18 @@ class LoweredMap:
     dense: int = 0
 
 
-class MapLowering:
-    """Lowers the nodes of one part of a graph that runs without torch; see `RowLowering`."""
+class MapLowering(Lowering[Value]):
+    """For small batches."""
 
     def __init__(self, graph: Graph, nodes: list[int], inputs: list[int], outputs: list[int], width: int) -> None:
-        self.graph, self.inputs, self.outputs, self.width = graph, inputs, outputs, width
-        self.own = set(nodes)
+        super().__init__(graph, nodes, inputs, outputs)
+        self.width = width
         self.borders: dict[int, tuple[int, int, int, int]] = {}
         # Twice: how wide the borders must be is known once all readers are.
         for _ in range(2):
             self.maps: list[Map] = []
             self.operations: list[LoweredMap] = []
-            self.values: dict[int, Value] = {}
-            for position in inputs:
-                self._pack(position)
-            for position in nodes:
-                if position not in self.values:
-                    self._lower(position)
-            for dense, position in enumerate(outputs):
-                self._unpack(position, len(inputs) + dense)
+            self._walk()
 
     @property
     def memory_size(self) -> int:
@@ -167,7 +152,7 @@ class MapLowering:
         if size[0] < _FEW:
             target.stride = size[0]
         self._add(Kind.MAP_PACK, _dense(target), 0, target.first, size[1], dense=self.inputs.index(position))
-        self.values[position] = Value((target,), np.ones(size, dtype=bool), np.zeros(size[0]))
+        self.values[position] = Value((target,), np.ones(size, dtype=bool), outside=np.zeros(size[0]))
 
     def _unpack(self, position: int, dense: int) -> None:
         source = self._materialised(self.values[position]).parts[0]
@@ -176,45 +161,19 @@ class MapLowering:
     def _add(self, kind: Kind, spec: Filled, source: int, output: int, parts: int, dense: int = 0) -> None:
         self.operations.append(LoweredMap(kind, spec, source, output, parts, dense))
 
-    def _lower(self, position: int) -> None:
-        node = self.graph.nodes[position]
-        sources = [self.values[source] for source in node.inputs]
-        value, operation = sources[0], node.operation
-        if isinstance(operation, Convolve):
-            self._convolution(position, operation, value)
-            return
-        if isinstance(operation, Relu):
-            value = replace(value, relu=True)
-        elif isinstance(operation, Affine):
-            value = self._affine(value, operation)
-        elif isinstance(operation, Pooling):
-            value = self._gather([value], operation)
-        elif isinstance(operation, Concatenate):
-            parts = [self._materialised(part) if part.relu or part.scale is not None else part for part in sources]
-            value = Value(
-                tuple(m for part in parts for m in part.parts),
-                np.concatenate([part.mask for part in parts]),
-                np.concatenate([part.outside for part in parts]),
-            )
-        elif not isinstance(operation, Same):  # Add
-            value = self._gather([self._materialised(source) for source in sources], None)
-        self.values[position] = value
-
-    def _affine(self, value: Value, operation: Affine) -> Value:
-        if value.relu:
-            value = self._materialised(value)
-        scale, shift = operation.scale.double().numpy(), operation.shift.double().numpy()
-        if value.scale is not None:
-            assert value.shift is not None
-            scale, shift = value.scale * scale, value.shift * scale + shift
-        return replace(value, scale=scale, shift=shift)
+    def _concatenated(self, parts: list[Value]) -> Value:
+        return Value(
+            tuple(m for part in parts for m in part.parts),
+            np.concatenate([part.mask for part in parts]),
+            outside=np.concatenate([part.outside for part in parts]),
+        )
 
     def _materialised(self, value: Value) -> Value:
-        """The same activation in a map of its own, nothing pending."""
         return value if value.whole is not None else self._gather([value], None)
 
     def _gather(self, sources: list[Value], pooling: Pooling | None) -> Value:
-        """The sum of the sources, or a pooling of one."""
+        if len(sources) > 1:
+            sources = [self._materialised(source) for source in sources]
         value = sources[0]
         parts = [part for source in sources for part in source.parts]
         size = value.size if pooling is None else pooling.geometry.output_size
@@ -245,7 +204,7 @@ class MapLowering:
             mask = np.ones((len(value.mask), *size), dtype=bool)
         else:
             mask = np.logical_or.reduce([source.mask for source in sources])
-        return Value((target,), mask, constants)
+        return Value((target,), mask, outside=constants)
 
     def _convolution(self, position: int, conv: Convolve, value: Value) -> None:
         following = Following(self.graph, position, self.own, set(self.outputs))
@@ -267,7 +226,7 @@ class MapLowering:
         target = self._map(len(fused.mask), size, fused.outside)
         windows = np.arange(size[0] * size[1])[:, None] if pool is None else pool_windows(pool, g.output_size)
         live: Bool = np.logical_or.reduce(fused.mask.reshape(len(fused.mask), -1)[:, windows], axis=2)
-        result = Value((target,), live.reshape(-1, *size), fused.outside)
+        result = Value((target,), live.reshape(-1, *size), outside=fused.outside)
         if not live.any():
             pass  # the map holds its constants
         elif source.channels < _FEW and source.stride == source.channels:
@@ -290,7 +249,7 @@ class MapLowering:
         spec = Filled(MapPickStruct()).having(count=len(channel), source=(source.at(pixel) + channel).astype(np.int32))
         self._add(Kind.MAP_PICK, spec, source.first, target.first, len(channel))
         conv = Convolve(weight, None, Geometry((1, 1), (1, 1)))
-        picked = Value((target,), np.ones((len(channel), 1, 1), dtype=bool), np.zeros(len(channel)))
+        picked = Value((target,), np.ones((len(channel), 1, 1), dtype=bool), outside=np.zeros(len(channel)))
         return picked, replace(fused, conv=conv)
 
     def _corner(self, source: Map, geometry: Geometry, pixel: Int32) -> Int32:

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from tkn.engine.fuse import Following
-from tkn.engine.graph import Affine, Concatenate, Convolve, Graph, Pooling, Relu, Same
+from tkn.engine.graph import Convolve, Graph, Pooling
 from tkn.engine.kernels import contiguous, fill_conv, fill_gather
-from tkn.engine.rows import Bool, Children, Float, Geometry, Int32, Pool, Rows, forward_taps, pooled_order
+from tkn.engine.lowering import Lowering, Pending
+from tkn.engine.rows import Bool, Children, Float, Geometry, Int32, Pool, Rows, forward_taps, pooled_order, slices
 from tkn.engine.structs import MAX, SUM, Filled, Kind
 
 #: Above this size, bytes, what a convolution reads is made just before it is read.
@@ -30,8 +31,8 @@ class Buffer:
 
 
 @dataclass(frozen=True, eq=False)
-class Value:
-    """An activation: relu?(scale * x + shift) per channel; x is a row of memory, or `outside` where there is none.
+class Value(Pending):
+    """An activation whose x is in rows of memory.
 
     `rows`: the row of each (channel, pixel), -1 where there is none: [C, H * W]. `whole`: the Rows, if they are all of
     one buffer.
@@ -39,25 +40,12 @@ class Value:
 
     size: tuple[int, int]
     rows: Int32
-    outside: Float
     buffers: tuple[Buffer, ...]
     whole: Rows | None = None
-    scale: Float | None = None
-    shift: Float | None = None
-    relu: bool = False
-
-    @property
-    def pending(self) -> bool:
-        return self.relu or self.scale is not None
 
     @property
     def mask(self) -> Bool:
         return (self.rows >= 0).reshape(len(self.rows), *self.size)
-
-    def constants(self) -> Float:
-        """What the activation is where it has no row."""
-        value = self.outside if self.scale is None else self.outside * self.scale + self.shift
-        return np.maximum(value, 0) if self.relu else value
 
 
 @dataclass
@@ -78,36 +66,25 @@ class Lowered:
     maker: int | None = None
 
 
-class RowLowering:
-    """Lowers the nodes of one part of a graph that runs without torch.
-
-    `inputs`: nodes whose dense activations come from outside; `outputs`: those needed outside.
-    """
+class RowLowering(Lowering[Value]):
+    """For large batches."""
 
     def __init__(
         self, graph: Graph, nodes: list[int], inputs: list[int], outputs: list[int], lanes: int, dtype: torch.dtype
     ) -> None:
-        self.graph, self.lanes, self.dtype = graph, lanes, dtype
-        self.inputs, self.outputs = inputs, outputs
-        self.own = set(nodes)
+        super().__init__(graph, nodes, inputs, outputs)
+        self.lanes, self.dtype = lanes, dtype
         self.real = torch.empty((), dtype=dtype).numpy().dtype
         self.buffers: list[Buffer] = []
         offsets: list[int] = []
         # Twice: the lists hold places in memory, which are known once all lifetimes are.
         for _ in range(2):
             self.placed = offsets
-            self.buffers, self.operations, self.values = [], [], {}
-            for position in inputs:
-                self._pack(position)
-            for position in nodes:
-                if position not in self.values:
-                    self._lower(position)
-            for dense, position in enumerate(outputs):
-                self._unpack(position, len(inputs) + dense)
+            self.buffers, self.operations = [], []
+            self._walk()
             offsets = self._place()
 
     operations: list[Lowered]
-    values: dict[int, Value]
 
     @property
     def memory_rows(self) -> int:
@@ -125,11 +102,11 @@ class RowLowering:
                 continue
             assert op.maker is not None
             made = 0
-            for part, need in enumerate(op.needs):
+            for (begin, end), need in zip(slices(op.parts, len(op.needs)), op.needs, strict=True):
                 if need > made:
                     steps.append((op.maker, made, int(need)))
                     made = int(need)
-                steps.append((position, *_part(op, part)))
+                steps.append((position, begin, end))
             if made < self.operations[op.maker].parts:  # read by others
                 steps.append((op.maker, made, self.operations[op.maker].parts))
         return steps
@@ -161,7 +138,7 @@ class RowLowering:
     def _whole(self, rows: Rows, outside: Float) -> tuple[Value, Buffer]:
         buffer = self._buffer(rows)
         places = np.where(rows.dense >= 0, rows.dense + np.int32(buffer.offset), -1).astype(np.int32)
-        return Value(rows.size, places, outside, (buffer,), rows), buffer
+        return Value(rows.size, places, (buffer,), rows, outside=outside), buffer
 
     def _pack(self, position: int) -> None:
         size = self.graph.nodes[position].size
@@ -182,46 +159,18 @@ class RowLowering:
         parts = rows.channels * rows.size[0]
         self.operations.append(Lowered(Kind.UNPACK, spec, value.buffers[0], None, parts, dense=dense))
 
-    def _lower(self, position: int) -> None:
-        node = self.graph.nodes[position]
-        sources = [self.values[source] for source in node.inputs]
-        operation = node.operation
-        if isinstance(operation, Convolve):
-            self._convolution(position, operation, sources[0])
-            return
-        self.values[position] = self._simple(operation, sources)
-
-    def _simple(self, operation: object, sources: list[Value]) -> Value:
-        value = sources[0]
-        if isinstance(operation, Same):
-            return value
-        if isinstance(operation, Relu):
-            return replace(value, relu=True)
-        if isinstance(operation, Affine):
-            if value.relu:
-                value = self._materialised(value)
-            scale, shift = operation.scale.double().numpy(), operation.shift.double().numpy()
-            if value.scale is not None:
-                scale, shift = value.scale * scale, value.shift * scale + shift
-            return replace(value, scale=scale, shift=shift)
-        if isinstance(operation, Pooling):
-            return self._gather([value], operation)
-        if isinstance(operation, Concatenate):
-            parts = [self._materialised(part) if part.pending else part for part in sources]
-            return Value(
-                value.size,
-                np.concatenate([part.rows for part in parts]),
-                np.concatenate([part.outside for part in parts]),
-                tuple(buffer for part in parts for buffer in part.buffers),
-            )
-        return self._gather(sources, None)
+    def _concatenated(self, parts: list[Value]) -> Value:
+        return Value(
+            parts[0].size,
+            np.concatenate([part.rows for part in parts]),
+            tuple(buffer for part in parts for buffer in part.buffers),
+            outside=np.concatenate([part.outside for part in parts]),
+        )
 
     def _materialised(self, value: Value) -> Value:
-        """The same activation in rows of its own, nothing pending."""
         return value if value.whole is not None and not value.pending else self._gather([value], None)
 
     def _gather(self, sources: list[Value], pooling: Pooling | None) -> Value:
-        """The sum of the sources, or a pooling of one."""
         if len(sources) > 1:
             sources = [self._materialised(source) if source.relu else source for source in sources]
         children, rows, scale, shift = self._children(sources, pooling)
@@ -359,16 +308,10 @@ class RowLowering:
         start, pixel, _ = forward_taps(geometry, convolved.order)
         per_part = len(convolved.order) // conv.parts
         blocks = max(1, round(conv.parts**0.5))  # about one line of the map
-        ends = [(block + 1) * conv.parts // blocks * per_part for block in range(blocks)]
-        needs = [int(pixel[: start[end]].max(initial=-1)) + 1 for end in ends]
+        needs = [int(pixel[: start[end * per_part]].max(initial=-1)) + 1 for _, end in slices(conv.parts, blocks)]
         conv.needs, conv.maker = np.array(needs, dtype=np.int32), position
         for buffer in maker.reads:
             buffer.last = position + 1
 
     def _array(self, values: Float | None) -> NDArray[Any] | None:
         return None if values is None else np.ascontiguousarray(values, dtype=self.real)
-
-
-def _part(op: Lowered, part: int) -> tuple[int, int]:
-    assert op.needs is not None
-    return part * op.parts // len(op.needs), (part + 1) * op.parts // len(op.needs)

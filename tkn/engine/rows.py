@@ -138,6 +138,12 @@ def _full(channels: int, size: tuple[int, int]) -> Rows:
     return Rows.of(np.ones((channels, *size), dtype=bool))
 
 
+def pair(value: Any) -> tuple[int, int]:
+    """A layer's argument for both axes: a number or two."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
+
+
 def cumulative(counts: Int32) -> Int32:
     """[0, c0, c0 + c1, ...]."""
     starts = np.zeros(len(counts) + 1, dtype=np.int64)

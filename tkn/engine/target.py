@@ -8,13 +8,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tkn.engine.autograd import Activation, Stage
 from tkn.engine.choose import LEAST_WORK, MOST_SHARE, Engine, choices, supported
 from tkn.engine.library import available
-from tkn.engine.rows import Geometry, Pool
+from tkn.engine.rows import Geometry, Pool, pair
 from tkn.roi import roi_areas, roi_mask
 
 #: States of a layer's ROIs whose lists are kept: training and evaluation, whole and last batches.
@@ -81,7 +81,7 @@ def _with_roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool
     reason = supported(data, *parameters)
     if layer.engine == "roi":
         if torch.is_autocast_enabled("cpu") and data.is_floating_point():
-            reason = supported(data.float(), *parameters)
+            reason = supported(data.new_empty(0, dtype=torch.float32), *parameters)
         if reason is not None:
             raise ValueError(f"engine='roi': {reason}; engine='auto' takes torch there")
         return available(layer.weight.dtype)
@@ -94,7 +94,7 @@ def _followed(x: object) -> bool:
     """Whether torch records or transforms operations instead of running them: it must see its own."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, Tensor):
         return True
-    return type(x) not in (Tensor, torch.nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None
+    return type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _size(x: Tensor | Activation) -> tuple[int, int, int]:
@@ -104,23 +104,19 @@ def _size(x: Tensor | Activation) -> tuple[int, int, int]:
     return x.shape[0], x.shape[2], x.shape[3]
 
 
-def _geometry(layer: TargetLayer, size: tuple[int, int]) -> Geometry:
+def conv_geometry(layer: TargetLayer | nn.Conv2d, size: tuple[int, int]) -> Geometry:
+    """Of a convolution on maps of `size`, padded before unless it pads with zeros."""
     left, right, top, bottom = layer._reversed_padding_repeated_twice
     if layer.padding_mode != "zeros":  # padded before
         top = bottom = left = right = 0
     return Geometry(
-        size, _pair(layer.kernel_size), _pair(layer.stride), (top, left), (bottom, right), _pair(layer.dilation)
+        size, pair(layer.kernel_size), pair(layer.stride), (top, left), (bottom, right), pair(layer.dilation)
     )
-
-
-def _pair(values: tuple[int, ...]) -> tuple[int, int]:
-    height, width = values
-    return height, width
 
 
 def _roi_is_faster(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None) -> bool:
     batch, height, width = _size(x)
-    geometry = _geometry(layer, (height, width))
+    geometry = conv_geometry(layer, (height, width))
     size = geometry.output_size
     if min(size) < 1:
         return False  # torch's own error
@@ -202,7 +198,7 @@ def _roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | No
         x = F.pad(dense, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
     if isinstance(x, Tensor):
         x = Activation.pack(x)
-    geometry = _geometry(layer, x.rows.size)
+    geometry = conv_geometry(layer, x.rows.size)
     size = geometry.output_size
     if min(size) < 1:
         raise ValueError(f"kernel_size={layer.kernel_size} does not fit into a padded input of {_size(x)[1:]} pixels")

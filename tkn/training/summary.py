@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,6 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from tkn.data.module import TensorDataModule
 from tkn.training.callbacks import History, shortened
 from tkn.training.module import TargetedTraining
+from tkn.versions import package_versions
+
+_PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy")
 
 
 def describe_source(source: str, config: DictConfig) -> str:
@@ -69,7 +71,7 @@ def summarise(
         "engine": config.engine if module.map_sizes else None,
         "precision": str(trainer.precision),
         "device": _device(trainer),
-        "versions": _versions(),
+        "versions": package_versions(*_PACKAGES),
         "target_layers": [
             {
                 "name": row.name.removeprefix("model."),
@@ -88,16 +90,3 @@ def _device(trainer: pl.Trainer) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads"
-
-
-def _versions() -> dict[str, str]:
-    names = {"tkn": "targeted-kernel-networks"} | {
-        name: name for name in ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy")
-    }
-    versions = {"python": platform.python_version()}
-    for short, package in names.items():
-        try:
-            versions[short] = version(package)
-        except PackageNotFoundError:  # run from a checkout that was not installed
-            versions[short] = "not installed"
-    return versions
