@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,11 @@ def _rows(folder: Path) -> list[dict[str, str]]:
         ]
 
 
+def _rois(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "rois.npz") as file:
+        return dict(file)
+
+
 def _weights(objects: dict[str, Any]) -> dict[str, torch.Tensor]:
     return objects["module"].model.state_dict()
 
@@ -37,7 +43,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         *("summary.json", "metrics.csv", "last.ckpt", "best.ckpt"),
-        *("attention_maps.png", "curves.png", "config.yaml"),
+        *("attention_maps.png", "curves.png", "config.yaml", "rois.npz"),
     }
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary == metrics
@@ -56,6 +62,14 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     saved = sum(layer["macs_dense"] - layer["macs_roi"] for layer in layers)
     assert summary["macs_dense"] - summary["macs_roi"] == saved
     assert [tuple(layer["map_size"]) for layer in layers] == [(28, 28)] * 2 + [(14, 14)] * 2 + [(7, 7)] * 2
+    recorded = _rois(tmp_path)
+    assert list(recorded["epochs"]) == [0, 1, 2]
+    for name, layer in roi_layers(objects["module"].model).items():
+        assert (recorded[f"{name}.loc"][0] == 0.5).all()
+        assert (recorded[f"{name}.scale"][0] == 1).all()
+        assert np.array_equal(recorded[f"{name}.scale"][2], layer.scale.detach().numpy())
+        assert recorded[f"{name}.loc"].shape == (3, *layer.loc.shape)
+        assert tuple(recorded[f"{name}.size"]) == objects["module"].map_sizes[name]
     rows = _rows(tmp_path)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert [float(row["lr"]) for row in rows] == pytest.approx([0.1, 0.01])
@@ -101,6 +115,8 @@ def test_an_interrupted_run_continues_to_the_same_result(
     for name, weight in _weights(objects).items():
         assert torch.equal(weight, _weights(resumed_objects)[name]), name
     assert _rows(continued) == _rows(whole)
+    for name, array in _rois(whole).items():
+        assert np.array_equal(array, _rois(continued)[name]), name
     for key in ("error", "best_error", "best_epoch", "macs_roi", "epochs", "target_layers"):
         assert resumed[key] == summary[key], key
     assert {"last.ckpt", "best.ckpt"} <= {path.name for path in continued.iterdir()}

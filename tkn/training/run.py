@@ -32,6 +32,7 @@ from tkn.training.callbacks import History, LastAndBest, ProgressBar
 from tkn.training.checkpoint import check_continuation, identify, load_weights, read_checkpoint
 from tkn.training.config import check_config
 from tkn.training.module import TargetedTraining
+from tkn.training.roi_history import RoiHistory
 from tkn.training.summary import describe_source, summarise
 
 _log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def run(
     history = History(folder / "metrics.csv")
     checkpoints = LastAndBest(folder, history, continued=checkpoint_path)
     # Before the data are loaded: it may refuse its arguments.
-    trainer = _trainer(config, folder, [history, checkpoints])
+    trainer = _trainer(config, folder, [history, RoiHistory(folder / "rois.npz"), checkpoints])
 
     datamodule = _data(config)
     module = _module(config, datamodule)
