@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -74,25 +72,6 @@ def test_missing_data_is_one_line_and_in_the_log(tmp_path: Path) -> None:
     assert "datasets/pain/Images" in line
     (log,) = tmp_path.glob("outputs/*/*/tkn-run.log")
     assert "datasets/pain/Images" in log.read_text()
-
-
-def test_interrupted_run_says_how_to_continue(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from tkn.cli import main; main()", *SMALL, "trainer.max_epochs=1000"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not list(tmp_path.glob("outputs/*/*/best.ckpt")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    (line,) = errors.splitlines()
-    assert line.startswith("tkn-run: interrupted: continue with checkpoint=")
-    assert Path(line.split("checkpoint=")[1]).is_file()
 
 
 def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:

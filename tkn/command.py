@@ -20,6 +20,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from tkn.interrupt import Interrupted
 from tkn.suggest import unknown
 
 _log = logging.getLogger(__name__)
@@ -73,9 +74,9 @@ class Command:
             hydra.main(version_base="1.3", config_path=str(self.config_dir), config_name="config")(task)()
             if failures:
                 raise failures[0]
-        except KeyboardInterrupt as interrupt:
+        except (KeyboardInterrupt, Interrupted) as interrupt:
             print(f"{self.name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(interrupt.exit_code if isinstance(interrupt, Interrupted) else 130)
         except Exception as error:
             if traceback_wanted:
                 raise

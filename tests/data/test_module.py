@@ -80,3 +80,51 @@ def test_impossible_limits(data: DataSet, limit: int) -> None:
 def test_impossible_validation(data: DataSet, validation: int) -> None:
     with pytest.raises(ValueError, match=rf"data\.validation={validation} must be 0 to 49"):
         TensorDataModule(data, 8, limit=50, validation=validation)
+
+
+def test_batches_continue_within_an_epoch() -> None:
+    def noisy(batch: tuple[torch.Tensor, ...], _augment: bool) -> torch.Tensor:
+        return batch[0].float() + torch.rand(len(batch[0]), 1, 1, 1)
+
+    batches = Batches(_split(50), 16, noisy, seed=3)
+    iterator = iter(batches)
+    next(iterator)
+    next(iterator)
+    state = batches.state_dict()
+    rest = list(iterator)
+    again = Batches(_split(50), 16, noisy, seed=3)
+    again.load_state_dict(state)
+    for (x, targets), (x_again, targets_again) in zip(rest, list(again), strict=True):
+        assert torch.equal(x, x_again)
+        assert torch.equal(targets, targets_again)
+    assert len(list(again)) == 4  # only the first epoch began later
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("count", [48, 50, 53])
+def test_processes_share_every_training_batch_and_the_evaluation(count: int, world: int) -> None:
+    whole = [set(targets.tolist()) for _, targets in Batches(_split(count), 16, _to_input, seed=3)]
+    parts = [list(Batches(_split(count), 16, _to_input, seed=3, rank=rank, world=world)) for rank in range(world)]
+    assert {len(part) for part in parts} == {count // 16 + (count % 16 >= 2 * world)}
+    for step, together in enumerate(zip(*parts, strict=True)):
+        shares = [targets.tolist() for _, targets in together]
+        assert sorted(sum(shares, [])) == sorted(whole[step])
+        assert min(map(len, shares)) >= 2
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    evaluated = [
+        target
+        for rank in range(world)
+        for _, targets in Batches(_split(count), 16, _to_input, rank=rank, world=world)
+        for target in targets.tolist()
+    ]
+    assert evaluated == list(range(count))
+
+
+def test_processes_draw_different_random_numbers() -> None:
+    draws = []
+    for rank in range(2):
+        iterator = iter(Batches(_split(50), 16, _to_input, seed=3, rank=rank, world=2))
+        for _ in range(2):
+            next(iterator)
+            draws.append(torch.rand(1).item())
+    assert len(set(draws)) == 4

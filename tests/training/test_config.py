@@ -88,7 +88,10 @@ def test_an_experiment_can_be_overridden() -> None:
         ("trainer.max_epochs=0", r"trainer\.max_epochs=0 must be a whole number"),
         ("trainer.max_epochs=null", r"trainer\.max_epochs=None must be a whole number"),
         ("logger.name=wandbb", r"logger\.name=wandbb must be one of csv"),
-        ("trainer.devices=2", r"trainer\.devices=2 must be 1"),
+        ("trainer.devices=0", r"trainer\.devices=0 must be a whole number of processes, at least 1"),
+        ("trainer.devices=auto", r"trainer\.devices=auto must be a whole number of processes"),
+        ("trainer.devices=65", r"recipe\.batch_size=128 must be at least 2 for each of 65 processes"),
+        ("trainer.strategy=dpp", r"trainer\.strategy=dpp must be auto or ddp"),
     ],
 )
 def test_wrong_keys_and_values(override: str, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import ceil
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -12,16 +13,20 @@ from torch import Tensor
 from tkn.data.base import DataSet, Split, ToInput
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """The seed of all that an epoch draws: a continued run draws what an uninterrupted one would."""
-    return seed * 1_000_003 + epoch
+def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """The seed of what one process draws in one training step."""
+    return int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1)[0])
 
 
 class Batches:
     """Iterates a split in batches (input float32 [B, C, H, W], targets [B, ...]), with no worker processes.
 
-    With `seed`, for training: augmented, and in an order drawn from (seed, epoch) alone, so that an interrupted run
-    continues with the same batches.
+    With `seed`, for training: augmented, and in an order drawn from (seed, epoch) alone. Torch's random numbers are
+    seeded anew before every batch, so that a run that is continued at any step draws what an uninterrupted one would
+    (augmentation, dropout); `state_dict` tells the step, as Lightning's loops want it of a loader.
+
+    Of several processes (`world`), the one of this `rank` gets its part: in training of every batch, so that a step
+    sees `batch_size` images in all; in evaluation of the whole split, no image twice.
     """
 
     def __init__(
@@ -32,30 +37,61 @@ class Batches:
         *,
         seed: int | None = None,
         epoch: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self.split = split
         self.batch_size = batch_size
         self.to_input = to_input
         self.seed = seed
         self.epoch = epoch
-
-        # A last training batch of one image has no variance, and batch normalisation of it no meaning.
-        alone = seed is not None and batch_size > 1 and len(split) % batch_size == 1
-        self.count = len(split) - alone
+        self.rank = rank
+        self.world = world
+        if seed is None:
+            self.split = split.select(_part(0, len(split), rank, world))
+            self.count = len(self.split)
+        else:
+            self.split = split
+            # A part of one image has no variance, and batch normalisation of it no meaning.
+            rest = len(split) % batch_size
+            self.count = len(split) - (rest if rest < min(2 * world, batch_size) else 0)
+        self._first = 0
+        self._given = 0
 
     def __len__(self) -> int:
         return ceil(self.count / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        shuffled = None
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch()))
-            shuffled = torch.randperm(len(self.split), generator=generator).to(self.split.targets.device)
-        for start in range(0, self.count, self.batch_size):
-            index = slice(start, min(start + self.batch_size, self.count))
-            batch = self.split.select(index if shuffled is None else shuffled[index])
-            x = self.to_input(batch.inputs, self.seed is not None)
-            yield x.contiguous(memory_format=torch.channels_last), batch.targets
+        if self.seed is None:
+            for start in range(0, self.count, self.batch_size):
+                yield self._batch(slice(start, min(start + self.batch_size, self.count)), augment=False)
+            return
+        epoch = self.epoch()
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        shuffled = torch.randperm(len(self.split), generator=generator).to(self.split.targets.device)
+        first, self._first = self._first, 0
+        for step in range(first, len(self)):
+            torch.manual_seed(_step_seed(self.seed, epoch, step, self.rank))
+            self._given = step + 1
+            start, end = step * self.batch_size, min((step + 1) * self.batch_size, self.count)
+            yield self._batch(shuffled[_part(start, end, self.rank, self.world)], augment=True)
+
+    def _batch(self, index: Tensor | slice, *, augment: bool) -> tuple[Tensor, Tensor]:
+        batch = self.split.select(index)
+        x = self.to_input(batch.inputs, augment)
+        return x.contiguous(memory_format=torch.channels_last), batch.targets
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the present epoch have been given out."""
+        return {"given": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next iteration begins after so many batches."""
+        self._first = state["given"]
+
+
+def _part(start: int, end: int, rank: int, world: int) -> slice:
+    """The share of process `rank` of `world` in the range: shares differ by one at most."""
+    return slice(start + (end - start) * rank // world, start + (end - start) * (rank + 1) // world)
 
 
 class TensorDataModule(pl.LightningDataModule):
@@ -105,4 +141,6 @@ class TensorDataModule(pl.LightningDataModule):
             self.data.to_input,
             seed=seed,
             epoch=lambda: trainer.current_epoch,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
         )

@@ -1,11 +1,10 @@
-"""What a run keeps while it trains: its history, a line an epoch, its last and best checkpoints."""
+"""What a run shows while it trains: its history, a line an epoch, a progress bar."""
 
 from __future__ import annotations
 
 import csv
 import io
 import logging
-import shutil
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -13,9 +12,9 @@ from statistics import median
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, Checkpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 
-from tkn.files import whole_file, write_whole
+from tkn.files import write_whole
 from tkn.training.module import TargetedTraining
 
 _log = logging.getLogger(__name__)
@@ -35,16 +34,38 @@ class History(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, float]] = []
-        self.started = 0.0
+        self.run_started = time.perf_counter()
+        #: of the run that is continued, up to its last save
+        self.earlier_seconds = 0.0
+        self.earlier_epoch_seconds = 0.0
+        self.epoch_started = 0.0
         self.lr = 0.0
         self.step_ends: list[float] = []
 
-    def on_fit_start(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
-        if self.rows:  # of the run that is continued
+    @property
+    def wall_seconds(self) -> float:
+        """Of the run until now, with those of the run that it continues."""
+        return self.earlier_seconds + time.perf_counter() - self.run_started
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Of this epoch until now."""
+        return self.earlier_epoch_seconds + time.perf_counter() - self.epoch_started
+
+    def on_fit_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+        if self.rows and trainer.is_global_zero:  # of the run that is continued
             self._write()
 
+    def on_train_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+        # An epoch that is continued does not start again.
+        self._start_epoch(trainer)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
-        self.started = time.perf_counter()
+        self.earlier_epoch_seconds = 0.0
+        self._start_epoch(trainer)
+
+    def _start_epoch(self, trainer: pl.Trainer) -> None:
+        self.epoch_started = time.perf_counter()
         # Now: at the epoch's end the schedule has already moved on.
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
         self.step_ends = [time.perf_counter()]
@@ -64,9 +85,11 @@ class History(Callback):
             **metrics,
             "macs_roi": module.macs_roi,
             "step_seconds": round(median(later - end for end, later in pairwise(self.step_ends)), 5),
-            "seconds": round(time.perf_counter() - self.started, 3),
+            "seconds": round(self.epoch_seconds, 3),
         }
         self.rows.append(row)
+        if not trainer.is_global_zero:
+            return
         self._write()
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         _log.info(
@@ -88,46 +111,12 @@ class History(Callback):
         write_whole(self.path, table.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "wall_seconds": self.wall_seconds, "epoch_seconds": self.epoch_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
-
-
-class LastAndBest(Checkpoint):
-    """Saves last.ckpt after every epoch, and keeps the one with the lowest evaluated error as best.ckpt; both whole.
-
-    "Lowest" is over the whole history, also that of the run that is continued (from the checkpoint `continued`), whose
-    files are brought along. Lightning's ModelCheckpoint would forget them in a new folder.
-    """
-
-    def __init__(self, folder: Path, history: History, continued: Path | None) -> None:
-        self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
-        self.history = history
-        self.continued = continued
-
-    def on_fit_start(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
-        if self.continued is None:
-            return
-        best = self.continued.with_name(self.best.name)
-        if not best.is_file():
-            raise FileNotFoundError(f"checkpoint={self.continued} can be continued only with {best} beside it")
-        for source, target in ((self.continued, self.last), (best, self.best)):
-            if source.resolve() != target.resolve():
-                _copy(source, target)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, TargetedTraining)
-        with whole_file(self.last) as temporary:
-            trainer.save_checkpoint(temporary)
-        *before, now = (row[module.monitor] for row in self.history.rows)
-        if not before or now < min(before):
-            _copy(self.last, self.best)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with whole_file(target) as temporary:
-        shutil.copyfile(source, temporary)
+        self.earlier_seconds = state_dict["wall_seconds"]
+        self.earlier_epoch_seconds = state_dict["epoch_seconds"]
 
 
 class ProgressBar(RichProgressBar):
@@ -144,9 +133,9 @@ class ProgressBar(RichProgressBar):
         error = pl_module.error_names[0]
         shown: dict[str, int | str | float | dict[str, float]] = {}
         for name in ("loss", error):
-            mean = pl_module.mean("train", name)
-            if mean.update_called:
-                shown[name] = f"{mean.compute().item():.3f}"
+            total, count = pl_module.mean("train", name).sums().tolist()  # of this process: the others show nothing
+            if count:
+                shown[name] = f"{total / count:.3f}"
         evaluated = pl_module.monitor
         if evaluated in trainer.callback_metrics:
             shown[evaluated] = f"{trainer.callback_metrics[evaluated].item():.3f}"

@@ -35,6 +35,8 @@ TRAINER_KEYS = (
 )
 #: Half precision alone could not hold loc and scale; "mixed" keeps them in float32.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+#: How several processes train: each on its share of every batch, with the mean of the gradients.
+STRATEGIES = ("auto", "ddp")
 LOGGERS = ("csv", "tensorboard")
 MODES = ("train", "test")
 
@@ -143,8 +145,11 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     yield "data.limit", limit is None or (type(limit) is int and limit >= 1), "null or at least 1"
     yield "data.validation", type(validation) is int and validation >= 0, "a whole number, at least 0"
     yield "trainer.max_epochs", type(epochs) is int and epochs >= 1, "a whole number, at least 1"
-    # Batches are not yet divided among processes: each would train on all of them.
-    yield "trainer.devices", config.trainer.get("devices") == 1, "1"
+    devices, batch_size = config.trainer.get("devices"), config.recipe.batch_size
+    yield "trainer.devices", type(devices) is int and devices >= 1, "a whole number of processes, at least 1"
+    yield "trainer.strategy", config.trainer.get("strategy") in STRATEGIES, " or ".join(STRATEGIES)
+    # Batch normalisation of one image has no meaning.
+    yield "recipe.batch_size", devices == 1 or batch_size >= 2 * devices, f"at least 2 for each of {devices} processes"
     yield "trainer.precision", config.trainer.get("precision") in PRECISIONS, f"one of {', '.join(PRECISIONS)}"
     for part in ("train", "val", "test"):
         batches = config.trainer.get(f"limit_{part}_batches")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +12,6 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from tkn.data.base import Task
-from tkn.data.module import epoch_seed
 from tkn.layers import clipped, roi_layers
 from tkn.macs import MacsReport, count_macs
 from tkn.penalty import scale_penalty
@@ -59,6 +59,10 @@ class Mean(Metric):
     def compute(self) -> Tensor:
         return self.total / self.count
 
+    def sums(self) -> Tensor:
+        """[2]: the total over all images so far, and their count."""
+        return torch.stack((self.total, self.count))
+
 
 def _means(names: list[str]) -> nn.ModuleDict:
     return nn.ModuleDict({name: Mean() for name in names})
@@ -74,7 +78,6 @@ class TargetedTraining(pl.LightningModule):
         eval_name: what the evaluation after every epoch is on, "valid" or "test".
         penalty: `l2` and `beta` of the scale penalty.
         recipe: optimizer, weight_decay_as, lr_drops, lr_factor (Sec. 4.2).
-        seed: of the random numbers that training draws (dropout, augmentation).
         identity: plain data that tells what a checkpoint is of (see `tkn.training.checkpoint`).
     """
 
@@ -87,7 +90,6 @@ class TargetedTraining(pl.LightningModule):
         eval_name: str,
         penalty: dict[str, float],
         recipe: dict[str, Any],
-        seed: int,
         identity: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -97,7 +99,6 @@ class TargetedTraining(pl.LightningModule):
         self.eval_name = eval_name
         self.penalty = penalty
         self.recipe = recipe
-        self.seed = seed
         self.identity = identity
         counted = self.count_macs()
         #: multiply-adds inside the ROIs as of the last epoch's last step
@@ -144,17 +145,36 @@ class TargetedTraining(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tkn"] = self.identity
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(epoch_seed(self.seed, self.current_epoch))
+    def train_sums(self) -> dict[str, Tensor]:
+        """The sums behind the means of this epoch so far, over all processes: those of an epoch that is saved."""
+        return {name: self.trainer.strategy.reduce(mean.sums(), reduce_op="sum") for name, mean in self._train_means()}
+
+    def set_train_sums(self, sums: dict[str, Tensor]) -> None:
+        """Go on from saved sums."""
+        # One process has the sums of all.
+        share = float(self.trainer.is_global_zero)
+        for name, mean in self._train_means():
+            mean.total, mean.count = (share * sums[name]).to(self.device)
+
+    def _train_means(self) -> Iterator[tuple[str, Mean]]:
+        return ((name, self.mean("train", name)) for name in ("loss", *self.error_names))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         x, targets = batch
         errors = batch_errors(self.model(x), targets, self.task)
-        loss = errors["loss"] + scale_penalty(self.model, **self.penalty)
+        loss = self._weight(len(x)) * errors["loss"] + scale_penalty(self.model, **self.penalty)
         if self.device.type == "cpu" or batch_index % _GPU_LOSS_CHECK_STEPS == 0:  # the epoch's mean is checked too
             self._require_finite(loss)
         self._log("train", errors, len(x))
         return loss
+
+    def _weight(self, count: int) -> Tensor | float:
+        """What a process's mean over `count` images weighs, so that the processes' mean is that over all images."""
+        world = self.trainer.world_size
+        if world == 1:
+            return 1.0
+        total = self.trainer.strategy.reduce(torch.tensor(float(count), device=self.device), reduce_op="sum")
+        return count * world / total
 
     def _require_finite(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
@@ -167,6 +187,18 @@ class TargetedTraining(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.project()
+
+    def on_validation_start(self) -> None:
+        self._share_buffers()
+
+    def on_test_start(self) -> None:
+        self._share_buffers()
+
+    def _share_buffers(self) -> None:
+        """Evaluate what the first process saves: each has batch normalisation's running means of its own images."""
+        if self.trainer.world_size > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _batch_index: int) -> None:
         self._evaluate(self.eval_name, batch)
@@ -188,9 +220,13 @@ class TargetedTraining(pl.LightningModule):
             metric.update(value.detach(), count)
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True)
 
+    def check_epoch(self) -> None:
+        """`Diverged` if the loss of any step of this epoch so far was not finite, also of those not looked at."""
+        self._require_finite(self.mean("train", "loss").compute())
+
     def on_validation_epoch_start(self) -> None:
         # All training steps of the epoch are done; its end comes after the callbacks that need this.
-        self._require_finite(self.mean("train", "loss").compute())
+        self.check_epoch()
         self.macs_roi = self.count_macs().total_roi
         self.log("macs_roi", float(self.macs_roi))
 

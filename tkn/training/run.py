@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -24,15 +26,19 @@ from tkn.data import load_data
 from tkn.data.base import is_whole
 from tkn.data.module import TensorDataModule
 from tkn.files import write_whole
+from tkn.interrupt import Interrupted, Signals
 from tkn.layers import roi_layers
 from tkn.models import build_model
 from tkn.report.figures import attention_maps, save_figure, training_curves
 from tkn.report.tables import layers_table, results_table
-from tkn.training.callbacks import History, LastAndBest, ProgressBar
+from tkn.training.callbacks import History, ProgressBar
 from tkn.training.checkpoint import check_continuation, identify, load_weights, read_checkpoint
 from tkn.training.config import check_config
+from tkn.training.earlier import earlier_run
 from tkn.training.module import TargetedTraining
+from tkn.training.processes import local_rank, run_processes
 from tkn.training.roi_history import RoiHistory
+from tkn.training.saving import LastAndBest, WholeFiles
 from tkn.training.summary import describe_source, summarise
 
 _log = logging.getLogger(__name__)
@@ -43,32 +49,58 @@ def run(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train and test (mode=train), or only test (mode=test), as `config` says.
 
+    A folder that holds a finished run of the same configuration is left as it is, and an unfinished run is continued.
+
     Args:
         config: the composed configuration (`conf/`).
         output_dir: the run's folder; by default Hydra's, or outputs/<date>/<time> outside of Hydra.
 
-    Returns (metrics, objects): the content of summary.json; and the "config", "data", "module", "trainer" and
-    "output_dir". ValueError or OSError, one line each, for what the user can mend.
+    Returns (metrics, objects): the content of summary.json; and the "config", "output_dir" and, of a run that was made
+    in this process (not finished before, not in several processes), the "data", "module" and "trainer". ValueError or
+    OSError, one line each, for what the user can mend; `tkn.interrupt.Interrupted` on SIGINT and SIGTERM.
     """
-    started = time.perf_counter()
     config = check_config(config if isinstance(config, DictConfig) else OmegaConf.create(dict(config)))
     folder = output_folder(output_dir)
-    (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished
-    write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
-    checkpoint_path = Path(config.checkpoint).expanduser() if config.checkpoint else None
+    objects = {"config": config, "output_dir": folder}
+    finished = earlier_run(folder, config).summary
+    if finished is not None:
+        _log.info("%s holds this run, finished: it is not run again", folder)
+        return finished, objects
+    if config.trainer.devices > 1:
+        return run_processes(_summary, config, folder, config.trainer.devices), objects
+    with Signals() as signals:
+        summary, made = _run(config, folder, signals)
+    return summary, {**objects, **made}
+
+
+def _summary(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """The run as each of several processes does it."""
+    with Signals() as signals:
+        return _run(config, folder, signals)[0]
+
+
+def _run(config: DictConfig, folder: Path, signals: Signals) -> tuple[dict[str, Any], dict[str, Any]]:
+    first = local_rank() in (None, 0)
     history = History(folder / "metrics.csv")
-    checkpoints = LastAndBest(folder, history, continued=checkpoint_path)
+    own = earlier_run(folder, config).checkpoint
+    continued = own or (Path(config.checkpoint).expanduser() if config.checkpoint else None)
+    if first:
+        (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished
+        write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
+        if own is not None:
+            _log.info("%s holds an unfinished run: going on with it", folder)
+    checkpoints = LastAndBest(folder, history, continued, signals)
     # Before the data are loaded: it may refuse its arguments.
     trainer = _trainer(config, folder, [history, RoiHistory(folder / "rois.npz"), checkpoints])
 
     datamodule = _data(config)
     module = _module(config, datamodule)
-    checkpoint = read_checkpoint(checkpoint_path, module.identity) if checkpoint_path else None
+    checkpoint = read_checkpoint(continued, module.identity) if continued else None
     if checkpoint is not None and config.mode == "train":
-        check_continuation(config.checkpoint, checkpoint, config)
+        check_continuation(str(continued), checkpoint, config)
     source = describe_source(datamodule.data.source, config)
     # A log file has no width to fit.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 120, quiet=not first)
     console.print(layers_table(module.count_macs(), f"{config.model.name} on {config.data.name} ({source})"))
     if module.soft:
         _log.warning(
@@ -79,40 +111,50 @@ def run(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")  # Lightning's own
             if config.mode == "train":
-                trainer.fit(module, datamodule, ckpt_path=checkpoint_path)
+                trainer.fit(module, datamodule, ckpt_path=continued)
                 if datamodule.eval_name == "valid":
                     load_weights(module.model, read_checkpoint(checkpoints.best, module.identity))
             elif checkpoint is not None:
                 load_weights(module.model, checkpoint)
             tested = trainer.test(module, datamodule, verbose=False)[0]
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        kept = f": continue with checkpoint={checkpoints.last}" if checkpoints.last.is_file() else ""
-        raise KeyboardInterrupt(f"interrupted{kept}") from None
+    except Interrupted as interrupted:
+        if checkpoints.last.is_file():
+            interrupted.message += f": the same command with {_folder_override(folder)} continues it"
+        raise
+    except OSError:
+        if checkpoints.last.is_file():
+            _log.error("the run ends; its last good checkpoint is %s", checkpoints.last)
+        raise
 
     # A tested network's penalty and seed are those it was trained with.
     trained = OmegaConf.create(checkpoint["tkn"]["config"]) if checkpoint and config.mode == "test" else config
-    seconds = time.perf_counter() - started
-    summary = summarise(config, trained, source, module, datamodule, history, tested, trainer, seconds)
-    _draw(folder, module, history, summary)
-    # Last: a folder with a summary is a finished run.
-    write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    console.print(results_table(summary))
-    files = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
-    console.print(f"in {folder}: {files}", soft_wrap=True, markup=False, highlight=False)
-    return summary, {
-        "config": config,
-        "data": datamodule.data,
-        "module": module,
-        "trainer": trainer,
-        "output_dir": folder,
-    }
+    summary = summarise(config, trained, source, module, datamodule, history, tested, trainer)
+    if first:
+        _draw(folder, module, history, summary)
+        # Last: a folder with a summary is a finished run.
+        write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        console.print(results_table(summary))
+        files = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
+        console.print(f"in {folder}: {files}", soft_wrap=True, markup=False, highlight=False)
+    return summary, {"data": datamodule.data, "module": module, "trainer": trainer}
+
+
+def _folder_override(folder: Path) -> str:
+    """What the command needs to come to the same folder again."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return f"hydra.sweep.dir={HydraConfig.get().sweep.dir}"
+    here = Path.cwd()
+    return f"hydra.run.dir={folder.relative_to(here) if folder.is_relative_to(here) else folder}"
 
 
 def _trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> pl.Trainer:
-    progress = [ProgressBar()] if config.trainer.get("enable_progress_bar") and sys.stdout.isatty() else []
+    wanted = config.trainer.get("enable_progress_bar") and sys.stdout.isatty() and local_rank() in (None, 0)
+    progress = [ProgressBar()] if wanted else []
     try:
         return pl.Trainer(
             **{**config.trainer, "enable_progress_bar": bool(progress)},
+            # Not what a scheduler's variables suggest: a run starts its processes itself.
+            plugins=[LightningEnvironment(), WholeFiles()],
             default_root_dir=folder,
             callbacks=[*progress, *callbacks],
             logger=_logger(config.logger.name, folder),
@@ -151,7 +193,6 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
         eval_name=datamodule.eval_name,
         penalty=dict(config.penalty),
         recipe=OmegaConf.to_container(config.recipe),  # type: ignore[arg-type]
-        seed=config.seed,
         identity=identify(config, data.input_size, data.num_outputs),
     )
 

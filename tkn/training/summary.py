@@ -34,7 +34,6 @@ def summarise(
     history: History,
     tested: Mapping[str, float],
     trainer: pl.Trainer,
-    wall_seconds: float,
 ) -> dict[str, Any]:
     """The content of summary.json.
 
@@ -64,7 +63,7 @@ def summarise(
         "test_images": len(datamodule.data.test),
         "seed": trained.seed,
         "epochs": len(history.rows),
-        "wall_seconds": round(wall_seconds, 2),
+        "wall_seconds": round(history.wall_seconds, 2),
         "train_seconds": round(sum(row["seconds"] for row in history.rows), 2),
         "attention": {**trained.attention, "clip": config.attention.clip} if module.map_sizes else None,
         "penalty": dict(trained.penalty) if module.map_sizes else None,

@@ -1,0 +1,63 @@
+"""What an earlier run left in a run's folder: a run is never overwritten by another, and never done twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+#: Keys that say where and how a run shows itself, not what it is.
+_FREE_KEYS = ("data_dir", "logger", "trainer.enable_progress_bar", "trainer.log_every_n_steps")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """`summary`: of a finished run of the same configuration; `checkpoint`: of one that can be continued."""
+
+    summary: dict[str, Any] | None = None
+    checkpoint: Path | None = None
+
+
+def earlier_run(folder: Path, config: DictConfig) -> Earlier:
+    """What the folder holds of a run of the configuration `config`; ValueError if it holds a run of another one.
+
+    A configuration whose `checkpoint` is the folder's own last.ckpt means to go on with whatever is there.
+    """
+    stored_path, last = folder / "config.yaml", folder / "last.ckpt"
+    named = Path(config.checkpoint).expanduser() if config.checkpoint else None
+    anything = stored_path.is_file() and (last.is_file() or (folder / "summary.json").is_file())
+    if not anything or (config.mode == "train" and named is not None and named.resolve() == last.resolve()):
+        return Earlier()
+    try:
+        stored = yaml.safe_load(stored_path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{stored_path} is damaged: choose another folder") from error
+    before, now = (_flat(entry) for entry in (stored, OmegaConf.to_container(config, resolve=True)))
+    differing = [key for key in {**now, **before} if not key.startswith(_FREE_KEYS) and before.get(key) != now.get(key)]
+    if differing:
+        there, here = (", ".join(f"{key}={values.get(key)}" for key in differing) for values in (before, now))
+        raise ValueError(
+            f"{folder} holds another run, of {there}; this one is of {here}: "
+            "choose another hydra.run.dir, or remove that folder"
+        )
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Earlier(checkpoint=last if last.is_file() and config.mode == "train" else None)
+    return Earlier(summary=summary)
+
+
+def _flat(entry: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(entry, Mapping):
+        return {prefix: entry}
+    return {
+        name: value
+        for key, inner in entry.items()
+        for name, value in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()
+    }
