@@ -108,7 +108,7 @@ def test_processes_share_every_training_batch_and_the_evaluation(count: int, wor
     assert {len(part) for part in parts} == {count // 16 + (count % 16 >= 2 * world)}
     for step, together in enumerate(zip(*parts, strict=True)):
         shares = [targets.tolist() for _, targets in together]
-        assert sorted(sum(shares, [])) == sorted(whole[step])
+        assert sorted(target for share in shares for target in share) == sorted(whole[step])
         assert min(map(len, shares)) >= 2
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     evaluated = [

@@ -76,9 +76,7 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TargetedTraining)
-        metrics = {
-            name: shortened(value.item()) for name, value in trainer.callback_metrics.items() if name != "macs_roi"
-        }
+        metrics = {name: shortened(value.item()) for name, value in trainer.callback_metrics.items()}
         row = {
             "epoch": trainer.current_epoch + 1,
             "lr": self.lr,

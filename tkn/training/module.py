@@ -228,7 +228,6 @@ class TargetedTraining(pl.LightningModule):
         # All training steps of the epoch are done; its end comes after the callbacks that need this.
         self.check_epoch()
         self.macs_roi = self.count_macs().total_roi
-        self.log("macs_roi", float(self.macs_roi))
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.recipe["optimizer"], self.recipe["weight_decay_as"])

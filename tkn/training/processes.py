@@ -23,7 +23,7 @@ from tkn.interrupt import SIGNALS, Interrupted
 #: (configuration, folder) -> the run's summary; called in every process.
 Task = Callable[[DictConfig, Path], dict[str, Any]]
 
-_LIGHTNING = logging.getLogger("pytorch_lightning")
+_LIGHTNING = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
 
 
 def local_rank() -> int | None:
@@ -42,7 +42,7 @@ def run_processes(task: Task, config: DictConfig, folder: Path, count: int) -> d
     context = mp.get_context("spawn")
     records, outcomes = context.Queue(), context.SimpleQueue()
     listener = logging.handlers.QueueListener(records, _Relay())
-    arguments = (task, config, folder, _free_port(), records, outcomes, _LIGHTNING.level)
+    arguments = (task, config, folder, _free_port(), records, outcomes, _LIGHTNING[0].level)
     processes = mp.start_processes(_work, arguments, nprocs=count, join=False, start_method="spawn")
     assert processes is not None
     listener.start()
@@ -68,7 +68,8 @@ def _work(
     # Ctrl-C in a terminal goes to all processes of its group: here it should come once, from the first process.
     os.setsid()
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    _LIGHTNING.setLevel(level)
+    for logger in _LIGHTNING:
+        logger.setLevel(level)
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.addHandler(logging.handlers.QueueHandler(records) if rank == 0 else logging.NullHandler())
