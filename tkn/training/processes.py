@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,12 +55,15 @@ def run_processes(task: Task, config: DictConfig, folder: Path, count: int) -> d
         except mp.ProcessExitedException as error:
             failed = error
     listener.stop()
-    if outcomes.empty():
-        raise RuntimeError(str(failed))
-    outcome = outcomes.get()
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome
+    results = []
+    while not outcomes.empty():
+        results.append(outcomes.get())
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if errors or failed:
+        # What a process that fails leaves to the others is an error of theirs too: the first tells the cause.
+        raise errors[0] if errors else RuntimeError(str(failed))
+    (summary,) = results
+    return summary
 
 
 def _work(
@@ -113,7 +117,8 @@ def _handed_on(pids: list[int]) -> Iterator[None]:
             except ProcessLookupError:
                 continue
 
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    here = threading.current_thread() is threading.main_thread()  # Python allows no handlers in others
+    before = {number: signal.signal(number, hand_on) for number in SIGNALS if here}
     try:
         yield
     finally:
