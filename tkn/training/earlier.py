@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 #: Keys that say where and how a run shows itself, not what it is.
@@ -34,8 +33,8 @@ def earlier_run(folder: Path, config: DictConfig) -> Earlier:
     if not anything or (config.mode == "train" and named is not None and named.resolve() == last.resolve()):
         return Earlier()
     try:
-        stored = yaml.safe_load(stored_path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        stored = OmegaConf.to_container(OmegaConf.load(stored_path))
+    except Exception as error:  # YAML's, OmegaConf's and the decoder's kinds
         raise ValueError(f"{stored_path} is damaged: choose another folder") from error
     before, now = (_flat(entry) for entry in (stored, OmegaConf.to_container(config, resolve=True)))
     differing = [key for key in {**now, **before} if not key.startswith(_FREE_KEYS) and before.get(key) != now.get(key)]
