@@ -15,13 +15,11 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from tkn.command import output_folder
 from tkn.data import load_data
-from tkn.data.base import is_whole
 from tkn.data.module import TensorDataModule
 from tkn.files import write_whole
 from tkn.layers import roi_layers
@@ -31,8 +29,9 @@ from tkn.report.tables import layers_table, results_table
 from tkn.training.callbacks import History, LastAndBest, ProgressBar
 from tkn.training.checkpoint import check_continuation, identify, load_weights, read_checkpoint
 from tkn.training.config import check_config
+from tkn.training.loggers import RunLog, open_log
 from tkn.training.module import TargetedTraining
-from tkn.training.summary import describe_source, summarise
+from tkn.training.summary import describe_source, run_title, summarise
 
 _log = logging.getLogger(__name__)
 
@@ -54,11 +53,18 @@ def run(
     folder = output_folder(output_dir)
     (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
-    checkpoint_path = Path(config.checkpoint).expanduser() if config.checkpoint else None
     history = History(folder / "metrics.csv")
+    with open_log(config, folder, history) as log:
+        return _run(config, folder, history, log, started)
+
+
+def _run(
+    config: DictConfig, folder: Path, history: History, log: RunLog | None, started: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    checkpoint_path = Path(config.checkpoint).expanduser() if config.checkpoint else None
     checkpoints = LastAndBest(folder, history, continued=checkpoint_path)
     # Before the data are loaded: it may refuse its arguments.
-    trainer = _trainer(config, folder, [history, checkpoints])
+    trainer = _trainer(config, folder, [history, *([log] if log else []), checkpoints])
 
     datamodule = _data(config)
     module = _module(config, datamodule)
@@ -95,6 +101,8 @@ def run(
     _draw(folder, module, history, summary)
     # Last: a folder with a summary is a finished run.
     write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if log is not None:
+        log.finish(module, summary)
     console.print(results_table(summary))
     files = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
     console.print(f"in {folder}: {files}", soft_wrap=True, markup=False, highlight=False)
@@ -114,7 +122,7 @@ def _trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> pl.
             **{**config.trainer, "enable_progress_bar": bool(progress)},
             default_root_dir=folder,
             callbacks=[*progress, *callbacks],
-            logger=_logger(config.logger.name, folder),
+            logger=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
         )
@@ -155,19 +163,8 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
     )
 
 
-def _logger(name: str, folder: Path) -> Logger | bool:
-    if name == "csv":
-        return False
-    try:
-        return TensorBoardLogger(folder, name="", version="tensorboard")
-    except ModuleNotFoundError as error:
-        raise ValueError("logger=tensorboard needs the package tensorboard (the extra 'tensorboard')") from error
-
-
 def _draw(folder: Path, module: TargetedTraining, history: History, summary: Mapping[str, Any]) -> None:
-    title = f"{summary['model']} on {summary['data']}"
-    if not is_whole(summary["data_source"]):
-        title += f" ({summary['data_source'].split(':')[0]} data)"
+    title = run_title(summary["model"], summary["data"], summary["data_source"])
     if roi_layers(module.model):
         penalty = summary["penalty"]
         detail = f"{title}: {summary['attention']['name']}, l2 = {penalty['l2']:g}, beta = {penalty['beta']:g}"
