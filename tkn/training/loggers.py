@@ -66,6 +66,10 @@ class MLflowConfig:
     images_every_epochs: int
 
 
+#: Trackers may draw random numbers for names and such. (Looking at a GPU's would take memory on every one.)
+_own_random_numbers = isolate_rng(include_cuda=False)
+
+
 class RunLog(Callback):
     """Logs the rows of metrics.csv (step: epoch), attention maps, the configuration and the summary's numbers.
 
@@ -96,7 +100,7 @@ class RunLog(Callback):
             # Now, and not at the first epoch's end: it may be refused.
             _ = self.logger.experiment  # type: ignore[attr-defined]
         except Exception as error:  # each tracker raises its own kinds
-            raise ValueError(f"logger={name}: {error}") from error
+            raise ValueError(f"logger={name}: {' '.join(str(error).split())}") from error
 
     def open(self) -> Logger:
         """Lightning's logger for this run; sets `resumed`."""
@@ -127,7 +131,7 @@ class RunLog(Callback):
         return {key: name for key, name in names.items() if name is not None}
 
     @rank_zero_only
-    @isolate_rng()
+    @_own_random_numbers
     def setup(self, trainer: pl.Trainer, _module: pl.LightningModule, stage: str) -> None:
         if stage == "test" and self.config.mode == "train":
             return  # the test at the end of a training
@@ -140,7 +144,7 @@ class RunLog(Callback):
         self.logger.save()
 
     @rank_zero_only
-    @isolate_rng()
+    @_own_random_numbers
     def on_fit_start(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         # Of the run that is continued.
         rows = self.history.rows
@@ -153,7 +157,7 @@ class RunLog(Callback):
             self._log_row(row)
 
     @rank_zero_only
-    @isolate_rng()
+    @_own_random_numbers
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TargetedTraining)
         row = self.history.rows[-1]
@@ -165,6 +169,7 @@ class RunLog(Callback):
         self.logger.save()
 
     @rank_zero_only
+    @_own_random_numbers
     def finish(self, module: TargetedTraining, summary: Mapping[str, Any]) -> None:
         """Log the numbers of summary.json, as summary/..., at the run's last epoch."""
         epoch = summary["epochs"]
