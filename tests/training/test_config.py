@@ -87,7 +87,6 @@ def test_an_experiment_can_be_overridden() -> None:
         ("data.validation=-1", r"data\.validation=-1 must be"),
         ("trainer.max_epochs=0", r"trainer\.max_epochs=0 must be a whole number"),
         ("trainer.max_epochs=null", r"trainer\.max_epochs=None must be a whole number"),
-        ("logger.name=wandbb", r"logger\.name=wandbb must be one of csv"),
         ("trainer.devices=0", r"trainer\.devices=0 must be a whole number of processes, at least 1"),
         ("trainer.devices=auto", r"trainer\.devices=auto must be a whole number of processes"),
         ("trainer.devices=65", r"recipe\.batch_size=128 must be at least 2 for each of 65 processes"),

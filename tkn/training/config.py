@@ -14,6 +14,7 @@ from tkn.engine.choose import ENGINES
 from tkn.models import MODEL_NAMES
 from tkn.schema import check_rules, typed
 from tkn.suggest import unknown
+from tkn.training.loggers import check_logger
 from tkn.training.recipe import WEIGHT_DECAY_FACTOR, check_optimizer
 
 #: The arguments of Lightning's Trainer that a run leaves to the user.
@@ -28,7 +29,6 @@ TRAINER_KEYS = (
     "limit_train_batches",
     "limit_val_batches",
     "limit_test_batches",
-    "log_every_n_steps",
     "enable_progress_bar",
     "deterministic",
     "detect_anomaly",
@@ -37,7 +37,6 @@ TRAINER_KEYS = (
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 #: How several processes train: each on its share of every batch, with the mean of the gradients.
 STRATEGIES = ("auto", "ddp")
-LOGGERS = ("csv", "tensorboard")
 MODES = ("train", "test")
 
 
@@ -73,13 +72,8 @@ class RecipeConfig:
 
 
 @dataclass
-class LoggerConfig:
-    name: str
-
-
-@dataclass
 class RunConfig:
-    """`data` and `trainer` are open: the arguments of the data set's loader, and TRAINER_KEYS."""
+    """`data`, `trainer` and `logger` are open: the loader's arguments, TRAINER_KEYS, a logger's keys."""
 
     model: ModelConfig
     data: dict[str, Any]
@@ -87,7 +81,7 @@ class RunConfig:
     attention: AttentionConfig
     penalty: PenaltyConfig
     trainer: dict[str, Any]
-    logger: LoggerConfig
+    logger: dict[str, Any]
     mode: str
     seed: int
     checkpoint: str | None
@@ -106,6 +100,7 @@ def check_config(config: DictConfig) -> DictConfig:
     for key in checked.trainer:
         if key not in TRAINER_KEYS:
             raise ValueError(unknown("key trainer", key, TRAINER_KEYS))
+    checked.logger = check_logger(OmegaConf.to_container(checked.logger))  # type: ignore[arg-type]
     return checked
 
 
@@ -141,7 +136,6 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     for key in ("lr", "weight_decay"):
         value = config.recipe.optimizer.get(key, 0)
         yield f"recipe.optimizer.{key}", isinstance(value, int | float) and value >= 0, "a number, at least 0"
-    yield "logger.name", config.logger.name in LOGGERS, f"one of {', '.join(LOGGERS)}"
     yield "data.limit", limit is None or (type(limit) is int and limit >= 1), "null or at least 1"
     yield "data.validation", type(validation) is int and validation >= 0, "a whole number, at least 0"
     yield "trainer.max_epochs", type(epochs) is int and epochs >= 1, "a whole number, at least 1"

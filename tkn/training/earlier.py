@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 #: Keys that say where and how a run shows itself, not what it is.
-_FREE_KEYS = ("data_dir", "logger", "trainer.enable_progress_bar", "trainer.log_every_n_steps")
+_FREE_KEYS = ("data_dir", "logger", "trainer.enable_progress_bar")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from tkn.command import output_folder
 from tkn.data import load_data
-from tkn.data.base import is_whole
 from tkn.data.module import TensorDataModule
 from tkn.files import write_whole
 from tkn.interrupt import Interrupted, Signals
@@ -35,11 +34,12 @@ from tkn.training.callbacks import History, ProgressBar
 from tkn.training.checkpoint import check_continuation, identify, load_weights, read_checkpoint
 from tkn.training.config import check_config
 from tkn.training.earlier import earlier_run
+from tkn.training.loggers import RunLog, open_log
 from tkn.training.module import TargetedTraining
 from tkn.training.processes import local_rank, run_processes
 from tkn.training.roi_history import RoiHistory
 from tkn.training.saving import LastAndBest, WholeFiles
-from tkn.training.summary import describe_source, summarise
+from tkn.training.summary import describe_source, run_title, summarise
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _summary(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def _run(config: DictConfig, folder: Path, signals: Signals) -> tuple[dict[str, Any], dict[str, Any]]:
-    first = local_rank() in (None, 0)
+    first = _is_first()
     history = History(folder / "metrics.csv")
     own = earlier_run(folder, config).checkpoint
     continued = own or (Path(config.checkpoint).expanduser() if config.checkpoint else None)
@@ -89,9 +89,17 @@ def _run(config: DictConfig, folder: Path, signals: Signals) -> tuple[dict[str, 
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
         if own is not None:
             _log.info("%s holds an unfinished run: going on with it", folder)
+    with open_log(config, folder, history) if first else nullcontext() as log:
+        return _train_and_test(config, folder, history, log, continued, signals)
+
+
+def _train_and_test(
+    config: DictConfig, folder: Path, history: History, log: RunLog | None, continued: Path | None, signals: Signals
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    first = _is_first()
     checkpoints = LastAndBest(folder, history, continued, signals)
     # Before the data are loaded: it may refuse its arguments.
-    trainer = _trainer(config, folder, [history, RoiHistory(folder / "rois.npz"), checkpoints])
+    trainer = _trainer(config, folder, [history, RoiHistory(folder / "rois.npz"), *([log] if log else []), checkpoints])
 
     datamodule = _data(config)
     module = _module(config, datamodule)
@@ -133,10 +141,17 @@ def _run(config: DictConfig, folder: Path, signals: Signals) -> tuple[dict[str, 
         _draw(folder, module, history, summary)
         # Last: a folder with a summary is a finished run.
         write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        if log is not None:
+            log.finish(module, summary)
         console.print(results_table(summary))
         files = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
         console.print(f"in {folder}: {files}", soft_wrap=True, markup=False, highlight=False)
     return summary, {"data": datamodule.data, "module": module, "trainer": trainer}
+
+
+def _is_first() -> bool:
+    """Whether this is the process of a run that writes."""
+    return local_rank() in (None, 0)
 
 
 def _folder_override(folder: Path) -> str:
@@ -148,7 +163,7 @@ def _folder_override(folder: Path) -> str:
 
 
 def _trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> pl.Trainer:
-    wanted = config.trainer.get("enable_progress_bar") and sys.stdout.isatty() and local_rank() in (None, 0)
+    wanted = config.trainer.get("enable_progress_bar") and sys.stdout.isatty() and _is_first()
     progress = [ProgressBar()] if wanted else []
     try:
         return pl.Trainer(
@@ -157,7 +172,7 @@ def _trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> pl.
             plugins=[LightningEnvironment(), WholeFiles()],
             default_root_dir=folder,
             callbacks=[*progress, *callbacks],
-            logger=_logger(config.logger.name, folder),
+            logger=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
         )
@@ -197,19 +212,8 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
     )
 
 
-def _logger(name: str, folder: Path) -> Logger | bool:
-    if name == "csv":
-        return False
-    try:
-        return TensorBoardLogger(folder, name="", version="tensorboard")
-    except ModuleNotFoundError as error:
-        raise ValueError("logger=tensorboard needs the package tensorboard (the extra 'tensorboard')") from error
-
-
 def _draw(folder: Path, module: TargetedTraining, history: History, summary: Mapping[str, Any]) -> None:
-    title = f"{summary['model']} on {summary['data']}"
-    if not is_whole(summary["data_source"]):
-        title += f" ({summary['data_source'].split(':')[0]} data)"
+    title = run_title(summary["model"], summary["data"], summary["data_source"])
     if roi_layers(module.model):
         penalty = summary["penalty"]
         detail = f"{title}: {summary['attention']['name']}, l2 = {penalty['l2']:g}, beta = {penalty['beta']:g}"

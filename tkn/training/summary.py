@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tkn.data.base import is_whole
 from tkn.data.module import TensorDataModule
 from tkn.training.callbacks import History, shortened
 from tkn.training.module import TargetedTraining
@@ -23,6 +24,11 @@ def describe_source(source: str, config: DictConfig) -> str:
     keys = ["data.limit", *(f"trainer.limit_{part}_batches" for part in ("train", "val", "test"))]
     cuts = [f"{key}={value}" for key in keys if (value := OmegaConf.select(config, key)) is not None]
     return f"partial: {', '.join(cuts)} of {source}" if cuts else source
+
+
+def run_title(model: str, data: str, source: str) -> str:
+    """What a run's pictures are called: its model and data, and where these came from if they are not whole."""
+    return f"{model} on {data}" + ("" if is_whole(source) else f" ({source.split(':')[0]} data)")
 
 
 def summarise(
