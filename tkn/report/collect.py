@@ -48,9 +48,9 @@ def _mark_duplicates(runs: Sequence[Run]) -> list[Run]:
         first.setdefault(_key(run), run)
     marked = []
     for run in runs:
-        if run.state == "finished" and first[_key(run)] is not run:
-            run = replace(run, state="duplicate", reason=f"the same configuration and seed as {first[_key(run)].name}")
-        marked.append(run)
+        twin = first[_key(run)] if run.state == "finished" else run
+        reason = f"the same configuration and seed as {twin.name}"
+        marked.append(run if twin is run else replace(run, state="duplicate", reason=reason))
     return marked
 
 

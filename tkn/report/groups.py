@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from tkn.cli import compose
 from tkn.report.paper import PAPER, PaperRow, paper_experiment
-from tkn.report.runs import Run, clipped_errors, flatten
+from tkn.report.runs import Run, clipped_errors, flatten, short_source
 
 #: Targeted networks by the dense ones they are made of.
 BASE = {"tkn6": "cnn6", "tdn10": "dn10", "tdn40": "dn40", "tstn": "stn"}
@@ -133,7 +133,7 @@ class Section:
 
     @property
     def title(self) -> str:
-        return "Whole data sets" if self.whole else f"Not whole data sets: {self.source}"
+        return "Whole data sets" if self.whole else f"Not the whole data set: {short_source(self.source)}"
 
 
 def plus_minus(statistic: Statistic, name: str) -> str:

@@ -11,11 +11,10 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from tkn.data.base import is_whole
+from tkn.data.mnist import EMBEDDED_SOURCE
 from tkn.training.config import RunConfig
 
 #: What every summary must have, with its type.
@@ -94,6 +93,11 @@ class Run:
         return {**shared, **kept, "config.yaml": "missing"}
 
 
+def short_source(source: str) -> str:
+    """A data_source for headings: without the counts of the embedded digits."""
+    return source.replace(EMBEDDED_SOURCE, "embedded digits")
+
+
 def error_names(summary: Mapping[str, Any]) -> tuple[str, ...]:
     """("error",) of a classification's summary, ("mse", "mae") of a regression's."""
     return ("error",) if "error" in summary else ("mse", "mae")
@@ -137,7 +141,7 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any] | None]:
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (OSError, UnicodeDecodeError):
         return "", None
-    except (yaml.YAMLError, OmegaConfBaseException):
+    except Exception:  # the YAML parser's own kinds too
         return text, None
     return text, flatten({str(key): value for key, value in content.items()}) if isinstance(content, dict) else None
 
@@ -182,6 +186,8 @@ def _wrong_key(summary: object) -> str | None:
 def _remarks(run: Run, summary: Mapping[str, Any], config_text: str) -> Iterator[str]:
     if not is_whole(summary["data_source"]):
         yield f"not the whole data set ({summary['data_source'].split(':')[0]})"
+    elif summary["data_source"] != "full":
+        yield f"data: {summary['data_source']}"
     if (summary.get("attention") or {}).get("clip") is False:
         clipped = ", ".join(f"{name} {summary[f'{name}_clipped']:g}" for name in clipped_errors(summary))
         yield f"the error is without clipping to the ROIs{f'; clipped: {clipped}' if clipped else ''}"

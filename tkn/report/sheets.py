@@ -39,7 +39,7 @@ class Sheet:
 
 def millions(macs: float, deviation: float | None = None) -> str:
     """Multiply-adds with three digits and the deviation with as many decimals: 368M, 5.96M ± 0.07M."""
-    decimals = max(0, 2 - len(str(int(macs / 1e6))) + (macs >= 1e6))
+    decimals = max(0, 3 - len(str(int(macs / 1e6)))) if macs >= 1e6 else 3
     text = f"{macs / 1e6:.{decimals}f}M"
     return f"{text} ± {deviation / 1e6:.{decimals}f}M" if deviation else text
 
@@ -121,7 +121,9 @@ def _result_row(group: Group, whole: bool, names: Sequence[str]) -> tuple[str, .
 
 def left_out_sheet(runs: Iterable[Run]) -> Sheet | None:
     """The runs that are in no row, and why."""
-    rows = tuple((run.name, run.state, "; ".join([run.reason, *run.remarks])) for run in runs if run.state != "finished")
+    rows = tuple(
+        (run.name, run.state, "; ".join([run.reason, *run.remarks])) for run in runs if run.state != "finished"
+    )
     if not rows:
         return None
     columns = (Column("folder", right=False), Column("state", right=False), Column("reason", right=False))
