@@ -30,9 +30,9 @@ class Document:
 def markdown(document: Document, folder: Path) -> str:
     """`folder`: the report's, to which the figures' links are relative."""
     parts = [f"# {TITLE}\n", *(f"{sentence}\n" for sentence in document.lead)]
+    parts += [markdown_table(sheet) for sheet in document.sheets]
     if document.notes:
         parts.append("\n".join(["## Notes", "", *(f"- {note}" for note in document.notes)]) + "\n")
-    parts += [markdown_table(sheet) for sheet in document.sheets]
     for picture in document.pictures:
         link = picture.path.relative_to(folder).as_posix()
         others = "".join(

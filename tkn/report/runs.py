@@ -6,13 +6,14 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
+from tkn.attention import ATTENTION
 from tkn.data.base import is_whole
 from tkn.data.mnist import EMBEDDED_SOURCE
 from tkn.training.config import RunConfig
@@ -23,7 +24,21 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("parameters", "macs_dense", "macs_roi", "seed", "epochs"), int),
     **dict.fromkeys(("wall_seconds", "train_seconds"), (int, float)),
 }
-_DICTS = ("attention", "penalty", "versions")
+#: What it may have, or null, and what is valid then.
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "attention": lambda value: (
+        isinstance(value, dict)
+        and value.get("name") in ATTENTION
+        and isinstance(value.get("scale_unit"), int | float)
+        and value["scale_unit"] > 0
+    ),
+    "penalty": lambda value: (
+        isinstance(value, dict) and all(isinstance(value.get(key), int | float) for key in ("l2", "beta"))
+    ),
+    "target_layers": lambda value: (
+        isinstance(value, list) and all(isinstance(row, dict) and {"name", "map_size"} <= row.keys() for row in value)
+    ),
+}
 
 #: Keys that do not change a run's result, or that the summary's data_source says better.
 _NO_DIFFERENCE = (
@@ -173,8 +188,8 @@ def _wrong_key(summary: object) -> str | None:
             return f"has no {key}"
         if not isinstance(summary[key], kind) or isinstance(summary[key], bool):
             return f"has {key}={summary[key]!r}"
-    for key in _DICTS:
-        if not isinstance(summary.get(key) or {}, dict):
+    for key, valid in _OPTIONAL.items():
+        if summary.get(key) is not None and not valid(summary[key]):
             return f"has {key}={summary[key]!r}"
     for name in error_names(summary):
         value = summary.get(name)
@@ -254,6 +269,8 @@ def _history(path: Path) -> list[dict[str, str]] | None:
     return rows if all((row.get("epoch") or "").isdigit() for row in rows) else None
 
 
+#: Before the message of a sweep's run.
+_OF_SWEEP = re.compile(r"^run \S+ \(.*?\) failed: ")
 _RECORD = re.compile(r"^\S+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) (.*)$")
 
 
@@ -268,5 +285,5 @@ def _last_error(path: Path) -> str | None:
         if record[1] == "INFO":
             return None
         if record[1] in ("ERROR", "CRITICAL"):
-            return record[2]
+            return _OF_SWEEP.sub("", record[2])
     return None

@@ -9,7 +9,8 @@ from typing import Any
 from tkn.report.groups import Group, Section, plus_minus
 from tkn.report.runs import Run
 
-_ERROR_TITLES = {"error": "error (%)", "mse": "MSE", "mae": "MAE"}
+_NAMES = {"error": "error", "mse": "MSE", "mae": "MAE"}
+_ERROR_TITLES = {**_NAMES, "error": "error (%)"}
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,16 @@ def _result_sheet(section: Section, groups: Sequence[Group], names: Sequence[str
     for name in names:
         columns.append(Column(_ERROR_TITLES[name]))
         if section.whole:
-            columns += [Column("paper"), Column("difference")]
+            columns += [Column(f"paper's {_NAMES[name]}"), Column("difference")]
     columns.append(Column(f"lowest {_ERROR_TITLES[names[0]]} of an epoch", brief=False))
     columns.append(Column("multiply-adds"))
     if section.whole:
-        columns += [Column("paper's"), Column("difference", brief=False)]
+        columns += [Column("paper's multiply-adds"), Column("from paper's", brief=False)]
     columns.append(Column("times fewer than dense"))
     columns.append(Column("parameters", brief=False))
     if section.whole:
-        columns.append(Column("paper's", brief=False))
-    columns += [Column("training"), Column("wall time", brief=False)]
+        columns.append(Column("paper's parameters", brief=False))
+    columns += [Column("training time"), Column("wall time", brief=False)]
     columns += [Column("precision, device", right=False, brief=False), Column("remarks", right=False, brief=False)]
     title = section.title
     if len(names) > 1:
@@ -144,19 +145,26 @@ def remarks_sheet(runs: Iterable[Run]) -> Sheet | None:
     return Sheet("Remarks on counted runs", "", columns, rows)
 
 
+def _milliseconds(seconds: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:#.3g}"
+
+
 def timings_sheet(timings: Mapping[str, Any]) -> Sheet:
     """A row for every timed network (see `tkn.report.timing`)."""
     dense = {row["key"]: row["seconds"]["median"] for row in timings["rows"] if row["folder"] is None}
     rows = []
     for row in timings["rows"]:
         seconds = row["seconds"]
-        low, middle, high = (f"{1e3 * seconds[key]:.3g}" for key in ("q1", "median", "q3"))
+        low, middle, high = (_milliseconds(seconds[key]) for key in ("q1", "median", "q3"))
         faster = f"{dense[row['key']] / seconds['median']:.2f}"
         rows.append((row["model"], row["folder"] or "dense", millions(row["macs"]), middle, f"{low} to {high}", faster))
     machine = timings["machine"]
+    by_torch = "" if timings["kernels"] else " The engine's kernels could not be compiled: torch computed."
     note = (
-        f"tkn.accelerate, batch {timings['batch_size']}, {timings['threads']} threads, {machine['cpu']}; "
-        f"all networks in turns in one process, torch {timings['torch']}."
+        f"tkn.accelerate, batch {timings['batch_size']}, threads: {timings['threads']}, {machine['cpu']}; "
+        f"all networks in turns in one process, torch {timings['torch']}; CPUs that other processes kept busy "
+        f"meanwhile: {timings['other_load']}.{by_torch}"
     )
     columns = (
         *(Column("network", right=False), Column("run", right=False), Column("multiply-adds")),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tkn.bench.machine import describe_machine
+from tkn.bench.machine import OtherLoad, describe_machine
 from tkn.bench.measure import Plan, time_interleaved
 from tkn.bench.rois import model_of_checkpoint
 from tkn.engine.library import available
@@ -25,16 +25,16 @@ from tkn.report.runs import Run
 
 NAME = "timings.json"
 _PLAN = Plan(rounds=5, repeats=10, seconds=1.0, warmup=0.2)
-_KEYS = ("machine", "threads", "batch_size", "torch", "kernels", "rows")
+_KEYS = ("machine", "other_load", "threads", "batch_size", "torch", "kernels", "rows")
 
 
 def measure_timings(runs: Iterable[Run], batch_size: int, folder: Path) -> list[str]:
     """Time each counted targeted run that has a checkpoint, and its dense network, in turns; write timings.json.
 
-    The file holds `machine`, `threads`, `batch_size`, `torch`, `kernels` (whether the engine's kernels could be
-    compiled; if not, torch computes) and `rows`: `key` (which networks compare), `model`, `folder` (relative to the
-    report's; null of a dense network), `macs` and `seconds` (n, median, q1, q3, least). Returns what could not be
-    timed, a line each.
+    The file holds `machine`, `other_load` (CPUs that other processes kept busy; null if unknown), `threads`,
+    `batch_size`, `torch`, `kernels` (whether the engine's kernels could be compiled; if not, torch computes) and
+    `rows`: `key` (networks of one key compare), `model`, `folder` (relative to the report's; null of a dense network),
+    `macs` and `seconds` (n, median, q1, q3, least). Returns what could not be timed, a line each.
     """
     rows: list[dict[str, Any]] = []
     calls: dict[str, Callable[[], object]] = {}
@@ -59,11 +59,14 @@ def measure_timings(runs: Iterable[Run], batch_size: int, folder: Path) -> list[
         rows.append({"key": key, "model": run.result["model"], "folder": where, "macs": run.result["macs_roi"]})
     if not rows:
         return [*notes, "no counted run has target layers and a checkpoint: nothing is timed"]
-    timings, failures = time_interleaved(calls, _PLAN, seed=0)
+    load = OtherLoad()
+    with load:
+        timings, failures = time_interleaved(calls, _PLAN, seed=0)
     notes += [f"{name} could not be timed: {' '.join(str(error).split())}" for name, error in failures.items()]
     names = [row["folder"] or row["key"] for row in rows]
     content = {
         "machine": describe_machine(),
+        "other_load": load.mean(),
         "threads": torch.get_num_threads(),
         "batch_size": batch_size,
         "torch": torch.__version__,
