@@ -73,7 +73,7 @@ def read_states(run: Run) -> RoiStates:
 
 def _recorded(path: Path) -> tuple[list[int], dict[str, tuple[Tensor, Tensor, tuple[int, int]]]]:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as raw, np.load(raw) as file:
             arrays = dict(file)
         epochs = [int(epoch) for epoch in arrays.pop("epochs")]
         layers = {}
