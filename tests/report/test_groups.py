@@ -52,7 +52,7 @@ def test_seeds_form_a_row(tmp_path: Path) -> None:
         **{"row": group.label, "n": "3", "seeds": "0, 1, 2"},
         **{"error (%)": "0.60 ± 0.26", "paper's error": "0.38", "difference": "+0.22"},
         **{"lowest error (%) of an epoch": "0.40 ± 0.00", "multiply-adds": "6.00M ± 1.00M"},
-        **{"paper's multiply-adds": "6.26M", "from paper's": "-4.2 %", "times fewer than dense": "1.89"},
+        **{"paper's multiply-adds": "6.26M", "from paper's": "-4.2 %", "times fewer": "1.89"},
         **{"parameters": "45,034", "paper's parameters": "45.0K", "training time": "60.0 s", "wall time": "110.0 s"},
         **{"precision, device": "32-true, x86_64 cpu, 2 threads", "remarks": ""},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_the_animation_has_a_frame_an_epoch(tmp_path: Path) -> None:
             durations.append(image.info["duration"])
             frames.append(np.asarray(image.convert("RGB")))
     assert durations[-1] > durations[0]
-    assert all((first != second).any() for first, second in zip(frames, frames[1:], strict=False))
+    assert all((first != second).any() for first, second in pairwise(frames))
     orange = (np.abs(frames[0].astype(int) - [213, 94, 0]) < 8).all(axis=2)
     assert orange.sum() > 500
 
@@ -251,11 +252,12 @@ def _sweep(folder: Path, **changes: Any) -> None:
 
 def test_the_tradeoff_has_a_panel_for_each_data_model_and_source(tmp_path: Path) -> None:
     _sweep(tmp_path / "full")
-    _sweep(tmp_path / "embedded", data_source=EMBEDDED)
+    partial = f"partial: data.limit=640, trainer.limit_val_batches=2, trainer.limit_test_batches=2 of {EMBEDDED}"
+    _sweep(tmp_path / "partial", data_source=partial)
     found = panels(sections(collect([tmp_path])[0]), operations_gain)
     assert [(panel.data, panel.base_model, panel.source) for panel in found] == [
         ("mnist", "dn10", "full"),
-        ("mnist", "dn10", EMBEDDED),
+        ("mnist", "dn10", partial),
     ]
     assert [len(panel.dense) for panel in found] == [1, 1]
     point = found[0].targeted[0]
@@ -263,7 +265,11 @@ def test_the_tradeoff_has_a_panel_for_each_data_model_and_source(tmp_path: Path)
     assert point.error.mean == pytest.approx(0.51)
     figure = tradeoff_figure(found, "a title " * 30, "times fewer")
     axes = [axis for axis in figure.axes if axis.get_visible()]
-    assert [axis.get_title() for axis in axes] == ["dn10 on mnist", "dn10 on mnist (embedded digits)"]
+    assert [axis.get_title() for axis in axes] == [
+        "dn10 on mnist",
+        "dn10 on mnist (partial:\ndata.limit=640,\ntrainer.limit_val_batches=2,\n"
+        "trainer.limit_test_batches=2 of\nembedded digits)",
+    ]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         *("cauchy, β = 2", "cauchy, β = 4", "dense network", "Pareto front", "numbers: l2"),

@@ -23,6 +23,7 @@ from tkn.data import load_data
 from tkn.report import pictures, timing
 from tkn.report.build import build_report
 from tkn.report.cli import main
+from tkn.report.timing import read_timings
 
 TINY = ("data=mnist", "data.source=embedded", "data.limit=64", "recipe.batch_size=32", "trainer.limit_val_batches=1")
 TINY = (*TINY, "trainer.limit_test_batches=1", "trainer.accelerator=cpu", "trainer.max_epochs=2")
@@ -129,7 +130,7 @@ def test_a_report_repeats_and_is_no_run(tmp_path: Path) -> None:
     _build([runs], second)  # with the first report among the runs
     names = {path.relative_to(first) for path in first.rglob("*") if path.is_file()}
     assert names == {path.relative_to(second) for path in second.rglob("*") if path.is_file()}
-    assert len(names) == 13
+    assert len(names) == 15
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
@@ -150,9 +151,19 @@ def test_time_is_measured_once_and_used_later(real_runs: Path, tmp_path: Path, m
     monkeypatch.setattr(timing, "time_interleaved", None)
     assert "batch 2, threads: " in _build([real_runs], tmp_path)
     assert json.loads((tmp_path / "timings.json").read_text()) == timings
-    (tmp_path / "timings.json").write_text('{"rows": [{}]}')
-    text = _build([real_runs], tmp_path)
-    assert "timings.json cannot be read: 'folder'; measure anew with --time" in text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"rows": [{}]}', '{"rows": []}'])
+def test_damaged_timings_are_errors(tmp_path: Path, content: str) -> None:
+    (tmp_path / "timings.json").write_text(content)
+    with pytest.raises(ValueError, match=r"timings\.json (cannot be read|is not a file of timings)"):
+        read_timings(tmp_path)
+
+
+def test_damaged_timings_are_noted(tmp_path: Path) -> None:
+    (tmp_path / "timings.json").write_text("{")
+    write_run(tmp_path / "run", "penalty=none", model="dn10")
+    assert "measure anew with --time" in _build([tmp_path / "run"], tmp_path)
     assert not (tmp_path / "figures" / "figure5_time.png").exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.markup import escape
 from rich.table import Table
@@ -19,8 +19,11 @@ def terminal_table(sheet: Sheet) -> Table:
     """The brief columns."""
     brief = sheet.brief()
     table = Table(title=escape(brief.title), title_justify="left", caption=escape(brief.note), caption_justify="left")
-    for column in brief.columns:
-        table.add_column(column.heading, justify="right" if column.right else "left", overflow="fold")
+    for index, column in enumerate(brief.columns):
+        # Numbers stay whole; texts give way.
+        words = [*column.heading.split(), *(row[index] for row in brief.rows)] if column.right else [""]
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        table.add_column(column.heading, justify=justify, overflow="fold", min_width=max(map(len, words)))
     for row in brief.rows:
         table.add_row(*map(escape, row))
     return table

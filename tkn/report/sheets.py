@@ -73,7 +73,7 @@ def _result_sheet(section: Section, groups: Sequence[Group], names: Sequence[str
     columns.append(Column("multiply-adds"))
     if section.whole:
         columns += [Column("paper's multiply-adds"), Column("from paper's", brief=False)]
-    columns.append(Column("times fewer than dense"))
+    columns.append(Column("times fewer"))
     columns.append(Column("parameters", brief=False))
     if section.whole:
         columns.append(Column("paper's parameters", brief=False))
@@ -84,11 +84,15 @@ def _result_sheet(section: Section, groups: Sequence[Group], names: Sequence[str
         title += " (regression)"
     if section.whole:
         note = (
-            "Mean and sample standard deviation over the seeds, of the last epoch's model unless a row says otherwise. "
+            "Mean and sample standard deviation over the seeds, of the last epoch's model unless a row says otherwise; "
+            "times fewer multiply-adds than the dense network. "
             "The paper's counts of targeted networks are lower than an exact count by its counter (docs/method.md)."
         )
     else:
-        note = "These results do not compare with published ones, nor with those on whole data sets."
+        note = (
+            "These results do not compare with published ones, nor with those on whole data sets. Mean and sample "
+            "standard deviation over the seeds; times fewer multiply-adds than the dense network."
+        )
     return Sheet(title, note, tuple(columns), tuple(_result_row(group, section.whole, names) for group in groups))
 
 

@@ -58,6 +58,9 @@ def save_print(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     """Write a figure of `print_style` as `name`.png and `name`.pdf, the same bytes for the same figure."""
     paths = folder / f"{name}.png", folder / f"{name}.pdf"
     with print_style():
+        # Once for both: it takes most of the time.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         for path in paths:
             metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
             with whole_file(path) as temporary:

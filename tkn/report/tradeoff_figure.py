@@ -96,7 +96,7 @@ def _draw(axis: Axes, panel: Panel, styles: _Styles) -> None:
     heading = f"{panel.base_model} on {panel.data}"
     if panel.source != "full":
         heading += f" ({short_source(panel.source)})"
-    axis.set_title("\n".join(textwrap.wrap(heading, 48)))
+    axis.set_title("\n".join(textwrap.wrap(heading, 38)))
     plain_axis(axis)
 
 
