@@ -165,7 +165,7 @@ def test_damaged_roi_histories_are_named(tmp_path: Path) -> None:
         read_states(_run(folder))
     (folder / "rois.npz").unlink()
     (folder / "last.ckpt").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"last\.ckpt cannot be used"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged or not a checkpoint"):
         read_states(_run(folder))
 
 

@@ -23,10 +23,11 @@ from tkn.data import load_data
 from tkn.report import pictures, timing
 from tkn.report.build import build_report
 from tkn.report.cli import main
-from tkn.report.timing import read_timings
+from tkn.report.collect import collect
+from tkn.report.timing import measure_timings, read_timings
 
 TINY = ("data=mnist", "data.source=embedded", "data.limit=64", "recipe.batch_size=32", "trainer.limit_val_batches=1")
-TINY = (*TINY, "trainer.limit_test_batches=1", "trainer.accelerator=cpu", "trainer.max_epochs=2")
+TINY = (*TINY, "trainer.limit_test_batches=1", "trainer.accelerator=cpu", "trainer.max_epochs=2", "engine=dense")
 
 
 class _Page(HTMLParser):
@@ -61,9 +62,9 @@ def real_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _build(paths: list[Path], folder: Path, time_batch: int | None = None) -> str:
+def _build(paths: list[Path], folder: Path) -> str:
     text = StringIO()
-    build_report(paths, folder, Path("no_data"), Console(file=text, width=120), time_batch)
+    build_report(paths, folder, Path("no_data"), Console(file=text, width=120))
     return text.getvalue()
 
 
@@ -137,9 +138,10 @@ def test_a_report_repeats_and_is_no_run(tmp_path: Path) -> None:
 
 def test_time_is_measured_once_and_used_later(real_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_PLAN", Plan(rounds=1, repeats=2, seconds=0, warmup=0))
-    text = _build([real_runs], tmp_path, time_batch=2)
-    assert "Measured inference" in text
-    timings = json.loads((tmp_path / "timings.json").read_text())
+    runs, _ = collect([real_runs])
+    assert measure_timings(runs, 2, tmp_path) == []
+    timings = read_timings(tmp_path)
+    assert timings is not None
     assert (timings["batch_size"], timings["machine"]["usable_cpus"] >= 1) == (2, True)
     assert [(row["model"], row["folder"] is None) for row in timings["rows"]] == [
         ("dn10", True),
@@ -147,10 +149,22 @@ def test_time_is_measured_once_and_used_later(real_runs: Path, tmp_path: Path, m
         ("tdn10", False),
     ]
     assert all(row["seconds"]["n"] >= 2 and row["seconds"]["median"] > 0 for row in timings["rows"])
-    assert (tmp_path / "figures" / "figure5_time.png").exists()
-    monkeypatch.setattr(timing, "time_interleaved", None)
     assert "batch 2, threads: " in _build([real_runs], tmp_path)
-    assert json.loads((tmp_path / "timings.json").read_text()) == timings
+    assert (tmp_path / "figures" / "figure5_time.png").exists()
+    assert read_timings(tmp_path) == timings
+
+
+def test_the_command_measures_time(real_runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[int | None] = []
+
+    def build(_paths: list[Path], folder: Path, _data_dir: Path, _console: Console, batch: int | None) -> list[Path]:
+        asked.append(batch)
+        return [folder / "report.html"]
+
+    monkeypatch.setattr("tkn.report.build.build_report", build)
+    for arguments in ([], ["--time"], ["--time", "--batch-size", "3"], ["--batch-size", "3"]):
+        main([str(real_runs), "--out", str(tmp_path), *arguments])
+    assert asked == [None, 128, 3, None]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"rows": [{}]}', '{"rows": []}'])
@@ -179,11 +193,17 @@ def test_old_runs_are_drawn_from_their_checkpoint(real_runs: Path, tmp_path: Pat
 
 
 def test_runs_without_checkpoints_cannot_be_timed(tmp_path: Path) -> None:
-    write_rois(write_run(tmp_path / "runs"), epochs=2)
-    text = _build([tmp_path / "runs"], tmp_path / "report", time_batch=2)
-    assert f"{tmp_path / 'runs'} is not timed: {tmp_path / 'runs' / 'last.ckpt'} is not a file" in text
-    assert "nothing is timed" in text
-    assert not (tmp_path / "report" / "timings.json").exists()
+    missing = write_run(tmp_path / "a")
+    damaged = write_run(tmp_path / "b", seed=1) / "last.ckpt"
+    damaged.write_bytes(b"nothing")
+    empty = write_run(tmp_path / "c", seed=2) / "last.ckpt"
+    empty.write_bytes(b"")
+    first, second, third, last = measure_timings(collect([tmp_path])[0], 2, tmp_path)
+    assert first == f"{missing} is not timed: {missing / 'last.ckpt'} is not a file"
+    assert second.startswith(f"{damaged.parent} is not timed: {damaged} is damaged or not a checkpoint")
+    assert third == f"{empty.parent} is not timed: {empty} is empty"
+    assert last == "no counted run has target layers and a checkpoint: nothing is timed"
+    assert read_timings(tmp_path) is None
 
 
 def test_failed_runs_alone_are_reported_too(tmp_path: Path) -> None:
@@ -193,17 +213,13 @@ def test_failed_runs_alone_are_reported_too(tmp_path: Path) -> None:
     assert "1 run found, 0 counted in 0 rows" in (tmp_path / "report" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("paths", [["one"], ["one", "two"]])
+@pytest.mark.parametrize(("paths", "folder"), [(["one"], "one/report"), (["one", "two"], "report")])
 def test_the_report_is_in_the_one_folder_or_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paths: list[str], capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, paths: list[str], folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in paths:
-        write_run(Path(name) / "run")
-    main([*paths, "--data-dir", "no_data"])
-    folder = Path("one/report") if len(paths) == 1 else Path("report")
-    assert (folder / "report.html").is_file()
-    assert f"in {folder}: report.html" in capsys.readouterr().out
+    monkeypatch.setattr("tkn.report.build.build_report", lambda _paths, out, *_: [out / "report.html"])
+    main(paths)
+    assert capsys.readouterr().out == f"in {folder}: report.html\n"
 
 
 @pytest.mark.parametrize(

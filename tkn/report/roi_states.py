@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tkn.bench.rois import model_of_checkpoint
 from tkn.layers import AttentiveRegularization2d, roi_layers
@@ -59,6 +59,19 @@ def checkpoint_path(run: Run) -> Path:
     return run.folder / ("best.ckpt" if run.result.get("tested") == "best" else "last.ckpt")
 
 
+def trained_model(run: Run) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of the run's checkpoint and what it says of itself. ValueError if it is missing or damaged."""
+    path = checkpoint_path(run)
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty")
+    try:
+        return model_of_checkpoint(path)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(" ".join(str(error).split()).removeprefix("rois.path=")) from error
+
+
 def read_states(run: Run) -> RoiStates:
     """The states in rois.npz, else the one of the checkpoint. ValueError if neither can be read."""
     attention: dict[str, Any] = run.result["attention"]
@@ -91,10 +104,7 @@ def _recorded(path: Path) -> tuple[list[int], dict[str, tuple[Tensor, Tensor, tu
 
 
 def _of_checkpoint(run: Run) -> tuple[list[int], dict[str, tuple[Tensor, Tensor, tuple[int, int]]]]:
-    try:
-        model, _identity = model_of_checkpoint(checkpoint_path(run))
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{checkpoint_path(run)} cannot be used: {' '.join(str(error).split())}") from error
+    model, _identity = trained_model(run)
     sizes = {row["name"]: tuple(row["map_size"]) for row in run.result.get("target_layers", ())}
     layers = {name: (layer.loc[None], layer.scale[None], sizes[name]) for name, layer in roi_layers(model).items()}
     return [run.result["epochs"]], layers

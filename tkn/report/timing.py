@@ -14,13 +14,12 @@ from torch import nn
 
 from tkn.bench.machine import OtherLoad, describe_machine
 from tkn.bench.measure import Plan, time_interleaved
-from tkn.bench.rois import model_of_checkpoint
 from tkn.engine.library import available
 from tkn.engine.plan import accelerate
 from tkn.files import write_whole
 from tkn.models import build_model
 from tkn.report.groups import BASE, Group
-from tkn.report.roi_states import checkpoint_path
+from tkn.report.roi_states import trained_model
 from tkn.report.runs import Run
 
 NAME = "timings.json"
@@ -43,19 +42,21 @@ def measure_timings(runs: Iterable[Run], batch_size: int, folder: Path) -> list[
         if run.state != "finished" or not run.result.get("attention"):
             continue
         try:
-            model, identity = model_of_checkpoint(checkpoint_path(run))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            notes.append(f"{run.name} is not timed: {' '.join(str(error).split()).removeprefix('rois.path=')}")
+            model, identity = trained_model(run)
+            input_size, outputs = tuple(identity["input_size"]), identity["num_outputs"]
+            batch = torch.rand((batch_size, *input_size), generator=torch.Generator().manual_seed(0))
+            call = _call(model, batch)
+            base = BASE[run.result["model"]]
+            key = f"{base} {'x'.join(map(str, input_size))} {outputs}"
+            dense = calls.get(key) or _call(build_model(base, input_size, outputs).eval(), batch)
+        except (ValueError, KeyError, RuntimeError) as error:
+            notes.append(f"{run.name} is not timed: {' '.join(str(error).split())}")
             continue
-        input_size, outputs = tuple(identity["input_size"]), identity["num_outputs"]
-        base = BASE[run.result["model"]]
-        key = f"{base} {'x'.join(map(str, input_size))} {outputs}"
-        batch = torch.rand((batch_size, *input_size), generator=torch.Generator().manual_seed(0))
         if key not in calls:
-            calls[key] = _call(build_model(base, input_size, outputs).eval(), batch)
+            calls[key] = dense
             rows.append({"key": key, "model": base, "folder": None, "macs": run.result["macs_dense"]})
         where = _relative(run, folder)
-        calls[where] = _call(model, batch)
+        calls[where] = call
         rows.append({"key": key, "model": run.result["model"], "folder": where, "macs": run.result["macs_roi"]})
     if not rows:
         return [*notes, "no counted run has target layers and a checkpoint: nothing is timed"]
