@@ -121,6 +121,15 @@ def test_rows_are_told_apart_and_ordered(tmp_path: Path) -> None:
     ]
 
 
+def test_results_without_a_configuration_are_rows_of_their_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, seed=1)
+    (tmp_path / "b" / "config.yaml").unlink()
+    (section,) = _sections(tmp_path)
+    label = "tdn10 mnist cauchy, l2 0.0001, beta 4"
+    assert [group.label for group in section.groups] == [label, f"{label}, without config.yaml"]
+
+
 def test_only_counted_runs_are_in_rows(tmp_path: Path) -> None:
     write_run(tmp_path / "a", seed=0)
     write_run(tmp_path / "b", seed=1, pruned_epoch=2)

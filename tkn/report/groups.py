@@ -157,7 +157,7 @@ def sections(runs: Iterable[Run]) -> list[Section]:
 def _groups(runs: Iterable[Run]) -> tuple[Group, ...]:
     alike: dict[str, list[Run]] = {}
     for run in runs:
-        alike.setdefault(json.dumps(run.identity(), sort_keys=True, default=str), []).append(run)
+        alike.setdefault(_text(run.identity()), []).append(run)
     rows = [sorted(members, key=lambda run: run.result["seed"]) for members in alike.values()]
     names = _labels([_base_label(row) for row in rows], [row[0].identity() for row in rows])
     groups = [Group(name, tuple(row)) for name, row in zip(names, rows, strict=True)]
@@ -190,18 +190,26 @@ def _labels(bases: Sequence[str], identities: Sequence[Mapping[str, Any]]) -> li
     labels = []
     for base, identity in zip(bases, identities, strict=True):
         rivals = [other for name, other in zip(bases, identities, strict=True) if name == base]
-        keys = sorted({key for other in rivals for key in other})
-        differing = [key for key in keys if len({json.dumps(o.get(key), default=str) for o in rivals}) > 1]
-        parts = [f"{_short(key)} {identity[key]}" for key in differing if key in identity and key not in _REPEATED]
+        # Summaries have other keys than configurations.
+        alike = [other for other in rivals if _configured(other) == _configured(identity)]
+        differing = [key for key in sorted(identity) if len({_text(other.get(key)) for other in alike}) > 1]
+        parts = [f"{_short(key)} {identity[key]}" for key in differing if key != "summary"]
+        if len(alike) < len(rivals) and not _configured(identity):
+            parts.append("without config.yaml")
         labels.append(", ".join([base, *parts]))
     return labels
 
 
-#: What follows from another key that differs.
-_REPEATED = ("macs_dense", "data_source")
+def _configured(identity: Mapping[str, Any]) -> bool:
+    """Whether it is that of a run with a configuration."""
+    return "model.name" in identity
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _short(key: str) -> str:
     """The last part of a dotted key, unless it says too little."""
     last = key.split(".")[-1]
-    return key if last in ("name", "limit", "yaml") else last
+    return key if last in ("name", "limit") else last

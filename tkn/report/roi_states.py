@@ -50,7 +50,7 @@ class RoiStates:
 
 
 def layer_title(name: str) -> str:
-    """ "layer 0" of a plain sequence, "block1.0 conv1" of a dense block's block1.0.layers.conv1."""
+    """How figures call a layer: 0 is "layer 0", block1.0.layers.conv1 is "block1.0 conv1"."""
     return f"layer {name}" if name.isdigit() else name.replace(".layers.", " ")
 
 
@@ -105,6 +105,8 @@ def _recorded(path: Path) -> tuple[list[int], dict[str, tuple[Tensor, Tensor, tu
 
 def _of_checkpoint(run: Run) -> tuple[list[int], dict[str, tuple[Tensor, Tensor, tuple[int, int]]]]:
     model, _identity = trained_model(run)
-    sizes = {row["name"]: tuple(row["map_size"]) for row in run.result.get("target_layers", ())}
+    sizes = {row["name"]: tuple(row["map_size"]) for row in run.result.get("target_layers") or ()}
+    if sizes.keys() != roi_layers(model).keys():
+        raise ValueError(f"{checkpoint_path(run)} has other target layers than the summary")
     layers = {name: (layer.loc[None], layer.scale[None], sizes[name]) for name, layer in roi_layers(model).items()}
     return [run.result["epochs"]], layers

@@ -59,7 +59,7 @@ class Run:
     reason: why it is not counted, in one line.
     remarks: what else a reader should know, a line each.
     summary: the content of summary.json, None if there is none that can be read.
-    config: config.yaml with dotted keys; empty if there is none that can be read.
+    config: config.yaml with dotted keys, None if there is none that can be read.
     """
 
     folder: Path
@@ -94,18 +94,16 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What it shares with the runs that differ from it only in the seed."""
         summary = self.result
-        shared = {"data_source": summary["data_source"], "macs_dense": summary["macs_dense"]}
-        if self.config:
-            dense = not summary.get("attention")
-            return shared | {
-                key: value
-                for key, value in self.config.items()
-                if key not in _NO_DIFFERENCE and not (dense and key.startswith(_OF_TARGETS))
-            }
-        # Older or moved results: the summary alone.
-        names = ("model", "data", "attention", "penalty", "engine", "precision", "tested", "epochs")
-        kept = flatten({name: summary.get(name) for name in names})
-        return {**shared, **kept, "config.yaml": "missing"}
+        shared = {name: summary.get(name) for name in ("model", "data", "attention", "penalty", "epochs")}
+        identity: dict[str, Any] = {"summary": {**shared, **{n: summary[n] for n in ("data_source", "macs_dense")}}}
+        if self.config is None or "model.name" not in self.config:  # moved results, damaged configurations
+            return identity | flatten({**shared, **{n: summary.get(n) for n in ("engine", "precision", "tested")}})
+        dense = not summary.get("attention")
+        return identity | {
+            key: value
+            for key, value in self.config.items()
+            if key not in _NO_DIFFERENCE and not (dense and key.startswith(_OF_TARGETS))
+        }
 
 
 def short_source(source: str) -> str:

@@ -77,7 +77,7 @@ def _result_sheet(section: Section, groups: Sequence[Group], names: Sequence[str
     columns.append(Column("parameters", brief=False))
     if section.whole:
         columns.append(Column("paper's parameters", brief=False))
-    columns += [Column("training time"), Column("wall time", brief=False)]
+    columns += [Column("training time", brief=not (section.whole and len(names) > 1)), Column("wall time", brief=False)]
     columns += [Column("precision, device", right=False, brief=False), Column("remarks", right=False, brief=False)]
     title = section.title
     if len(names) > 1:

@@ -74,8 +74,8 @@ def wrapped(title: str, inches: float = PAGE) -> str:
 
 
 def slug(text: str) -> str:
-    """A part of a file's name: letters, digits, dots and underscores."""
-    return re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_")
+    """A part of a file's name: at most 100 letters, digits, dots and underscores."""
+    return re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_")[:100]
 
 
 def plain_axis(axis: Axes) -> None:
