@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, sqrt
+from math import ceil
 from pathlib import Path
 
-import numpy as np
-import torch
+from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import nn
 
 from tkn.files import whole_file
-from tkn.layers import RoiLayer, roi_layers
+from tkn.layers import roi_layers
+from tkn.report.mosaic import Mosaic, make_mosaic, mosaic_side
 
 #: Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_ROI_COLOUR = "#D55E00"
+ROI_COLOUR = "#D55E00"
+#: Between the maps of a mosaic.
+BETWEEN_COLOUR = "#cfd8dc"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -38,12 +41,14 @@ def attention_maps(model: nn.Module, map_sizes: Mapping[str, tuple[int, int]], t
         raise ValueError("the model has no target layer, so no attention map")
     columns = min(3, len(layers))
     rows = ceil(len(layers) / columns)
-    tallest = max(ceil(len(layer.loc[0]) / _side(layer)) / _side(layer) for layer in layers.values())
+    sides = {name: mosaic_side(layer.loc.shape[1]) for name, layer in layers.items()}
+    tallest = max(ceil(layer.loc.shape[1] / sides[name]) / sides[name] for name, layer in layers.items())
     figure = Figure(figsize=(3.4 * columns + 0.8, (3.4 * tallest + 0.6) * rows + 0.6), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     image = None
     for axis, (name, layer) in zip(axes, layers.items(), strict=False):
-        image = _mosaic(axis, layer, map_sizes[name])
+        mosaic = make_mosaic(layer.window(map_sizes[name]), layer.rois(map_sizes[name]))
+        image = draw_mosaic(axis, mosaic, linewidth=1.2 if layer.loc.shape[1] <= 64 else 0.6)
         axis.set_title(f"{name}\n{layer.loc.shape[1]} kernels, {'x'.join(map(str, map_sizes[name]))}", fontsize=9)
     for axis in axes[len(layers) :]:
         axis.set_visible(False)
@@ -54,33 +59,19 @@ def attention_maps(model: nn.Module, map_sizes: Mapping[str, tuple[int, int]], t
     return figure
 
 
-def _side(layer: RoiLayer) -> int:
-    """Columns of a layer's mosaic."""
-    return ceil(sqrt(layer.loc.shape[1]))
-
-
-def _mosaic(axis, layer: RoiLayer, size: tuple[int, int]):  # type: ignore[no-untyped-def]  # matplotlib's own types
-    """Draw a layer's maps in a grid, in units of one map's side; returns the image for the colour bar."""
-    with torch.no_grad():
-        windows = layer.window(size).float().cpu().numpy()
-    rois = layer.rois(size).cpu().numpy()
-    columns = _side(layer)
-    rows = ceil(len(windows) / columns)
-    height, width = size
-    gap = 1 + max(size) // 14
-    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
-    boxes = []
-    for kernel, (window, ((top, bottom), (left, right))) in enumerate(zip(windows, rois, strict=True)):
-        y, x = (kernel // columns) * (height + gap), (kernel % columns) * (width + gap)
-        grid[y : y + height, x : x + width] = window
-        boxes.append(Rectangle((x + left - 0.5, y + top - 0.5), right - left, bottom - top))
-    image = axis.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    linewidth = 1.2 if len(windows) <= 64 else 0.6
-    axis.add_collection(PatchCollection(boxes, facecolor="none", edgecolor=_ROI_COLOUR, linewidth=linewidth))
+def draw_mosaic(axis: Axes, mosaic: Mosaic, linewidth: float) -> AxesImage:
+    """The maps in gray with the ROIs' boxes on them; returns the image, for a colour bar."""
+    # Large ones are drawn smaller than they are.
+    interpolation = "nearest" if mosaic.image.shape[1] <= 256 else "auto"
+    image = axis.imshow(mosaic.image, cmap="gray", vmin=0, vmax=1, interpolation=interpolation)
+    boxes = [
+        Rectangle((left - 0.5, top - 0.5), right - left, bottom - top) for left, top, right, bottom in mosaic.boxes
+    ]
+    axis.add_collection(PatchCollection(boxes, facecolor="none", edgecolor=ROI_COLOUR, linewidth=linewidth))
     # Room for the lines of boxes at the map's border.
-    axis.set_xlim(-1, grid.shape[1])
-    axis.set_ylim(grid.shape[0], -1)
-    axis.set_facecolor("#cfd8dc")
+    axis.set_xlim(-1, mosaic.image.shape[1])
+    axis.set_ylim(mosaic.image.shape[0], -1)
+    axis.set_facecolor(BETWEEN_COLOUR)
     axis.set_xticks([])
     axis.set_yticks([])
     return image

@@ -1,0 +1,100 @@
+"""From folders of runs to a report's folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from tkn.files import write_whole
+from tkn.report.collect import collect
+from tkn.report.document import Document, html, markdown
+from tkn.report.formats import groups_csv, runs_csv, terminal_table
+from tkn.report.groups import Section, sections
+from tkn.report.pictures import attention_picture, attention_pictures, sample_pictures, tradeoff_pictures
+from tkn.report.runs import Run
+from tkn.report.sheets import left_out_sheet, remarks_sheet, result_sheets, timings_sheet
+from tkn.report.timing import measure_timings, read_timings
+
+
+def build_report(
+    paths: Sequence[Path], folder: Path, data_dir: Path, console: Console, time_batch: int | None = None
+) -> list[Path]:
+    """Write the report on all runs below the paths, and print its tables; returns the files written.
+
+    `time_batch`: measure the networks' inference at this batch size too; None keeps the timings of an earlier report.
+    FileNotFoundError if a path is not there or no path holds a run.
+    """
+    runs, empty = collect(paths)
+    if not runs:
+        raise FileNotFoundError(f"no run in {', '.join(map(str, paths))}: nothing to report")
+    rows = sections(runs)
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    notes = [f"{path} holds no run." for path in empty]
+    if time_batch is not None:
+        notes += measure_timings(runs, time_batch, folder)
+    timings = None
+    try:
+        timings = read_timings(folder)
+    except ValueError as error:
+        notes.append(f"{error}; measure anew with --time")
+
+    pictures = [
+        attention_picture(figures),
+        *sample_pictures(runs, data_dir, figures, notes),
+        *attention_pictures(rows, figures, notes),
+        *tradeoff_pictures(rows, timings, folder, figures),
+    ]
+    written = [path for picture in pictures for path in (picture.path, *picture.others)]
+    _remove_stale(figures, written)
+
+    extra = [left_out_sheet(runs), remarks_sheet(runs), timings_sheet(timings) if timings else None]
+    sheets = [*result_sheets(rows), *(sheet for sheet in extra if sheet is not None)]
+    document = Document(list(_lead(runs, rows)), sheets, pictures, notes)
+    texts = {
+        "report.html": html(document),
+        "report.md": markdown(document, folder),
+        "runs.csv": runs_csv(runs, rows),
+        "groups.csv": groups_csv(rows),
+    }
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+
+    for sheet in sheets:
+        console.print(terminal_table(sheet))
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    measured = [folder / "timings.json"] if time_batch is not None and timings else []
+    return [*(folder / name for name in texts), *measured, *written]
+
+
+def _lead(runs: Sequence[Run], rows: Sequence[Section]) -> Iterator[str]:
+    """How many runs there are and what they came to."""
+    states = Counter(run.state for run in runs)
+    counted = states.pop("finished", 0)
+    count = sum(len(section.groups) for section in rows)
+    left_out = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    yield (
+        f"{_plural(len(runs), 'run')} found, {counted} counted in {_plural(count, 'row')} of runs that differ only in "
+        f"the seed{f'; not counted: {left_out}' if left_out else ''}."
+    )
+    whole = sum(len(group.runs) for section in rows if section.whole for group in section.groups)
+    if counted:
+        yield (
+            f"{whole} of the counted runs used whole data sets. Only these stand beside the paper's figures; runs on "
+            "parts or on other data have tables of their own."
+        )
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _remove_stale(figures: Path, written: Sequence[Path]) -> None:
+    """Remove figures of an earlier report that this one has not drawn again."""
+    for path in figures.glob("figure[2345]_*"):
+        if path.suffix in (".png", ".pdf", ".gif") and path not in written:
+            path.unlink()

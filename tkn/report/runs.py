@@ -1,0 +1,287 @@
+"""What is in one run's folder, and what the run came to; damaged folders too."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from omegaconf import OmegaConf
+
+from tkn.attention import ATTENTION
+from tkn.data.base import is_whole
+from tkn.data.mnist import EMBEDDED_SOURCE
+from tkn.training.config import RunConfig
+
+#: What every summary must have, with its type.
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("model", "data", "mode", "data_source"), str),
+    **dict.fromkeys(("parameters", "macs_dense", "macs_roi", "seed", "epochs"), int),
+    **dict.fromkeys(("wall_seconds", "train_seconds"), (int, float)),
+}
+#: What it may have, or null, and what is valid then.
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "attention": lambda value: (
+        isinstance(value, dict)
+        and value.get("name") in ATTENTION
+        and isinstance(value.get("scale_unit"), int | float)
+        and value["scale_unit"] > 0
+    ),
+    "penalty": lambda value: (
+        isinstance(value, dict) and all(isinstance(value.get(key), int | float) for key in ("l2", "beta"))
+    ),
+    "target_layers": lambda value: (
+        isinstance(value, list) and all(isinstance(row, dict) and {"name", "map_size"} <= row.keys() for row in value)
+    ),
+}
+
+#: Keys that do not change a run's result, or that the summary's data_source says better.
+_NO_DIFFERENCE = (
+    *("seed", "mode", "checkpoint", "experiment", "data_dir", "data.source", "logger.name"),
+    *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
+)
+#: How they begin that a dense network does not use.
+_OF_TARGETS = ("attention.", "penalty.", "engine")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and what it came to.
+
+    state: "finished" runs are counted. The others are not: "duplicate" (finished, but another run has the same
+        configuration and seed), "pruned" (stopped early by a sweep), "tested" (mode=test), "unfinished", "failed",
+        "damaged".
+    reason: why it is not counted, in one line.
+    remarks: what else a reader should know, a line each.
+    summary: the content of summary.json, None if there is none that can be read.
+    config: config.yaml with dotted keys, None if there is none that can be read.
+    """
+
+    folder: Path
+    name: str
+    state: str
+    reason: str = ""
+    remarks: tuple[str, ...] = ()
+    summary: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """The summary of a run that has one."""
+        assert self.summary is not None
+        return self.summary
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was trained and tested on the whole data set: only then it compares with published figures."""
+        return is_whole(self.result["data_source"])
+
+    @property
+    def soft(self) -> bool:
+        """Whether its error is that of windows without clipping, unlike its multiply-adds."""
+        return (self.result.get("attention") or {}).get("clip") is False
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """The first is the one that training minimises."""
+        return error_names(self.result)
+
+    def identity(self) -> dict[str, Any]:
+        """What it shares with the runs that differ from it only in the seed."""
+        summary = self.result
+        shared = {name: summary.get(name) for name in ("model", "data", "attention", "penalty", "epochs")}
+        identity: dict[str, Any] = {"summary": {**shared, **{n: summary[n] for n in ("data_source", "macs_dense")}}}
+        if self.config is None or "model.name" not in self.config:  # moved results, damaged configurations
+            return identity | flatten({**shared, **{n: summary.get(n) for n in ("engine", "precision", "tested")}})
+        dense = not summary.get("attention")
+        return identity | {
+            key: value
+            for key, value in self.config.items()
+            if key not in _NO_DIFFERENCE and not (dense and key.startswith(_OF_TARGETS))
+        }
+
+
+def short_source(source: str) -> str:
+    """A data_source for headings: without the counts of the embedded digits."""
+    return source.replace(EMBEDDED_SOURCE, "embedded digits")
+
+
+def error_names(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """("error",) of a classification's summary, ("mse", "mae") of a regression's."""
+    return ("error",) if "error" in summary else ("mse", "mae")
+
+
+def clipped_errors(summary: Mapping[str, Any]) -> list[str]:
+    """The errors of which a soft run's summary has the clipped one too."""
+    return [name for name in error_names(summary) if isinstance(summary.get(f"{name}_clipped"), int | float)]
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}; lists stay."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run in this folder itself; None if there is none."""
+    config_text, config = _read_config(folder / "config.yaml")
+    begin = Run(folder, folder.as_posix(), "finished", config=config)
+    if (folder / "summary.json").exists():
+        return _with_summary(begin, config_text)
+    if config is not None and "model.name" in config and "recipe.batch_size" in config:
+        return _without_summary(begin)
+    if (folder / "tkn-run.log").exists():
+        if config_text and config is None:
+            return replace(begin, state="damaged", reason="config.yaml cannot be read, and there is no summary.json")
+        return _without_summary(begin)
+    return None
+
+
+def _read_config(path: Path) -> tuple[str, dict[str, Any] | None]:
+    """(text, dotted keys); the keys are None if it is not a configuration."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (OSError, UnicodeDecodeError):
+        return "", None
+    except Exception:  # the YAML parser's own kinds too
+        return text, None
+    return text, flatten({str(key): value for key, value in content.items()}) if isinstance(content, dict) else None
+
+
+def _with_summary(run: Run, config_text: str) -> Run:
+    try:
+        summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        return replace(run, state="damaged", reason=f"summary.json cannot be read: {reason}")
+    wrong = _wrong_key(summary)
+    if wrong:
+        return replace(run, state="damaged", reason=f"summary.json {wrong}")
+    run = replace(run, summary=summary, remarks=tuple(_remarks(run, summary, config_text)))
+    errors = ", ".join(f"{name} {summary[name]:g}" for name in run.errors)
+    if summary["mode"] != "train":
+        return replace(run, state="tested", reason=f"only tests a checkpoint: {errors}")
+    if summary.get("pruned_epoch") is not None:
+        return replace(run, state="pruned", reason=f"stopped by its sweep in epoch {summary['pruned_epoch']}: {errors}")
+    return run
+
+
+def _wrong_key(summary: object) -> str | None:
+    """What is wrong with a summary, in words that follow its name."""
+    if not isinstance(summary, dict):
+        return "holds no keys"
+    for key, kind in _KEYS.items():
+        if key not in summary:
+            return f"has no {key}"
+        if not isinstance(summary[key], kind) or isinstance(summary[key], bool):
+            return f"has {key}={summary[key]!r}"
+    for key, valid in _OPTIONAL.items():
+        if summary.get(key) is not None and not valid(summary[key]):
+            return f"has {key}={summary[key]!r}"
+    for name in error_names(summary):
+        value = summary.get(name)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return f"has {name}={value!r}" if name in summary else "has neither error nor mse and mae"
+    return None if summary["macs_roi"] > 0 else f"has macs_roi={summary['macs_roi']}"
+
+
+def _remarks(run: Run, summary: Mapping[str, Any], config_text: str) -> Iterator[str]:
+    if not is_whole(summary["data_source"]):
+        yield f"not the whole data set ({summary['data_source'].split(':')[0]})"
+    elif summary["data_source"] != "full":
+        yield f"data: {summary['data_source']}"
+    if (summary.get("attention") or {}).get("clip") is False:
+        clipped = ", ".join(f"{name} {summary[f'{name}_clipped']:g}" for name in clipped_errors(summary))
+        yield f"the error is without clipping to the ROIs{f'; clipped: {clipped}' if clipped else ''}"
+    if run.config is None:
+        yield "config.yaml cannot be read" if config_text else "there is no config.yaml"
+    else:
+        has, lacks = _other_keys(run.config)
+        changes = [f"has {', '.join(has)}"] * bool(has) + [f"lacks {', '.join(lacks)}"] * bool(lacks)
+        if changes:
+            yield f"config.yaml is of another version: it {' and '.join(changes)}"
+
+
+def _other_keys(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Keys that the configuration has and the present one has not, and the other way around."""
+    known = dict(_schema_keys(RunConfig))
+    opened = tuple(f"{key}." for key, is_open in known.items() if is_open)
+    has = [key for key in config if key not in known and not key.startswith(opened)]
+    lacks = [
+        key
+        for key, is_open in known.items()
+        if key not in config and not (is_open and any(name.startswith(f"{key}.") for name in config))
+    ]
+    return has, lacks
+
+
+def _schema_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """(dotted key, may it hold any keys) of a configuration's dataclass."""
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        if is_dataclass(hints[item.name]):
+            yield from _schema_keys(hints[item.name], f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", hints[item.name] == dict[str, Any]
+
+
+def _without_summary(run: Run) -> Run:
+    error = _last_error(run.folder / "tkn-run.log")
+    if error:
+        return replace(run, state="failed", reason=error)
+    rows = _history(run.folder / "metrics.csv")
+    epochs = (run.config or {}).get("trainer.max_epochs")
+    of_all = f" of {epochs}" if epochs is not None else ""
+    if rows is None:
+        return replace(run, state="unfinished", reason="no summary.json, and metrics.csv cannot be read")
+    if not rows:
+        return replace(run, state="unfinished", reason=f"no epoch{of_all} done")
+    last = rows[-1]
+    errors = [f"{key} {value}" for key, value in last.items() if key in _EVALUATED]
+    return replace(run, state="unfinished", reason=", ".join([f"{last['epoch']}{of_all} epochs done", *errors]))
+
+
+_EVALUATED = [f"{split}/{name}" for split in ("test", "valid") for name in ("error", "mse", "mae")]
+
+
+def _history(path: Path) -> list[dict[str, str]] | None:
+    """The rows of metrics.csv; none if it is not there, None if it cannot be read."""
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return None
+    return rows if all((row.get("epoch") or "").isdigit() for row in rows) else None
+
+
+#: Before the message of a sweep's run.
+_OF_SWEEP = re.compile(r"^run \S+ \(.*?\) failed: ")
+_RECORD = re.compile(r"^\S+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) (.*)$")
+
+
+def _last_error(path: Path) -> str | None:
+    """The message of the log's last ERROR line, if nothing of a later attempt follows it."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    records = [match for line in lines if (match := _RECORD.match(line))]
+    for record in reversed(records):
+        if record[1] == "INFO":
+            return None
+        if record[1] in ("ERROR", "CRITICAL"):
+            return _OF_SWEEP.sub("", record[2])
+    return None
