@@ -32,6 +32,7 @@ from tkn.training.callbacks import History, LastAndBest, ProgressBar
 from tkn.training.checkpoint import check_continuation, identify, load_weights, read_checkpoint
 from tkn.training.config import check_config
 from tkn.training.module import TargetedTraining
+from tkn.training.prune import Prune
 from tkn.training.summary import describe_source, summarise
 
 _log = logging.getLogger(__name__)
@@ -57,8 +58,9 @@ def run(
     checkpoint_path = Path(config.checkpoint).expanduser() if config.checkpoint else None
     history = History(folder / "metrics.csv")
     checkpoints = LastAndBest(folder, history, continued=checkpoint_path)
+    prune = Prune(folder, history, config)
     # Before the data are loaded: it may refuse its arguments.
-    trainer = _trainer(config, folder, [history, checkpoints])
+    trainer = _trainer(config, folder, [history, prune, checkpoints])
 
     datamodule = _data(config)
     module = _module(config, datamodule)
@@ -91,7 +93,7 @@ def run(
     # A tested network's penalty and seed are those it was trained with.
     trained = OmegaConf.create(checkpoint["tkn"]["config"]) if checkpoint and config.mode == "test" else config
     seconds = time.perf_counter() - started
-    summary = summarise(config, trained, source, module, datamodule, history, tested, trainer, seconds)
+    summary = summarise(config, trained, source, module, datamodule, history, prune.epoch, tested, trainer, seconds)
     _draw(folder, module, history, summary)
     # Last: a folder with a summary is a finished run.
     write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
