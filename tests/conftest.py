@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compact: few and fast: run for other builds of the kernels too")
-    config.addinivalue_line("markers", "slow: needs packages of optional extras, or is slow")
+    config.addinivalue_line("markers", "slow: whole sweeps, or needs packages of optional extras; pytest -m slow")
     # Kept between runs, for compiling takes seconds; processes that tests start inherit it.
     cache = getattr(config, "cache", None)
     folder = tempfile.mkdtemp() if cache is None else str(cache.mkdir("tkn"))

@@ -9,6 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+
+from hydra_plugins.tkn_pareto import ParetoSweeper
+from tkn.cli import compose
 
 SMALL = ("experiment=smoke", "data.limit=64", "trainer.max_epochs=1", "trainer.limit_val_batches=1")
 SMALL = (*SMALL, "trainer.limit_test_batches=1")
@@ -59,12 +65,41 @@ def test_smoke(tmp_path: Path) -> None:
         (("penalty.l3=1", "penalty.l4=2"), "unknown key 'penalty.l3'; did you mean 'penalty.l2'?"),
         (("recipe=gtsrb", "recipe.optimizer.momentum=1"), "write +recipe.optimizer.momentum=..."),
         (("-m", "model=glob(nope*)"), "model=glob(nope*) matches nothing"),
+        (
+            ("-m", "hydra/sweeper=pareto", "hydra.sweeper.n_trial=3"),
+            "'hydra.sweeper.n_trial'; did you mean 'hydra.sweeper.n_",
+        ),
+        (
+            ("-m", "hydra/sweeper=pareto", "+hydra.sweeper.params={penalty.l3:'1,2'}"),
+            "unknown key 'penalty.l3'; did you",
+        ),
+        (("-m", "hydra/launcher=slrum"), "unknown hydra/launcher 'slrum'; did you mean 'slurm'?"),
         (("experiment=smok",), "unknown experiment 'smok'; did you mean 'smoke'?"),
     ],
 )
 def test_wrong_arguments_leave_nothing_behind(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     assert message in _one_line_error(_tkn_run(tmp_path, *arguments))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("launcher", "plugin", "extra"),
+    [("joblib_local", "joblib", "sweep"), ("slurm", "submitit_slurm", "slurm"), ("ray_local", "ray", "ray")],
+)
+def test_a_missing_launcher_names_its_extra(
+    monkeypatch: pytest.MonkeyPatch, launcher: str, plugin: str, extra: str
+) -> None:
+    Plugins.instance()  # registers what is installed
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], f"{plugin}.yaml", raising=False)
+    for name in (launcher, plugin):
+        with pytest.raises(ValueError, match=f"^hydra/launcher={plugin} needs the extra '{extra}'$"):
+            compose(f"hydra/launcher={name}")
+
+
+def test_a_missing_optuna_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ValueError, match=r"^hydra/sweeper=pareto needs the extra 'sweep'$"):
+        ParetoSweeper(n_trials=1, n_jobs=1, sampler=OmegaConf.create(), params=None).sweep([])
 
 
 def test_missing_data_is_one_line_and_in_the_log(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ __all__ = ["CONFIG_DIR", "compose", "main"]
 
 
 def _load_run() -> Callable[[DictConfig], object]:
-    from tkn.training.run import run
+    from tkn.sweep.objectives import run_for_objectives
 
-    return run
+    return run_for_objectives
 
 
 def _load_check() -> Callable[[DictConfig], object]:

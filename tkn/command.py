@@ -31,13 +31,21 @@ CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "co
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
+#: The extras that install Hydra's plugins, by the configurations that these bring along.
+_EXTRAS = {
+    "hydra/launcher/joblib": "sweep",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/launcher/ray": "ray",
+}
+
 
 @dataclass(frozen=True)
 class Command:
     """A command: the configuration `config_dir`/config.yaml and its groups, checked and handed to a function.
 
     load_run, load_check: import and return the function, and the one that raises ValueError for a wrong configuration;
-        late, as importing them can take seconds.
+        late, as importing them can take seconds. What the function returns is for the sweeper.
     open_keys: the beginnings of keys that users may add with a +.
     """
 
@@ -54,9 +62,9 @@ class Command:
         os.environ[FULL_ERROR] = "1"
         failures: list[Exception] = []
 
-        def task(config: DictConfig) -> None:
+        def task(config: DictConfig) -> object:
             try:
-                run(config)
+                return run(config)
             except Exception as error:
                 job = HydraConfig.get()
                 if job.mode == RunMode.MULTIRUN:
@@ -66,6 +74,7 @@ class Command:
                 # Not raised: Hydra would print more than the one line.
                 _log_to_file(one_line(error))
                 failures.append(error)
+                return None
 
         try:
             self._check_overrides(sys.argv[1:])
@@ -94,9 +103,13 @@ class Command:
             return  # another command of Hydra's, such as --help
         overrides = [argument for argument in arguments if argument not in flags]
         with hydra.initialize_config_dir(str(self.config_dir), version_base="1.3", job_name=self.name):
-            for combination in self._combinations(overrides):
+            hydra_config = self._compose(self._combinations(overrides)[0], with_hydra=True).hydra
+            sweep = bool(flags) or hydra_config.mode == RunMode.MULTIRUN
+            # A sweeper's configuration may sweep too; the arguments come on top of it.
+            params = (hydra_config.sweeper.get("params") or {}) if sweep else {}
+            for combination in self._combinations([*(f"{key}={value}" for key, value in params.items()), *overrides]):
                 config = self._compose(combination)
-            if not flags:
+            if not sweep:
                 # A bad value in a sweep fails its own run only.
                 self.load_check()(config)
 
@@ -105,8 +118,7 @@ class Command:
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
         choices = []
-        for override in parsed:
-            key = override.get_key_element()
+        for key, override in {override.get_key_element(): override for override in parsed}.items():
             if not override.is_sweep_override():
                 choices.append([override.input_line or ""])
             elif override.is_discrete_sweep():
@@ -121,11 +133,13 @@ class Command:
             for option in options[1:]
         ]
 
-    def _compose(self, overrides: list[str]) -> DictConfig:
+    def _compose(self, overrides: list[str], with_hydra: bool = False) -> DictConfig:
         try:
-            return hydra.compose("config", overrides=overrides)
+            return hydra.compose("config", overrides=overrides, return_hydra_config=with_hydra)
         except MissingConfigException as error:
             group, _, name = (error.missing_cfg_file or "").rpartition("/")
+            if f"{group}/{name}" in _EXTRAS:
+                raise ValueError(f"{group}={name} needs the extra {_EXTRAS[f'{group}/{name}']!r}") from error
             if not error.options:
                 raise
             raise ValueError(unknown(group or "config", name, error.options)) from error
@@ -138,7 +152,8 @@ class Command:
                 group = key.split(".")[0]
                 raise ValueError(f"this {group} does not set {key}; write +{key}=... to add it") from error
             groups = [override for override in overrides if self._is_group(override.split("=")[0])]
-            raise ValueError(unknown("key", key, _known_keys(hydra.compose("config", overrides=groups)))) from error
+            known = hydra.compose("config", overrides=groups, return_hydra_config=key.startswith("hydra."))
+            raise ValueError(unknown("key", key, _known_keys(known))) from error
 
     def _is_group(self, key: str) -> bool:
         return (self.config_dir / key).is_dir()

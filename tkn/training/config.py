@@ -72,6 +72,13 @@ class RecipeConfig:
 
 
 @dataclass
+class PruneConfig:
+    runs: int | None
+    margin: float
+    grace: float
+
+
+@dataclass
 class RunConfig:
     """`data`, `trainer` and `logger` are open: the loader's arguments, TRAINER_KEYS, a logger's keys."""
 
@@ -81,6 +88,7 @@ class RunConfig:
     attention: AttentionConfig
     penalty: PenaltyConfig
     trainer: dict[str, Any]
+    prune: PruneConfig
     logger: dict[str, Any]
     mode: str
     seed: int
@@ -124,6 +132,10 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     )
     yield "penalty.l2", config.penalty.l2 >= 0, "at least 0"
     yield "penalty.beta", config.penalty.beta >= 0, "at least 0"
+    prune = config.prune
+    yield "prune.runs", prune.runs is None or prune.runs >= 1, "null or at least 1"
+    yield "prune.margin", 0 <= prune.margin < 1, "within [0, 1)"
+    yield "prune.grace", 0 <= prune.grace < 1, "within [0, 1)"
     yield "recipe.batch_size", config.recipe.batch_size >= 1, "at least 1"
     yield "recipe.epochs", config.recipe.epochs >= 1, "at least 1"
     yield "recipe.lr_drops", all(0 < drop < 1 for drop in config.recipe.lr_drops), "fractions of the run within (0, 1)"

@@ -37,6 +37,7 @@ from tkn.training.earlier import earlier_run
 from tkn.training.loggers import RunLog, open_log
 from tkn.training.module import TargetedTraining
 from tkn.training.processes import local_rank, run_processes
+from tkn.training.prune import Prune
 from tkn.training.roi_history import RoiHistory
 from tkn.training.saving import LastAndBest, WholeFiles
 from tkn.training.summary import describe_source, run_title, summarise
@@ -98,8 +99,10 @@ def _train_and_test(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     first = _is_first()
     checkpoints = LastAndBest(folder, history, continued, signals)
+    prune = Prune(folder, history, config)
     # Before the data are loaded: it may refuse its arguments.
-    trainer = _trainer(config, folder, [history, RoiHistory(folder / "rois.npz"), *([log] if log else []), checkpoints])
+    callbacks = [history, RoiHistory(folder / "rois.npz"), *([log] if log else []), prune, checkpoints]
+    trainer = _trainer(config, folder, callbacks)
 
     datamodule = _data(config)
     module = _module(config, datamodule)
@@ -136,7 +139,7 @@ def _train_and_test(
 
     # A tested network's penalty and seed are those it was trained with.
     trained = OmegaConf.create(checkpoint["tkn"]["config"]) if checkpoint and config.mode == "test" else config
-    summary = summarise(config, trained, source, module, datamodule, history, tested, trainer)
+    summary = summarise(config, trained, source, module, datamodule, history, prune.epoch, tested, trainer)
     if first:
         _draw(folder, module, history, summary)
         # Last: a folder with a summary is a finished run.

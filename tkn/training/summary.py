@@ -38,13 +38,15 @@ def summarise(
     module: TargetedTraining,
     datamodule: TensorDataModule,
     history: History,
+    pruned_epoch: int | None,
     tested: Mapping[str, float],
     trainer: pl.Trainer,
 ) -> dict[str, Any]:
     """The content of summary.json.
 
     `config` is this run's configuration, `trained` that of the training, which for mode=test was another run's;
-    `source` says where the data came from, `tested` are Lightning's test metrics.
+    `source` says where the data came from, `tested` are Lightning's test metrics, `pruned_epoch` is the one that
+    ended a hopeless run.
     """
     report = module.count_macs()
     name = module.error_names[0]
@@ -61,6 +63,7 @@ def summarise(
         f"best_{name}": best and best[column],
         "best_epoch": best and best["epoch"],
         "best_chosen_on": module.eval_name if best else None,
+        "pruned_epoch": pruned_epoch,
         "parameters": report.parameters,
         "macs_dense": report.total_dense,
         "macs_roi": report.total_roi,

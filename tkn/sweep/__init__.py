@@ -1,0 +1,1 @@
+"""What sweeps need beyond single runs."""

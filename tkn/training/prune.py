@@ -1,0 +1,86 @@
+"""Ending a sweep's hopeless runs early: those that finished runs beat in both, error and multiply-adds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
+
+from tkn.training.callbacks import History
+from tkn.training.module import TargetedTraining
+
+_log = logging.getLogger(__name__)
+
+
+def is_hopeless(
+    ours: Mapping[str, float], theirs: Sequence[Mapping[str, float]], error: str, config: DictConfig
+) -> bool:
+    """Whether enough other runs are better than a run, in the error and in the multiply-adds, by a clear margin.
+
+    ours, theirs: the runs' rows of metrics.csv for one epoch. error: the column to compare. config: the group `prune`.
+    """
+    share = 1 - config.margin
+    better = [row for row in theirs if all(row[key] < share * ours[key] for key in (error, "macs_roi"))]
+    return len(better) >= config.runs
+
+
+class Prune(Callback):
+    """Ends the training after an epoch that shows that the run is hopeless (see `is_hopeless`), as if it were the last.
+
+    The others are the runs in folders beside this one's that had finished when it started, unpruned, with the same
+    `data` and `trainer`. So the decision depends on nothing that happens meanwhile. config: the run's configuration.
+    """
+
+    def __init__(self, folder: Path, history: History, config: DictConfig) -> None:
+        self.folder = folder
+        self.history = history
+        self.config = config
+        #: the metrics of the others, by epoch
+        self.others: list[dict[int, dict[str, float]]] = []
+        #: the epoch that ended the run, if it was ended early
+        self.epoch: int | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.config.prune.runs is not None:
+            paths = sorted(self.folder.resolve().parent.glob("*/summary.json"))
+            self.others = [_metrics(path.parent) for path in paths if self._comparable(path)]
+        # A continued run may have been hopeless already.
+        self._judge(trainer, module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._judge(trainer, module)
+
+    def _judge(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, TargetedTraining)
+        assert trainer.max_epochs is not None
+        done = len(self.history.rows)
+        if not self.others or not self.config.prune.grace * trainer.max_epochs < done < trainer.max_epochs:
+            return
+        rows = [row for metrics in self.others if module.monitor in (row := metrics.get(done, {}))]
+        if is_hopeless(self.history.rows[-1], rows, module.monitor, self.config.prune):
+            _log.warning(
+                "pruned after epoch %d/%d: %d finished runs of the sweep have lower %s and fewer multiply-adds",
+                *(done, trainer.max_epochs, self.config.prune.runs, module.monitor),
+            )
+            self.epoch = done
+            trainer.should_stop = True
+
+    def _comparable(self, summary_path: Path) -> bool:
+        summary = json.loads(summary_path.read_text())
+        if summary.get("mode") != "train" or summary.get("pruned_epoch") is not None:
+            return False
+        config: Any = OmegaConf.load(summary_path.with_name("config.yaml"))
+        return all(config[group] == self.config[group] for group in ("data", "trainer"))
+
+
+def _metrics(folder: Path) -> dict[int, dict[str, float]]:
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return {int(row["epoch"]): row for row in rows}
