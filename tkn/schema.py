@@ -9,6 +9,7 @@ from typing import get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from tkn.errors import first_line
 from tkn.suggest import unknown
 
 
@@ -23,7 +24,7 @@ def typed(schema: type, config: DictConfig) -> DictConfig:
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise ValueError(unknown("key", error.full_key, _keys(schema))) from error
     except OmegaConfBaseException as error:
-        raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{error.full_key}: {first_line(error)}") from error
     assert isinstance(merged, DictConfig)
     for key in OmegaConf.missing_keys(merged):
         raise ValueError(f"key {key!r} is missing")

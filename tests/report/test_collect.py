@@ -148,7 +148,9 @@ def test_configurations_of_other_versions_are_named(tmp_path: Path) -> None:
 
 def test_the_earliest_of_two_equal_runs_is_counted(tmp_path: Path) -> None:
     write_run(tmp_path / "a", finished=20)
-    write_run(tmp_path / "b", "data_dir=elsewhere", "trainer.accelerator=cpu", finished=10)
+    write_run(
+        tmp_path / "b", "data_dir=elsewhere", "trainer.accelerator=cpu", "logger=wandb", "prune=dominated", finished=10
+    )
     write_run(tmp_path / "c", seed=1)
     write_run(tmp_path / "d", "recipe.optimizer.lr=0.2")
     runs, _ = collect([tmp_path])

@@ -201,7 +201,7 @@ def test_runs_without_checkpoints_cannot_be_timed(tmp_path: Path) -> None:
     first, second, third, last = measure_timings(collect([tmp_path])[0], 2, tmp_path)
     assert first == f"{missing} is not timed: {missing / 'last.ckpt'} is not a file"
     assert second.startswith(f"{damaged.parent} is not timed: {damaged} is damaged or not a checkpoint")
-    assert third == f"{empty.parent} is not timed: {empty} is empty"
+    assert third.startswith(f"{empty.parent} is not timed: {empty} is damaged or not a checkpoint")
     assert last == "no counted run has target layers and a checkpoint: nothing is timed"
     assert read_timings(tmp_path) is None
 

@@ -273,11 +273,13 @@ def test_lightning_refuses_before_the_data_are_loaded(tmp_path: Path) -> None:
 
 
 def test_damaged_and_foreign_checkpoints(tmp_path: Path, checkpoint: Path) -> None:
-    truncated, foreign = tmp_path / "truncated.ckpt", tmp_path / "foreign.ckpt"
+    truncated, foreign, empty = (tmp_path / f"{name}.ckpt" for name in ("truncated", "foreign", "empty"))
+    empty.touch()
     truncated.write_bytes(checkpoint.read_bytes()[:2000])
     torch.save({"state_dict": {}}, foreign)
     for path, error, message in (
         (truncated, ValueError, "truncated.ckpt is damaged or not a checkpoint"),
+        (empty, ValueError, "empty.ckpt is damaged or not a checkpoint: "),
         (foreign, ValueError, "foreign.ckpt was not written by tkn-run"),
         (tmp_path / "absent.ckpt", FileNotFoundError, "absent.ckpt is not a file"),
     ):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tkn.errors import first_line
 from tkn.files import write_whole
 from tkn.layers import RoiLayer, roi_layers
 from tkn.macs import count_macs
@@ -201,7 +202,7 @@ def model_of_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)
         raise ValueError(f"rois.path={path} is damaged or not a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "config" not in checkpoint.get("tkn", ()):
         raise ValueError(f"rois.path={path} was not written by tkn-run")

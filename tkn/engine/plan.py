@@ -16,6 +16,7 @@ from tkn.engine.graph import Convolve, Graph, Size, Torch, build_graph, frozen
 from tkn.engine.library import available, kernels
 from tkn.engine.parts import MapPart, Part, RowPart, TorchPart, by_torch, run_parts, split
 from tkn.engine.rows import tile_lanes
+from tkn.errors import first_line
 from tkn.files import whole_file
 
 _FORMAT = 1
@@ -65,7 +66,7 @@ def load_plan(path: str | Path) -> Plan:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch.load raises many kinds
-        raise ValueError(f"{path} is damaged or not a plan: {str(error).splitlines()[0][:200]}") from error
+        raise ValueError(f"{path} is damaged or not a plan: {first_line(error)}") from error
     if not isinstance(saved, dict) or saved.get("format") != _FORMAT or not isinstance(saved.get("graph"), Graph):
         raise ValueError(f"{path} is not a plan of format {_FORMAT}")
     with torch.no_grad(), torch.autocast("cpu", enabled=False):

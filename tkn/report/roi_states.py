@@ -64,8 +64,6 @@ def trained_model(run: Run) -> tuple[nn.Module, dict[str, Any]]:
     path = checkpoint_path(run)
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
-    if not path.stat().st_size:
-        raise ValueError(f"{path} is empty")
     try:
         return model_of_checkpoint(path)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

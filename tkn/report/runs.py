@@ -40,11 +40,12 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     ),
 }
 
-#: Keys that do not change a run's result, or that the summary's data_source says better.
+#: Keys that do not change a finished run's result, or that the summary's data_source says better.
 _NO_DIFFERENCE = (
-    *("seed", "mode", "checkpoint", "experiment", "data_dir", "data.source", "logger.name"),
-    *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
+    *("seed", "mode", "checkpoint", "experiment", "data_dir", "data.source"),
+    *("trainer.accelerator", "trainer.enable_progress_bar"),
 )
+_NO_DIFFERENCE_GROUPS = ("logger.", "prune.")
 #: How they begin that a dense network does not use.
 _OF_TARGETS = ("attention.", "penalty.", "engine")
 
@@ -102,7 +103,9 @@ class Run:
         return identity | {
             key: value
             for key, value in self.config.items()
-            if key not in _NO_DIFFERENCE and not (dense and key.startswith(_OF_TARGETS))
+            if key not in _NO_DIFFERENCE
+            and not key.startswith(_NO_DIFFERENCE_GROUPS)
+            and not (dense and key.startswith(_OF_TARGETS))
         }
 
 

@@ -10,6 +10,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from tkn.errors import first_line
+
 _log = logging.getLogger(__name__)
 
 
@@ -34,9 +36,7 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds
-        raise ValueError(
-            f"checkpoint={path} is damaged or not a checkpoint: {str(error).splitlines()[0][:200]}"
-        ) from error
+        raise ValueError(f"checkpoint={path} is damaged or not a checkpoint: {first_line(error)}") from error
     if not isinstance(checkpoint, dict) or "tkn" not in checkpoint:
         raise ValueError(f"checkpoint={path} was not written by tkn-run")
     for key in ("model", "input_size", "num_outputs", "attention"):

@@ -1,0 +1,8 @@
+"""Errors in few words, for messages of one line."""
+
+from __future__ import annotations
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; the error's kind if it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
