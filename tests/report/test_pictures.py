@@ -13,6 +13,7 @@ import torch
 from made_runs import EMBEDDED, write_rois, write_run
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox
 from matplotlib.text import Text
 from PIL import Image
 
@@ -276,11 +277,28 @@ def test_the_tradeoff_has_a_panel_for_each_data_model_and_source(tmp_path: Path)
     ]
     front = next(line for line in axes[0].lines if len(line.get_xdata()) == 3)
     assert list(front.get_ydata()) == pytest.approx([0.51, 0.61, 0.62])
+
     labels = [artist.get_window_extent() for artist in axes[0].artists]
     assert len(labels) == 3
     assert not any(one.overlaps(other) for one in labels for other in labels if one is not other)
     _assert_legible(figure)
     assert [page.get_suptitle() for page in tradeoff_pages(found * 3, "t", "x")] == ["t (1 of 2)", "t (2 of 2)"]
+
+
+def test_many_betas_are_written_at_the_points(tmp_path: Path) -> None:
+    for seed in range(7):
+        beta = 1 + seed / 7
+        write_run(
+            tmp_path / str(seed),
+            penalty={"l2": 0.00123456, "beta": beta},
+            error=1.0 + seed / 10,
+            macs_roi=8_000_000 - 100_000 * seed,
+        )
+    figure = tradeoff_figure(panels(sections(collect([tmp_path])[0]), operations_gain), "a title", "times fewer")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["cauchy", "Pareto front", "numbers: l2, β"]
+    written = [box.offsetbox.get_text() for box in figure.axes[0].findobj(AnnotationBbox)]
+    assert written == [f"0.0012, {1 + seed / 7:.2g}" for seed in range(7)]
 
 
 def test_a_sweep_of_dense_networks_alone_has_no_panel(tmp_path: Path) -> None:

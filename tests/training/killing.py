@@ -44,22 +44,29 @@ def _finish(folder: Path, *more: str) -> None:
     assert status == 0
 
 
+def _epochs_done(folder: Path) -> int:
+    path = folder / "metrics.csv"
+    return len(path.read_text().splitlines()) - 1 if path.is_file() else 0
+
+
 def kill_at_random(folder: Path) -> None:
-    more = ("trainer.max_epochs=20", "data.limit=80", "recipe.batch_size=16", "trainer.limit_val_batches=1")
+    more = ("trainer.max_epochs=24", "data.limit=80", "recipe.batch_size=16", "trainer.limit_val_batches=1")
     started = time.monotonic()
     _finish(folder / "whole", *more)
     seconds = time.monotonic() - started
     draw = random.Random(0)
-    kills = 0
-    while kills < 20:
-        pid = _fork(lambda: tkn.run(compose(*OVERRIDES, *more), folder / "killed"))
-        time.sleep(draw.uniform(0.05, 0.12) * seconds)
-        assert os.waitpid(pid, os.WNOHANG) == (0, 0), f"finished after {kills} kills"
+    killed = folder / "killed"
+    for kills in range(20):
+        pid = _fork(lambda: tkn.run(compose(*OVERRIDES, *more), killed))
+        end = time.monotonic() + draw.uniform(0.04, 0.12) * seconds
+        # However fast the machine is now, the run must not come to its end before the last kill.
+        while time.monotonic() < end and _epochs_done(killed) <= kills + 1:
+            time.sleep(0.001)
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), f"ended by itself after {kills} kills"
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        kills += 1
-    _finish(folder / "killed", *more)
-    (folder / "kills").write_text(str(kills))
+    _finish(killed, *more)
+    (folder / "kills").write_text("20")
 
 
 def kill_while_writing(folder: Path, count: int) -> bool:

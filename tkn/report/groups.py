@@ -181,7 +181,7 @@ def _base_label(row: Sequence[Run]) -> str:
     if not summary.get("attention"):
         return label
     penalty = summary.get("penalty") or {}
-    settings = [f"{key} {penalty[key]:g}" for key in ("l2", "beta") if key in penalty]
+    settings = [f"{key} {penalty[key]:.3g}" for key in ("l2", "beta") if key in penalty]
     return ", ".join([f"{label} {summary['attention'].get('name', '')}", *settings])
 
 
@@ -193,7 +193,7 @@ def _labels(bases: Sequence[str], identities: Sequence[Mapping[str, Any]]) -> li
         # Summaries have other keys than configurations.
         alike = [other for other in rivals if _configured(other) == _configured(identity)]
         differing = [key for key in sorted(identity) if len({_text(other.get(key)) for other in alike}) > 1]
-        parts = [f"{_short(key)} {identity[key]}" for key in differing if key != "summary"]
+        parts = [_setting(key, identity[key]) for key in differing if key != "summary"]
         if len(alike) < len(rivals) and not _configured(identity):
             parts.append("without config.yaml")
         labels.append(", ".join([base, *parts]))
@@ -209,7 +209,10 @@ def _text(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _short(key: str) -> str:
-    """The last part of a dotted key, unless it says too little."""
+def _setting(key: str, value: Any) -> str:
+    """A key and its value for a label: the last part of a dotted key unless it says too little, three digits."""
+    if key == "attention.name":
+        return str(value)
     last = key.split(".")[-1]
-    return key if last in ("name", "limit") else last
+    short = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{key if last in ('name', 'limit') else last} {short}"

@@ -139,6 +139,7 @@ def _tradeoff_pictures(found: Sequence[Panel], suffix: str, what: str, xlabel: s
         title = f"Figure 5: error against {what}{f', part {page} of {len(figures)}' if number else ''}"
         caption = (
             "A point a row of the tables: the mean over its seeds, with the sample standard deviation if there are two "
-            "or more. The numbers at the points are l2. The front joins the points that no other beats in both."
+            "or more. The numbers at the points are l2 (and beta, where there are many). The front joins the points "
+            "that no other beats in both."
         )
         yield Picture(title, caption, f"{xlabel} on the horizontal axis, error on the vertical one.", png, (pdf,))

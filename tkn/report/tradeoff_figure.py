@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.offsetbox import AnnotationBbox, TextArea
+from matplotlib.path import Path
 from matplotlib.transforms import Bbox
 
 from tkn.report.figures import COLOURS
@@ -17,8 +18,9 @@ from tkn.report.runs import short_source
 from tkn.report.style import PAGE, plain_axis, print_style, wrapped
 from tkn.report.tradeoff import Panel, Point, pareto_front
 
-#: (colour, marker) by attention and beta.
-_Styles = dict[tuple[str, float], tuple[str, str]]
+#: What a colour and marker stand for: an attention and its beta, or (None) whatever its beta.
+_Kind = tuple[str, float | None]
+_Styles = dict[_Kind, tuple[str, str]]
 
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<")
 _ERRORS = {"error": "error (%)", "mse": "mean squared error"}
@@ -26,6 +28,8 @@ _SIZE = 6
 #: Where a point's label may stand, in points: the first place that is free.
 _PLACES = [(x, y) for reach in (8, 14, 22) for x in (reach, -reach) for y in (reach - 2, 2 - reach)]
 _PLACES += [(0, y) for y in (13, -13, 24, -24)]
+#: With more pairs of attention and beta, as of a random search, beta is written at the points.
+_KINDS = 6
 #: A figure has at most so many panels, then it goes on in the next.
 _PANELS = 4
 
@@ -38,9 +42,14 @@ def tradeoff_pages(panels: Sequence[Panel], title: str, xlabel: str) -> list[Fig
 
 
 def tradeoff_figure(panels: Sequence[Panel], title: str, xlabel: str) -> Figure:
-    """A plot for each panel: a marker and colour for each attention and beta, l2 written at the points."""
-    kinds = sorted({_kind(point) for panel in panels for point in panel.targeted})
+    """A plot for each panel: a marker and colour for each attention and beta, l2 written at the points.
+
+    Of many betas, as of a random search: a marker and colour for each attention, l2 and beta at the points.
+    """
+    pairs = sorted({_pair(point) for panel in panels for point in panel.targeted})
+    kinds: list[_Kind] = list(pairs) if len(pairs) <= _KINDS else [(name, None) for name in sorted(dict(pairs))]
     styles = {kind: (COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, kind in enumerate(kinds)}
+    has_dense = any(panel.dense for panel in panels)
     columns = min(2, len(panels))
     rows = ceil(len(panels) / columns)
     with print_style():
@@ -49,7 +58,10 @@ def tradeoff_figure(panels: Sequence[Panel], title: str, xlabel: str) -> Figure:
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         figure.suptitle(wrapped(title, width))
         figure.legend(
-            handles=_handles(styles), loc="outside lower center", ncols=3 if columns > 1 else 2, frameon=False
+            handles=_handles(styles, has_dense),
+            loc="outside lower center",
+            ncols=3 if columns > 1 else 2,
+            frameon=False,
         )
         for axis, panel in zip(axes, panels, strict=False):
             _draw(axis, panel, styles)
@@ -64,30 +76,43 @@ def tradeoff_figure(panels: Sequence[Panel], title: str, xlabel: str) -> Figure:
     return figure
 
 
-def _kind(point: Point) -> tuple[str, float]:
+def _pair(point: Point) -> tuple[str, float]:
     common = point.group.common
     return common["attention"].get("name", ""), (common.get("penalty") or {}).get("beta", 0)
 
 
-def _handles(styles: _Styles) -> list[Line2D]:
-    handles = [
-        Line2D([], [], linestyle="", color=colour, marker=marker, markersize=_SIZE, label=f"{name}, β = {beta:g}")
-        for (name, beta), (colour, marker) in styles.items()
-    ]
-    handles.append(Line2D([], [], linestyle="", color="black", marker="*", markersize=10, label="dense network"))
+def _style(point: Point, styles: _Styles) -> tuple[str, str]:
+    name, beta = _pair(point)
+    return styles[(name, beta) if (name, beta) in styles else (name, None)]
+
+
+def _handles(styles: _Styles, has_dense: bool) -> list[Line2D]:
+    handles = []
+    for (name, beta), (colour, marker) in styles.items():
+        label = name if beta is None else f"{name}, β = {beta:g}"
+        handles.append(Line2D([], [], linestyle="", color=colour, marker=marker, markersize=_SIZE, label=label))
+    if has_dense:
+        handles.append(Line2D([], [], linestyle="", color="black", marker="*", markersize=10, label="dense network"))
     handles.append(Line2D([], [], color="0.45", linewidth=1, label="Pareto front"))
-    handles.append(Line2D([], [], linestyle="", label="numbers: l2"))
+    written = "l2" if all(beta is not None for _, beta in styles) else "l2, β"
+    handles.append(Line2D([], [], linestyle="", label=f"numbers: {written}"))
     return handles
+
+
+def _text(point: Point, styles: _Styles) -> str:
+    """What is written at a point."""
+    l2 = (point.group.common.get("penalty") or {}).get("l2", 0)
+    pair = _pair(point)
+    return f"{l2:.2g}" if pair in styles else f"{l2:.2g}, {pair[1]:.2g}"
 
 
 def _draw(axis: Axes, panel: Panel, styles: _Styles) -> None:
     for point in panel.targeted:
-        colour, marker = styles[_kind(point)]
+        colour, marker = _style(point, styles)
         _errorbar(axis, point, colour, marker, _SIZE)
     for point in panel.dense:
         _errorbar(axis, point, "black", "*", 10)
-    front = pareto_front((point.gain.mean, point.error.mean) for point in (*panel.dense, *panel.targeted))
-    axis.plot(*zip(*front, strict=True), color="0.45", linewidth=1, zorder=1)
+    axis.plot(*zip(*_front(panel), strict=True), color="0.45", linewidth=1, zorder=1)
     axis.axvline(1, color="0.6", linewidth=0.8, linestyle=":", zorder=0)  # the dense network's cost
     # Room for the labels at the outer points.
     axis.margins(0.16, 0.2)
@@ -98,6 +123,10 @@ def _draw(axis: Axes, panel: Panel, styles: _Styles) -> None:
         heading += f" ({short_source(panel.source)})"
     axis.set_title("\n".join(textwrap.wrap(heading, 38)))
     plain_axis(axis)
+
+
+def _front(panel: Panel) -> list[tuple[float, float]]:
+    return pareto_front((point.gain.mean, point.error.mean) for point in (*panel.dense, *panel.targeted))
 
 
 def _errorbar(axis: Axes, point: Point, colour: str, marker: str, size: float) -> None:
@@ -116,17 +145,17 @@ def _errorbar(axis: Axes, point: Point, colour: str, marker: str, size: float) -
 
 
 def _label(axis: Axes, panel: Panel, styles: _Styles) -> None:
-    """Write l2 at each point where nothing else is."""
+    """Write at each point, where nothing else is."""
     figure = axis.get_figure(root=True)
     assert isinstance(figure, Figure)
     pixels = figure.dpi / 72
     everything = [*panel.targeted, *panel.dense]
     taken = [box for point in everything for box in _extents(axis, point, (_SIZE / 2 + 1) * pixels)]
+    line = Path(axis.transData.transform(_front(panel)))
     for point in panel.targeted:
-        l2 = (point.group.common.get("penalty") or {}).get("l2", 0)
         texts = [
             AnnotationBbox(
-                TextArea(f"{l2:g}", textprops={"fontsize": 8, "color": styles[_kind(point)][0]}),
+                TextArea(_text(point, styles), textprops={"fontsize": 8, "color": _style(point, styles)[0]}),
                 (point.gain.mean, point.error.mean),
                 xybox=place,
                 boxcoords="offset points",
@@ -142,7 +171,12 @@ def _label(axis: Axes, panel: Panel, styles: _Styles) -> None:
             boxes.append(text.get_window_extent())
             text.remove()
         inside = axis.get_window_extent()
-        costs = [sum(box.overlaps(other) for other in taken) + 2 * (not _within(box, inside)) for box in boxes]
+        costs = [
+            sum(box.overlaps(other) for other in taken)
+            + line.intersects_bbox(box, filled=False)
+            + 2 * (not _within(box, inside))
+            for box in boxes
+        ]
         best = costs.index(min(costs))
         axis.add_artist(texts[best])
         taken.append(boxes[best])
