@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tkn.interrupt import Interrupted
+from tkn.interrupt import Interrupted, interrupt
 from tkn.suggest import unknown
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class Command:
     open_keys: tuple[str, ...] = ()
 
     def main(self) -> None:
-        """Run on the process's arguments; exit status 1 and one line on stderr if it fails (130 on Ctrl-C)."""
+        """Run on the process's arguments; one line on stderr and status 1 if it fails, 130 or 143 if it is stopped."""
+        signal.signal(signal.SIGTERM, interrupt)
         traceback_wanted = os.environ.get(FULL_ERROR) == "1"
         # Hydra would print tracebacks and exit; so it hands exceptions on to here.
         os.environ[FULL_ERROR] = "1"
@@ -83,9 +85,9 @@ class Command:
             hydra.main(version_base="1.3", config_path=str(self.config_dir), config_name="config")(task)()
             if failures:
                 raise failures[0]
-        except (KeyboardInterrupt, Interrupted) as interrupt:
-            print(f"{self.name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-            sys.exit(interrupt.exit_code if isinstance(interrupt, Interrupted) else 130)
+        except (KeyboardInterrupt, Interrupted) as stop:
+            print(f"{self.name}: {str(stop) or 'interrupted'}", file=sys.stderr)
+            sys.exit(stop.exit_code if isinstance(stop, Interrupted) else 130)
         except Exception as error:
             if traceback_wanted:
                 raise

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_TEMPORARY = re.compile(r"\..+-\d+(\.\w+)?")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -35,3 +38,26 @@ def write_whole(path: Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the block for the same folder, and clear away what killed ones had half written.
+
+    ValueError if another one is in it. File systems without locks keep nobody out.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder} is in use: another process runs in it") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        for path in folder.glob(".*"):
+            if path.is_file() and _TEMPORARY.fullmatch(path.name):
+                path.unlink()
+        yield
+    finally:
+        os.close(descriptor)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STDERR = 2
 
 
 class Interrupted(BaseException):
@@ -29,11 +30,17 @@ class Interrupted(BaseException):
         return 128 + self.number
 
 
+def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    """A handler for a signal that would end the process without a word."""
+    raise Interrupted(number)
+
+
 class Signals:
     """While the block runs, SIGINT and SIGTERM raise `Interrupted` in the main thread.
 
     With `deferred` the first one is only kept in `received`, for the code that set it to stop where nothing is lost;
-    the second one raises. Outside of the main thread, where Python allows no handlers, the block changes nothing.
+    the second one raises. Signals that are ignored stay so. Outside of the main thread, where Python allows no
+    handlers, the block changes nothing.
     """
 
     def __init__(self) -> None:
@@ -43,8 +50,10 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in SIGNALS}
+            handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            self._before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
             self.install()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
         return self
 
     def __exit__(
@@ -63,5 +72,6 @@ class Signals:
         self.received = number
         if not (self.deferred and first):
             raise Interrupted(number)
-        # Not print: the signal may have come in the middle of one.
-        os.write(sys.stderr.fileno(), b"stopping after this step (once more to stop at once)\n")
+        # Not print: the signal may have come in the middle of one. Nobody may be reading any more.
+        with suppress(OSError):
+            os.write(_STDERR, b"stopping after this step (once more to stop at once)\n")

@@ -19,11 +19,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import tkn
 from tkn.cli import compose
-from tkn.training import loggers
 from tkn.training.config import check_config
 from tkn.training.loggers import LOGGERS, RunLog, TensorBoardConfig
 from tkn.training.module import TargetedTraining
@@ -176,25 +174,6 @@ def test_a_run_continued_elsewhere_logs_what_was_before(tmp_path: Path, memory_l
     checkpoint = f"checkpoint={tmp_path / 'first' / 'last.ckpt'}"
     tkn.run(_memory_config("trainer.max_epochs=2", checkpoint), tmp_path / "second")
     _assert_logged(memory_logs[1].logger.logged, tmp_path / "second", epochs=2, images={2})
-
-
-def test_only_the_first_process_logs(
-    tmp_path: Path, memory_logs: list[_MemoryLog], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_drawing(*_args: Any) -> None:
-        raise AssertionError("drawn by another process")
-
-    monkeypatch.setattr(loggers, "attention_maps", no_drawing)
-    step = TargetedTraining.training_step
-
-    def in_another_process(self: TargetedTraining, batch: Any, batch_index: int) -> torch.Tensor:
-        monkeypatch.setattr(rank_zero_only, "rank", 1)
-        return step(self, batch, batch_index)
-
-    monkeypatch.setattr(TargetedTraining, "training_step", in_another_process)
-    tkn.run(_memory_config("trainer.max_epochs=1"), tmp_path)
-    assert memory_logs[0].logger.logged.scalars == {}
-    assert (tmp_path / "metrics.csv").exists()
 
 
 def test_a_failed_run_is_closed_as_failed(tmp_path: Path, memory_logs: list[_MemoryLog]) -> None:
@@ -414,6 +393,13 @@ def test_a_continued_run_goes_on_in_the_same_tracker_run(
     tkn.run(compose(*arguments, "trainer.max_epochs=4", f"checkpoint={folder / 'last.ckpt'}"), folder)
     (logged,) = _READ[tracker](folder)
     _assert_logged(logged, folder, epochs=4, images={1, 2, 3, 4})
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_logs(tmp_path: Path) -> None:
+    tkn.run(compose(*TINY, "logger=tensorboard", "trainer.max_epochs=2", "trainer.devices=2"), tmp_path)
+    (logged,) = _read_tensorboard(tmp_path)
+    _assert_logged(logged, tmp_path, epochs=2, images={1, 2})
 
 
 @pytest.mark.slow

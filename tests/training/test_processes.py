@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import tkn
 from tkn.cli import compose
 from tkn.interrupt import Signals
 from tkn.training.config import check_config
-from tkn.training.processes import local_rank, run_processes
+from tkn.training.processes import run_processes
 from tkn.training.run import _run
 
 TWO = ("trainer.devices=2", "trainer.strategy=ddp")
@@ -30,11 +31,11 @@ SAME = (*TINY, "model=tkn6", "model.dropout=0", "data.limit=43", "recipe.batch_s
 SAME = (*SAME, "trainer.max_epochs=1", "recipe.optimizer.lr=0.01", "engine=dense")
 
 
-def _run_and_keep(config: DictConfig, folder: Path) -> dict[str, Any]:
+def _run_and_keep(config: DictConfig, folder: Path, rank: int) -> dict[str, Any]:
     """A run's part in one process, which keeps its own parameters for the test to see."""
     with Signals() as signals:
-        summary, made = _run(config, folder, signals)
-    torch.save(made["module"].model.state_dict(), folder / f"process{local_rank()}.pt")
+        summary, made = _run(config, folder, signals, rank)
+    torch.save(made["module"].model.state_dict(), folder / f"process{rank}.pt")
     return summary
 
 
@@ -77,6 +78,29 @@ def test_a_process_that_fails_fails_the_run(tmp_path: Path) -> None:
         tkn.run(compose(*SAME, *TWO, "model=dn10", "recipe.optimizer.lr=1e30"), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"pain/Images"):
         tkn.run(compose(*TWO, "data=pain", f"data_dir={tmp_path}"), tmp_path / "pain")
+    # Where only the first process fails.
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked/rois.npz").mkdir()
+    with pytest.raises(OSError, match=r"rois\.npz"):
+        tkn.run(compose(*SAME, *TWO, "model=tdn10"), tmp_path / "blocked")
+
+
+@pytest.mark.slow
+def test_a_signal_while_the_processes_start_is_an_interrupt(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from tkn.cli import main; main()", *SAME, *TWO, "hydra.run.dir=run"]
+    for seconds in (0.0, 1.0, 3.0):
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env={**os.environ, "HYDRA_FULL_ERROR": "0"}, stderr=subprocess.PIPE, text=True
+        )
+        while not (tmp_path / "run/tkn-run.log").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+        (line,) = (line for line in errors.splitlines() if not line.startswith("stopping after this step"))
+        assert (process.returncode, line[:20]) == (143, "tkn-run: interrupted")
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_a_signal_saves_in_all_processes_and_the_run_goes_on_to_the_same_result(tmp_path: Path) -> None:

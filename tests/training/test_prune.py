@@ -92,15 +92,18 @@ def test_other_runs_go_on(sweep: Path, override: str) -> None:
     assert (summary["pruned_epoch"], summary["epochs"]) == (None, 4)
 
 
-def test_unfinished_and_pruned_runs_do_not_count(sweep: Path, tmp_path: Path) -> None:
+def test_unfinished_and_pruned_runs_do_not_count(sweep: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, summary in (
         ("unfinished", None),
         ("pruned", {"mode": "train", "pruned_epoch": 3}),
         ("test", {"mode": "test"}),
+        ("damaged", "{"),
     ):
         (tmp_path / name).mkdir()
         for file in ("metrics.csv", "config.yaml"):
             (tmp_path / name / file).write_bytes((sweep / "0" / file).read_bytes())
         if summary is not None:
-            (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+            text = summary if isinstance(summary, str) else json.dumps(summary)
+            (tmp_path / name / "summary.json").write_text(text)
     assert tkn.run(compose(*TINY), tmp_path / "run")[0]["pruned_epoch"] is None
+    assert f"prune: {tmp_path / 'damaged'} is not compared with: " in caplog.text

@@ -20,6 +20,7 @@ from runs import TINY, assert_same_run, metrics_rows
 
 import tkn
 from tkn.cli import compose
+from tkn.files import own_folder
 from tkn.interrupt import Interrupted
 from tkn.training.module import TargetedTraining
 
@@ -75,7 +76,7 @@ def test_a_signal_in_the_evaluation_costs_no_training(
         tkn.run(compose(*ARGUMENTS), tmp_path)
     assert interrupted.value.exit_code == 130
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 2 if call == 1 else 5
+    assert saved["global_step"] == (2 if call == 1 else 5)
     tkn.run(compose(*ARGUMENTS), tmp_path)
     assert_same_run(tmp_path, whole)
 
@@ -138,6 +139,35 @@ def test_what_else_a_checkpoint_must_hold(
     assert_same_run(tmp_path / "broken", tmp_path / "whole")
 
 
+def test_nobody_needs_to_read_that_a_signal_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
+    _signal_once(monkeypatch, "training_step", 2, signal.SIGTERM)
+    kept = os.dup(2)
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 2)  # as of a pipe whose other end is gone
+    try:
+        with pytest.raises(Interrupted):
+            tkn.run(compose(*ARGUMENTS), tmp_path)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(writer)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    tkn.run(compose(*ARGUMENTS), tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_two_processes_do_not_run_in_one_folder(tmp_path: Path) -> None:
+    left, kept = tmp_path / ".last-123.ckpt", tmp_path / ".hydra"
+    left.touch()
+    kept.mkdir()
+    with own_folder(tmp_path):
+        assert not left.exists()  # of a process that was killed as it wrote
+        with pytest.raises(ValueError, match="is in use: another process runs in it"):
+            tkn.run(compose(*ARGUMENTS), tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]
+
+
 def test_a_finished_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(TargetedTraining, "__init__", None)
@@ -174,6 +204,7 @@ def _in_new_processes(*arguments: object) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_killed_twenty_times_comes_to_the_same_result(tmp_path: Path) -> None:
     _in_new_processes("random", tmp_path)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")

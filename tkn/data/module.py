@@ -75,6 +75,10 @@ class Batches:
             start, end = step * self.batch_size, min((step + 1) * self.batch_size, self.count)
             yield self._batch(shuffled[_part(start, end, self.rank, self.world)], augment=True)
 
+    def images(self, step: int) -> int:
+        """How many images the training batch of this step has, in all processes together."""
+        return min(self.batch_size, self.count - step * self.batch_size)
+
     def _batch(self, index: Tensor | slice, *, augment: bool) -> tuple[Tensor, Tensor]:
         batch = self.split.select(index)
         x = self.to_input(batch.inputs, augment)

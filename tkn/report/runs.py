@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from tkn.attention import ATTENTION
 from tkn.data.base import is_whole
 from tkn.data.mnist import EMBEDDED_SOURCE
+from tkn.schema import flatten
 from tkn.training.config import RunConfig
 
 #: What every summary must have, with its type.
@@ -122,17 +123,6 @@ def error_names(summary: Mapping[str, Any]) -> tuple[str, ...]:
 def clipped_errors(summary: Mapping[str, Any]) -> list[str]:
     """The errors of which a soft run's summary has the clipped one too."""
     return [name for name in error_names(summary) if isinstance(summary.get(f"{name}_clipped"), int | float)]
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}; lists stay."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def read_run(folder: Path) -> Run | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from tkn.schema import flatten
 
 #: Keys that say where and how a run shows itself, not what it is.
 _FREE_KEYS = ("data_dir", "logger", "trainer.enable_progress_bar")
@@ -33,10 +34,12 @@ def earlier_run(folder: Path, config: DictConfig) -> Earlier:
     if not anything or (config.mode == "train" and named is not None and named.resolve() == last.resolve()):
         return Earlier()
     try:
-        stored = OmegaConf.to_container(OmegaConf.load(stored_path))
+        stored: Any = OmegaConf.to_container(OmegaConf.create(stored_path.read_text(encoding="utf-8")))
+        assert isinstance(stored, dict)
     except Exception as error:  # YAML's, OmegaConf's and the decoder's kinds
         raise ValueError(f"{stored_path} is damaged: choose another folder") from error
-    before, now = (_flat(entry) for entry in (stored, OmegaConf.to_container(config, resolve=True)))
+    present: Any = OmegaConf.to_container(config, resolve=True)
+    before, now = flatten(stored), flatten(present)
     differing = [key for key in {**now, **before} if not key.startswith(_FREE_KEYS) and before.get(key) != now.get(key)]
     if differing:
         there, here = (", ".join(f"{key}={values.get(key)}" for key in differing) for values in (before, now))
@@ -49,14 +52,3 @@ def earlier_run(folder: Path, config: DictConfig) -> Earlier:
     except (OSError, ValueError):
         return Earlier(checkpoint=last if last.is_file() and config.mode == "train" else None)
     return Earlier(summary=summary)
-
-
-def _flat(entry: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(entry, Mapping):
-        return {prefix: entry}
-    return {
-        name: value
-        for key, inner in entry.items()
-        for name, value in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()
-    }

@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from tkn.data.module import TensorDataModule
@@ -73,7 +72,7 @@ _own_random_numbers = isolate_rng(include_cuda=False)
 class RunLog(Callback):
     """Logs the rows of metrics.csv (step: epoch), attention maps, the configuration and the summary's numbers.
 
-    Only the first process logs. The Trainer gets no logger, for it would log the same values under other steps.
+    One process has it. The Trainer gets no logger, for it would log the same values under other steps.
 
     Args:
         config: the run's checked configuration.
@@ -89,6 +88,7 @@ class RunLog(Callback):
         self.folder = folder
         self.history = history
         self.title = ""
+        self.drawn_epoch: int | None = None
         name = config.logger.name
         for package in self.packages:
             if find_spec(package) is None:
@@ -130,7 +130,6 @@ class RunLog(Callback):
         names = {"model": self.config.model.name, "data": self.config.data.name, "experiment": self.config.experiment}
         return {key: name for key, name in names.items() if name is not None}
 
-    @rank_zero_only
     @_own_random_numbers
     def setup(self, trainer: pl.Trainer, _module: pl.LightningModule, stage: str) -> None:
         if stage == "test" and self.config.mode == "train":
@@ -143,7 +142,6 @@ class RunLog(Callback):
         self.log_config({**config, "data_source": source, "folder": str(self.folder.resolve())})
         self.logger.save()
 
-    @rank_zero_only
     @_own_random_numbers
     def on_fit_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         # Of the run that is continued.
@@ -155,7 +153,6 @@ class RunLog(Callback):
         for row in rows:
             self._log_row(row)
 
-    @rank_zero_only
     @_own_random_numbers
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TargetedTraining)
@@ -167,12 +164,11 @@ class RunLog(Callback):
         # On the disk before the epoch's checkpoint, from which a continued run goes on.
         self.logger.save()
 
-    @rank_zero_only
     @_own_random_numbers
     def finish(self, module: TargetedTraining, summary: Mapping[str, Any]) -> None:
         """Log the numbers of summary.json, as summary/..., at the run's last epoch."""
         epoch = summary["epochs"]
-        if not self.history.rows:
+        if self.drawn_epoch != epoch:  # only tested, or ended early
             self._log_maps(module, epoch)
         numbers = {f"summary/{key}": value for key, value in summary.items() if type(value) in (int, float)}
         self.log_summary(numbers, epoch)
@@ -183,6 +179,7 @@ class RunLog(Callback):
     def _log_maps(self, module: TargetedTraining, epoch: int) -> None:
         if not module.map_sizes:
             return
+        self.drawn_epoch = epoch
         title = f"{self.title}, epoch {epoch}" if epoch else self.title
         file = io.BytesIO()
         attention_maps(module.model, module.map_sizes, title).savefig(file, format="png", dpi=150)  # type: ignore[arg-type]
@@ -229,21 +226,19 @@ class WandbLog(RunLog):
         if run_id is None:
             run_id = secrets.token_hex(8)
             _record(self.folder, "wandb", run_id)
-        run = None
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            # Lightning's own call would print a warning, and name the epochs trainer/global_step.
-            run = wandb.init(
-                name=self.folder.name,
-                dir=self.folder,
-                id=run_id,
-                resume="allow",
-                project=self.config.logger.project,
-                entity=self.config.logger.entity,
-                mode="offline" if self.config.logger.offline else None,  # None: the environment's WANDB_MODE
-                tags=list(self.described.values()),
-                settings=wandb.Settings(silent=True, console="off"),
-            )
-            run.define_metric("*", step_metric="epoch")
+        # Lightning's own call would print a warning, and name the epochs trainer/global_step.
+        run = wandb.init(
+            name=self.folder.name,
+            dir=self.folder,
+            id=run_id,
+            resume="allow",
+            project=self.config.logger.project,
+            entity=self.config.logger.entity,
+            mode="offline" if self.config.logger.offline else None,  # None: the environment's WANDB_MODE
+            tags=list(self.described.values()),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        run.define_metric("*", step_metric="epoch")
         return WandbLogger(save_dir=self.folder, experiment=run)
 
     def log_values(self, values: Mapping[str, Any], epoch: int) -> None:
@@ -357,7 +352,6 @@ def _recorded(folder: Path, name: str) -> str | None:
     return json.loads(path.read_text()).get(name) if path.is_file() else None
 
 
-@rank_zero_only
 def _record(folder: Path, name: str, run_id: str | None) -> None:
     path = folder / RECORD
     others = json.loads(path.read_text()) if path.is_file() else {}

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from tkn.data.base import Task
+from tkn.data.module import Batches
 from tkn.layers import clipped, roi_layers
 from tkn.macs import MacsReport, count_macs
 from tkn.penalty import scale_penalty
@@ -162,19 +163,19 @@ class TargetedTraining(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         x, targets = batch
         errors = batch_errors(self.model(x), targets, self.task)
-        loss = self._weight(len(x)) * errors["loss"] + scale_penalty(self.model, **self.penalty)
+        loss = self._weight(len(x), batch_index) * errors["loss"] + scale_penalty(self.model, **self.penalty)
         if self.device.type == "cpu" or batch_index % _GPU_LOSS_CHECK_STEPS == 0:  # the epoch's mean is checked too
             self._require_finite(loss)
         self._log("train", errors, len(x))
         return loss
 
-    def _weight(self, count: int) -> Tensor | float:
+    def _weight(self, count: int, batch_index: int) -> float:
         """What a process's mean over `count` images weighs, so that the processes' mean is that over all images."""
-        world = self.trainer.world_size
-        if world == 1:
+        if self.trainer.world_size == 1:
             return 1.0
-        total = self.trainer.strategy.reduce(torch.tensor(float(count), device=self.device), reduce_op="sum")
-        return count * world / total
+        batches = self.trainer.train_dataloader
+        assert isinstance(batches, Batches)
+        return count * self.trainer.world_size / batches.images(batch_index)
 
     def _require_finite(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):

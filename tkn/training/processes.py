@@ -9,8 +9,9 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,16 +22,11 @@ from omegaconf import DictConfig
 from tkn.command import one_line
 from tkn.interrupt import SIGNALS, Interrupted
 
-#: (configuration, folder) -> the run's summary; called in every process.
-Task = Callable[[DictConfig, Path], dict[str, Any]]
+#: (configuration, folder, which of the processes this is) -> the run's summary; called in every process.
+Task = Callable[[DictConfig, Path, int], dict[str, Any]]
 
 _LIGHTNING = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
-
-
-def local_rank() -> int | None:
-    """Which of a run's processes this is; None if the run has only this one."""
-    rank = os.environ.get("LOCAL_RANK")
-    return None if rank is None else int(rank)
+_TORCH = logging.getLogger("torch.multiprocessing.spawn")
 
 
 def run_processes(task: Task, config: DictConfig, folder: Path, count: int) -> dict[str, Any]:
@@ -38,32 +34,49 @@ def run_processes(task: Task, config: DictConfig, folder: Path, count: int) -> d
 
     Lightning itself would start this process's command line again, which in a sweep is the whole sweep. What the first
     process logs is handled here, and the signals that come here are handed on to all. Raises what the first process to
-    fail raised (ValueError, OSError or `Interrupted`; RuntimeError for other errors); the others are stopped then.
+    fail raised (ValueError, OSError; ChildProcessError for other errors), when the others have been stopped; and
+    `Interrupted` if a signal came.
     """
     context = mp.get_context("spawn")
     records, outcomes = context.Queue(), context.SimpleQueue()
     listener = logging.handlers.QueueListener(records, _Relay())
     arguments = (task, config, folder, _free_port(), records, outcomes, _LIGHTNING[0].level)
-    processes = mp.start_processes(_work, arguments, nprocs=count, join=False, start_method="spawn")
-    assert processes is not None
-    listener.start()
-    failed: Exception | None = None
-    with _handed_on(processes.pids()):
-        try:
-            while not processes.join():
-                pass
-        except mp.ProcessExitedException as error:
-            failed = error
+    _TORCH.setLevel(logging.ERROR)  # that it stops the other processes
+    # The processes begin without signals, until they can answer them.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        processes = mp.start_processes(_work, arguments, nprocs=count, join=False, start_method="spawn")
+        assert processes is not None
+        listener.start()
+        failed: mp.ProcessExitedException | None = None
+        with _handed_on(processes.pids()) as received:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            try:
+                while not processes.join():
+                    pass
+            except mp.ProcessExitedException as error:
+                failed = error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     listener.stop()
     results = []
     while not outcomes.empty():
         results.append(outcomes.get())
-    errors = [result for result in results if isinstance(result, BaseException)]
-    if errors or failed:
-        # What a process that fails leaves to the others is an error of theirs too: the first tells the cause.
-        raise errors[0] if errors else RuntimeError(str(failed))
-    (summary,) = results
-    return summary
+    return _outcome(results, failed, received)
+
+
+def _outcome(results: list[Any], failed: mp.ProcessExitedException | None, received: list[int]) -> dict[str, Any]:
+    """The summary among what the processes came to; else raises the reason why there is none."""
+    for result in results:
+        if failed is None and isinstance(result, dict):
+            return result
+    if received:
+        raise Interrupted(received[0])
+    # The processes that are stopped when one has failed are interrupted too.
+    errors = [result for result in results if isinstance(result, Exception)]
+    if errors:
+        raise errors[0]
+    raise ChildProcessError(str(failed))
 
 
 def _work(
@@ -78,14 +91,17 @@ def _work(
     root.setLevel(logging.INFO)
     root.addHandler(logging.handlers.QueueHandler(records) if rank == 0 else logging.NullHandler())
     try:
-        summary = task(config, folder)
-    except (ValueError, OSError) as error:
-        outcomes.put(type(error)(*error.args) if isinstance(error, OSError) else ValueError(str(error)))
-    except Interrupted as interrupted:
-        outcomes.put(interrupted)
+        summary = task(config, folder, rank)
+    except Interrupted:
+        pass
+    except ValueError as error:
+        outcomes.put(ValueError(str(error)))
+    except OSError as error:
+        outcomes.put(error)
     except Exception as error:
-        logging.exception("process %d", rank)
-        outcomes.put(RuntimeError(one_line(error)))
+        failure = ChildProcessError(one_line(error))
+        failure.add_note(traceback.format_exc())
+        outcomes.put(failure)
     else:
         if rank == 0:
             outcomes.put(summary)
@@ -107,20 +123,20 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _handed_on(pids: list[int]) -> Iterator[None]:
-    """Hand SIGINT and SIGTERM on to the processes while the block runs."""
+def _handed_on(pids: list[int]) -> Iterator[list[int]]:
+    """Hand SIGINT and SIGTERM on to the processes while the block runs; yields a list of those that came."""
+    received: list[int] = []
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         for pid in pids:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, number)
-            except ProcessLookupError:
-                continue
 
     here = threading.current_thread() is threading.main_thread()  # Python allows no handlers in others
     before = {number: signal.signal(number, hand_on) for number in SIGNALS if here}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
+from tkn.errors import first_line
 from tkn.training.callbacks import History
 from tkn.training.module import TargetedTraining
 
@@ -47,12 +48,21 @@ class Prune(Callback):
         #: the epoch that ended the run, if it was ended early
         self.epoch: int | None = None
 
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self.config.prune.runs is not None:
-            paths = sorted(self.folder.resolve().parent.glob("*/summary.json"))
-            self.others = [_metrics(path.parent) for path in paths if self._comparable(path)]
-        # A continued run may have been hopeless already.
-        self._judge(trainer, module)
+    def on_fit_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+        if self.config.prune.runs is None:
+            self.others, self.epoch = [], None  # also if the run that is continued was ended early
+        elif self.epoch is not None:  # the run was ended, but not tested
+            trainer.should_stop = True
+        elif not self.others:
+            # Read by one process: a run may finish in between.
+            self.others = trainer.strategy.broadcast(self._finished_runs() if trainer.is_global_zero else [])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"others": self.others, "epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A continued run is held against the same runs.
+        self.others, self.epoch = state_dict["others"], state_dict["epoch"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._judge(trainer, module)
@@ -72,8 +82,19 @@ class Prune(Callback):
             self.epoch = done
             trainer.should_stop = True
 
-    def _comparable(self, summary_path: Path) -> bool:
-        summary = json.loads(summary_path.read_text())
+    def _finished_runs(self) -> list[dict[int, dict[str, float]]]:
+        """The metrics by epoch of the runs to compare with; what cannot be read is no run."""
+        found = []
+        for path in sorted(self.folder.resolve().parent.glob("*/summary.json")):
+            try:
+                if self._is_comparable(path):
+                    found.append(_metrics(path.parent))
+            except Exception as error:  # JSON's, YAML's, the system's kinds
+                _log.warning("prune: %s is not compared with: %s", path.parent, first_line(error))
+        return found
+
+    def _is_comparable(self, summary_path: Path) -> bool:
+        summary = json.loads(summary_path.read_text(encoding="utf-8"))
         if summary.get("mode") != "train" or summary.get("pruned_epoch") is not None:
             return False
         config: Any = OmegaConf.load(summary_path.with_name("config.yaml"))

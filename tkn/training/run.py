@@ -24,7 +24,7 @@ from rich.console import Console
 from tkn.command import output_folder
 from tkn.data import load_data
 from tkn.data.module import TensorDataModule
-from tkn.files import write_whole
+from tkn.files import own_folder, write_whole
 from tkn.interrupt import Interrupted, Signals
 from tkn.layers import roi_layers
 from tkn.models import build_model
@@ -36,7 +36,7 @@ from tkn.training.config import check_config
 from tkn.training.earlier import earlier_run
 from tkn.training.loggers import RunLog, open_log
 from tkn.training.module import TargetedTraining
-from tkn.training.processes import local_rank, run_processes
+from tkn.training.processes import run_processes
 from tkn.training.prune import Prune
 from tkn.training.roi_history import RoiHistory
 from tkn.training.saving import LastAndBest, WholeFiles
@@ -63,46 +63,57 @@ def run(
     config = check_config(config if isinstance(config, DictConfig) else OmegaConf.create(dict(config)))
     folder = output_folder(output_dir)
     objects = {"config": config, "output_dir": folder}
-    finished = earlier_run(folder, config).summary
-    if finished is not None:
-        _log.info("%s holds this run, finished: it is not run again", folder)
-        return finished, objects
-    if config.trainer.devices > 1:
-        return run_processes(_summary, config, folder, config.trainer.devices), objects
-    with Signals() as signals:
-        summary, made = _run(config, folder, signals)
-    return summary, {**objects, **made}
+    try:
+        with own_folder(folder):
+            finished = earlier_run(folder, config).summary
+            if finished is not None:
+                _log.info("%s holds this run, finished: it is not run again", folder)
+                return finished, objects
+            if config.trainer.devices > 1:
+                return run_processes(_run_in_group, config, folder, config.trainer.devices), objects
+            with Signals() as signals:
+                summary, made = _run(config, folder, signals)
+            return summary, {**objects, **made}
+    except Interrupted as interrupted:
+        if (folder / "last.ckpt").is_file():
+            interrupted.message += f": the same command with {_folder_override(folder)} continues it"
+        raise
 
 
-def _summary(config: DictConfig, folder: Path) -> dict[str, Any]:
+def _run_in_group(config: DictConfig, folder: Path, rank: int) -> dict[str, Any]:
     """The run as each of several processes does it."""
     with Signals() as signals:
-        return _run(config, folder, signals)[0]
+        return _run(config, folder, signals, rank)[0]
 
 
-def _run(config: DictConfig, folder: Path, signals: Signals) -> tuple[dict[str, Any], dict[str, Any]]:
-    first = _is_first()
+def _run(config: DictConfig, folder: Path, signals: Signals, rank: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(summary, objects) of a run, in the process `rank` of those that do it; the first one writes."""
     history = History(folder / "metrics.csv")
     own = earlier_run(folder, config).checkpoint
     continued = own or (Path(config.checkpoint).expanduser() if config.checkpoint else None)
-    if first:
+    if rank == 0:
         (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
         if own is not None:
             _log.info("%s holds an unfinished run: going on with it", folder)
-    with open_log(config, folder, history) if first else nullcontext() as log:
-        return _train_and_test(config, folder, history, log, continued, signals)
+    with open_log(config, folder, history) if rank == 0 else nullcontext() as log:
+        return _train_and_test(config, folder, history, log, continued, signals, rank)
 
 
 def _train_and_test(
-    config: DictConfig, folder: Path, history: History, log: RunLog | None, continued: Path | None, signals: Signals
+    config: DictConfig,
+    folder: Path,
+    history: History,
+    log: RunLog | None,
+    continued: Path | None,
+    signals: Signals,
+    rank: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    first = _is_first()
     checkpoints = LastAndBest(folder, history, continued, signals)
     prune = Prune(folder, history, config)
     # Before the data are loaded: it may refuse its arguments.
     callbacks = [history, RoiHistory(folder / "rois.npz"), *([log] if log else []), prune, checkpoints]
-    trainer = _trainer(config, folder, callbacks)
+    trainer = _trainer(config, folder, callbacks, rank)
 
     datamodule = _data(config)
     module = _module(config, datamodule)
@@ -111,7 +122,7 @@ def _train_and_test(
         check_continuation(str(continued), checkpoint, config)
     source = describe_source(datamodule.data.source, config)
     # A log file has no width to fit.
-    console = Console(width=None if sys.stdout.isatty() else 120, quiet=not first)
+    console = Console(width=None if sys.stdout.isatty() else 120, quiet=rank > 0)
     console.print(layers_table(module.count_macs(), f"{config.model.name} on {config.data.name} ({source})"))
     if module.soft:
         _log.warning(
@@ -128,10 +139,6 @@ def _train_and_test(
             elif checkpoint is not None:
                 load_weights(module.model, checkpoint)
             tested = trainer.test(module, datamodule, verbose=False)[0]
-    except Interrupted as interrupted:
-        if checkpoints.last.is_file():
-            interrupted.message += f": the same command with {_folder_override(folder)} continues it"
-        raise
     except OSError:
         if checkpoints.last.is_file():
             _log.error("the run ends; its last good checkpoint is %s", checkpoints.last)
@@ -140,21 +147,16 @@ def _train_and_test(
     # A tested network's penalty and seed are those it was trained with.
     trained = OmegaConf.create(checkpoint["tkn"]["config"]) if checkpoint and config.mode == "test" else config
     summary = summarise(config, trained, source, module, datamodule, history, prune.epoch, tested, trainer)
-    if first:
+    if rank == 0:
         _draw(folder, module, history, summary)
-        # Last: a folder with a summary is a finished run.
-        write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         if log is not None:
             log.finish(module, summary)
+        # Last: a folder with a summary is a finished run.
+        write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         console.print(results_table(summary))
         files = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
         console.print(f"in {folder}: {files}", soft_wrap=True, markup=False, highlight=False)
     return summary, {"data": datamodule.data, "module": module, "trainer": trainer}
-
-
-def _is_first() -> bool:
-    """Whether this is the process of a run that writes."""
-    return local_rank() in (None, 0)
 
 
 def _folder_override(folder: Path) -> str:
@@ -165,8 +167,8 @@ def _folder_override(folder: Path) -> str:
     return f"hydra.run.dir={folder.relative_to(here) if folder.is_relative_to(here) else folder}"
 
 
-def _trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> pl.Trainer:
-    wanted = config.trainer.get("enable_progress_bar") and sys.stdout.isatty() and _is_first()
+def _trainer(config: DictConfig, folder: Path, callbacks: list[Callback], rank: int) -> pl.Trainer:
+    wanted = config.trainer.get("enable_progress_bar") and sys.stdout.isatty() and rank == 0
     progress = [ProgressBar()] if wanted else []
     try:
         return pl.Trainer(

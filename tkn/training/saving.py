@@ -21,6 +21,8 @@ from tkn.training.module import TargetedTraining
 
 #: A killed run loses no more than so much work.
 _SAVE_SECONDS = 600.0
+#: Asking the other processes waits for a GPU, so there only every so many steps.
+_GPU_QUESTION_STEPS = 10
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -78,9 +80,11 @@ class LastAndBest(Checkpoint):
         assert isinstance(module, TargetedTraining)
         done, together = batch_index + 1, trainer.accumulate_grad_batches
         assert isinstance(trainer.num_training_batches, int)
-        stop = self._stop(trainer)
+        stop, late = 0, 0
+        if trainer.world_size == 1 or module.device.type == "cpu" or done % _GPU_QUESTION_STEPS == 0:
+            overdue = time.monotonic() - self.saved_at > _SAVE_SECONDS
+            stop, late = _most(trainer, self.signals.received or 0, int(overdue))
         if done < trainer.num_training_batches and done % together == 0:
-            late = _most(trainer, time.monotonic() - self.saved_at > _SAVE_SECONDS)
             if stop or late or done + together >= trainer.num_training_batches:
                 module.check_epoch()
                 self._save(trainer, within_epoch=True)
@@ -96,11 +100,18 @@ class LastAndBest(Checkpoint):
         assert isinstance(module, TargetedTraining)
         *before, now = (row[module.monitor] for row in self.history.rows)
         self._save(trainer, within_epoch=False, best=not before or now < min(before))
-        if stop := self._stop(trainer):
+        (stop,) = _most(trainer, self.signals.received or 0)
+        if stop:
             raise Interrupted(stop)
 
     def on_train_end(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         self.signals.deferred = False
+
+    def on_exception(self, _trainer: pl.Trainer, _module: pl.LightningModule, _error: BaseException) -> None:
+        self.signals.deferred = False
+
+    def on_test_start(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+        self.signals.install()
 
     def on_save_checkpoint(self, _trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(module, TargetedTraining)
@@ -116,17 +127,15 @@ class LastAndBest(Checkpoint):
         for path in (self.best, self.last) if best else (self.last,):
             trainer.save_checkpoint(path)  # by all processes, for all have a part in it; the first one writes
 
-    def _stop(self, trainer: pl.Trainer) -> int:
-        """The number of the signal that asks any of the processes to stop, or 0; called by all at the same point."""
-        return _most(trainer, self.signals.received or 0)
 
-
-def _most(trainer: pl.Trainer, value: int) -> int:
-    """The greatest of the processes' values."""
+def _most(trainer: pl.Trainer, *values: int) -> list[int]:
+    """The greatest of the processes' values, each; called by all of them at the same point."""
     if trainer.world_size == 1:
-        return value
-    here = torch.tensor(value, device=trainer.strategy.root_device)
-    return int(trainer.strategy.reduce(here, reduce_op="max"))
+        return list(values)
+    here = torch.tensor(values, device=trainer.strategy.root_device)
+    greatest = trainer.strategy.reduce(here, reduce_op="max")
+    assert isinstance(greatest, torch.Tensor)
+    return greatest.tolist()
 
 
 def _copy(source: Path, target: Path) -> None:
