@@ -21,6 +21,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from tkn.errors import message
 from tkn.interrupt import Interrupted, interrupt
 from tkn.suggest import unknown
 
@@ -174,7 +175,7 @@ def output_folder(folder: str | Path | None) -> Path:
 
 def one_line(error: BaseException) -> str:
     """An error's message in one line; the names of unexpected kinds are kept, with the way to see more."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = message(error) or type(error).__name__
     if isinstance(error, ValueError | OSError | HydraException):
         return text
     return f"{type(error).__name__}: {text} ({FULL_ERROR}=1 shows the traceback)"

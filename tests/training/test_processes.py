@@ -34,7 +34,7 @@ SAME = (*SAME, "trainer.max_epochs=1", "recipe.optimizer.lr=0.01", "engine=dense
 def _run_and_keep(config: DictConfig, folder: Path, rank: int) -> dict[str, Any]:
     """A run's part in one process, which keeps its own parameters for the test to see."""
     with Signals() as signals:
-        summary, made = _run(config, folder, signals, rank)
+        summary, made = _run(config, folder, None, signals, rank)
     torch.save(made["module"].model.state_dict(), folder / f"process{rank}.pt")
     return summary
 

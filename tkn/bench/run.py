@@ -27,6 +27,7 @@ from tkn.bench.networks import Network, build_networks, images_and_labels
 from tkn.bench.report import cost_figure, memory_table, speedups_table, timings_table
 from tkn.bench.speedups import speedups
 from tkn.command import output_folder
+from tkn.errors import message
 from tkn.files import write_whole
 from tkn.report.figures import save_figure
 from tkn.versions import package_versions
@@ -193,7 +194,7 @@ def _prepared_row(prepared: Prepared, seconds: float) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _PEERS:
         return f"{error.name} is not installed: pip install .[bench]"
-    text = " ".join(str(error).split())[:300]
+    text = message(error)[:300]
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import ninja
 import torch
 
+from tkn.errors import message
+
 _log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -117,7 +119,7 @@ def _open(dtype: torch.dtype) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(_build(dtype, folder)))
     except Exception as error:  # no compiler, no ninja, an unknown CPU, an unwritable folder
-        detail = " ".join(str(error).split())
+        detail = message(error)
         raise EngineUnavailable(f"the kernels could not be compiled: {detail[:400]}") from error
     # Late: the check uses the kernels.
     from tkn.engine.check import check_kernels

@@ -28,6 +28,8 @@ _MODELS: dict[str, tuple[Callable[..., nn.Sequential], bool]] = {
 }
 
 MODEL_NAMES = tuple(_MODELS)
+#: Targeted networks by the dense ones that they are made of.
+BASE = {name: builder.__name__ for name, (builder, targeted) in _MODELS.items() if targeted}
 
 
 def build_model(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from rich.markup import escape
 from rich.table import Table
 
+from tkn.files import csv_text
 from tkn.report.groups import Section
-from tkn.report.runs import Run, flatten
+from tkn.report.runs import Run
 from tkn.report.sheets import Sheet
+from tkn.schema import flatten
 
 
 def terminal_table(sheet: Sheet) -> Table:
@@ -53,7 +53,7 @@ def runs_csv(runs: Iterable[Run], sections: Iterable[Section]) -> str:
         begin = {"folder": run.name, "state": run.state, "counted": run.state == "finished"}
         notes = {"reason": run.reason, "remarks": "; ".join(run.remarks), "row": labels.get(run.folder, "")}
         rows.append({**begin, **notes, **scalars})
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def groups_csv(sections: Iterable[Section]) -> str:
@@ -78,7 +78,7 @@ def groups_csv(sections: Iterable[Section]) -> str:
             row |= {"paper_macs": round(paper.macs * 1e6) if paper else None}
             row |= {"paper_parameters": paper.parameters if paper else None, "remarks": "; ".join(group.remarks)}
             rows.append(row)
-    return _csv(rows)
+    return csv_text(rows)
 
 
 _ATTENTION = {"attention": "name", "scale_unit": "scale_unit", "min_size": "min_size", "clip": "clip"}
@@ -86,12 +86,3 @@ _STATISTICS = (
     *("error", "error_clipped", "mse", "mse_clipped", "mae", "mae_clipped", "best_error", "best_mse"),
     *("macs_roi", "epochs", "train_seconds", "wall_seconds"),
 )
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    columns = dict.fromkeys(key for row in rows for key in row)
-    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -12,12 +12,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tkn.cli import compose
+from tkn.models import BASE
 from tkn.report.paper import PAPER, PaperRow, paper_experiment
 from tkn.report.runs import Run, clipped_errors, short_source
 from tkn.schema import flatten
-
-#: Targeted networks by the dense ones they are made of.
-BASE = {"tkn6": "cnn6", "tdn10": "dn10", "tdn40": "dn40", "tstn": "stn"}
 
 
 @dataclass(frozen=True)

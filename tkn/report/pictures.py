@@ -8,6 +8,7 @@ from typing import Any
 
 from tkn.data import check_data_options, load_data
 from tkn.data.base import DataSet, is_whole
+from tkn.errors import message
 from tkn.report.attention_figure import SCALE_UNIT, attention_functions
 from tkn.report.groups import Group, Section
 from tkn.report.roi_animation import save_animation
@@ -40,7 +41,7 @@ def sample_pictures(runs: Iterable[Run], data_dir: Path, folder: Path, notes: li
         try:
             data = load_data(name, data_dir, **options)
         except (OSError, ValueError) as error:
-            notes.append(f"No samples of {name}: {' '.join(str(error).split())}")
+            notes.append(f"No samples of {name}: {message(error)}")
             continue
         if name == "tlmnist" and not is_whole(data.source):
             notes.append(f"The samples of tlmnist are made of other digits than the whole MNIST's: {data.source}")

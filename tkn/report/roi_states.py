@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tkn.bench.rois import model_of_checkpoint
+from tkn.errors import message
 from tkn.layers import AttentiveRegularization2d, roi_layers
 from tkn.report.mosaic import Mosaic, make_mosaic
 from tkn.report.runs import Run
@@ -67,7 +68,7 @@ def trained_model(run: Run) -> tuple[nn.Module, dict[str, Any]]:
     try:
         return model_of_checkpoint(path)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(" ".join(str(error).split()).removeprefix("rois.path=")) from error
+        raise ValueError(message(error).removeprefix("rois.path=")) from error
 
 
 def read_states(run: Run) -> RoiStates:
@@ -97,7 +98,7 @@ def _recorded(path: Path) -> tuple[list[int], dict[str, tuple[Tensor, Tensor, tu
         if not (epochs and layers):
             raise ValueError("no epoch or no layer")
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is damaged: {message(error)}") from error
     return epochs, layers
 
 

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from tkn.attention import ATTENTION
 from tkn.data.base import is_whole
 from tkn.data.mnist import EMBEDDED_SOURCE
+from tkn.errors import message
 from tkn.schema import flatten
 from tkn.training.config import RunConfig
 
@@ -156,7 +157,7 @@ def _with_summary(run: Run, config_text: str) -> Run:
     try:
         summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = message(error)
         return replace(run, state="damaged", reason=f"summary.json cannot be read: {reason}")
     wrong = _wrong_key(summary)
     if wrong:

@@ -16,9 +16,10 @@ from tkn.bench.machine import OtherLoad, describe_machine
 from tkn.bench.measure import Plan, time_interleaved
 from tkn.engine.library import available
 from tkn.engine.plan import accelerate
+from tkn.errors import message
 from tkn.files import write_whole
-from tkn.models import build_model
-from tkn.report.groups import BASE, Group
+from tkn.models import BASE, build_model
+from tkn.report.groups import Group
 from tkn.report.roi_states import trained_model
 from tkn.report.runs import Run
 
@@ -50,7 +51,7 @@ def measure_timings(runs: Iterable[Run], batch_size: int, folder: Path) -> list[
             key = f"{base} {'x'.join(map(str, input_size))} {outputs}"
             dense = calls.get(key) or _call(build_model(base, input_size, outputs).eval(), batch)
         except (ValueError, KeyError, RuntimeError) as error:
-            notes.append(f"{run.name} is not timed: {' '.join(str(error).split())}")
+            notes.append(f"{run.name} is not timed: {message(error)}")
             continue
         if key not in calls:
             calls[key] = dense
@@ -63,7 +64,7 @@ def measure_timings(runs: Iterable[Run], batch_size: int, folder: Path) -> list[
     load = OtherLoad()
     with load:
         timings, failures = time_interleaved(calls, _PLAN, seed=0)
-    notes += [f"{name} could not be timed: {' '.join(str(error).split())}" for name, error in failures.items()]
+    notes += [f"{name} could not be timed: {message(error)}" for name, error in failures.items()]
     names = [row["folder"] or row["key"] for row in rows]
     content = {
         "machine": describe_machine(),
@@ -104,7 +105,7 @@ def read_timings(folder: Path) -> dict[str, Any] | None:
         # A targeted network whose dense one failed compares with nothing.
         content["rows"] = [row for row in content["rows"] if row["key"] in dense]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} cannot be read: {message(error)}") from error
     if not complete:
         raise ValueError(f"{path} is not a file of timings")
     return content

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import time
 from itertools import pairwise
@@ -14,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
-from tkn.files import write_whole
+from tkn.files import csv_text, write_whole
 from tkn.training.module import TargetedTraining
 
 _log = logging.getLogger(__name__)
@@ -54,7 +52,7 @@ class History(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         if self.rows and trainer.is_global_zero:  # of the run that is continued
-            self._write()
+            write_whole(self.path, csv_text(self.rows))
 
     def on_train_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         # An epoch that is continued does not start again.
@@ -88,7 +86,7 @@ class History(Callback):
         self.rows.append(row)
         if not trainer.is_global_zero:
             return
-        self._write()
+        write_whole(self.path, csv_text(self.rows))
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         _log.info(
             "epoch %d/%s: %s, %.4gM multiply-adds, %.3g s a step, %.1f s",
@@ -99,14 +97,6 @@ class History(Callback):
             row["step_seconds"],
             row["seconds"],
         )
-
-    def _write(self) -> None:
-        table = io.StringIO()
-        columns = dict.fromkeys(name for row in self.rows for name in row)
-        writer = csv.DictWriter(table, fieldnames=list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_whole(self.path, table.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "wall_seconds": self.wall_seconds, "epoch_seconds": self.epoch_seconds}

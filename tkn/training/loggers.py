@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from tkn.data.module import TensorDataModule
+from tkn.errors import message
 from tkn.files import write_whole
 from tkn.report.figures import attention_maps
 from tkn.schema import check_rules, typed
@@ -100,7 +101,7 @@ class RunLog(Callback):
             # Now, and not at the first epoch's end: it may be refused.
             _ = self.logger.experiment  # type: ignore[attr-defined]
         except Exception as error:  # each tracker raises its own kinds
-            raise ValueError(f"logger={name}: {' '.join(str(error).split())}") from error
+            raise ValueError(f"logger={name}: {message(error)}") from error
 
     def open(self) -> Logger:
         """Lightning's logger for this run; sets `resumed`."""

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,20 @@ def run(
     objects = {"config": config, "output_dir": folder}
     try:
         with own_folder(folder):
-            finished = earlier_run(folder, config).summary
-            if finished is not None:
+            earlier = earlier_run(folder, config)
+            if earlier.summary is not None:
                 _log.info("%s holds this run, finished: it is not run again", folder)
-                return finished, objects
+                return earlier.summary, objects
+            if earlier.checkpoint is not None:
+                _log.info("%s holds an unfinished run: going on with it", folder)
+            continued = earlier.checkpoint or (Path(config.checkpoint).expanduser() if config.checkpoint else None)
+            (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished
+            write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
             if config.trainer.devices > 1:
-                return run_processes(_run_in_group, config, folder, config.trainer.devices), objects
+                task = partial(_run_in_group, continued=continued)
+                return run_processes(task, config, folder, config.trainer.devices), objects
             with Signals() as signals:
-                summary, made = _run(config, folder, signals)
+                summary, made = _run(config, folder, continued, signals)
             return summary, {**objects, **made}
     except Interrupted as interrupted:
         if (folder / "last.ckpt").is_file():
@@ -80,22 +87,20 @@ def run(
         raise
 
 
-def _run_in_group(config: DictConfig, folder: Path, rank: int) -> dict[str, Any]:
+def _run_in_group(config: DictConfig, folder: Path, rank: int, *, continued: Path | None) -> dict[str, Any]:
     """The run as each of several processes does it."""
     with Signals() as signals:
-        return _run(config, folder, signals, rank)[0]
+        return _run(config, folder, continued, signals, rank)[0]
 
 
-def _run(config: DictConfig, folder: Path, signals: Signals, rank: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(summary, objects) of a run, in the process `rank` of those that do it; the first one writes."""
+def _run(
+    config: DictConfig, folder: Path, continued: Path | None, signals: Signals, rank: int = 0
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(summary, objects) of a run, in the process `rank` of those that do it; the first one writes.
+
+    `continued`: the checkpoint to go on from, or to test.
+    """
     history = History(folder / "metrics.csv")
-    own = earlier_run(folder, config).checkpoint
-    continued = own or (Path(config.checkpoint).expanduser() if config.checkpoint else None)
-    if rank == 0:
-        (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished
-        write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
-        if own is not None:
-            _log.info("%s holds an unfinished run: going on with it", folder)
     with open_log(config, folder, history) if rank == 0 else nullcontext() as log:
         return _train_and_test(config, folder, history, log, continued, signals, rank)
 
