@@ -60,6 +60,7 @@ def test_an_experiment_can_be_overridden() -> None:
         ("+trainer.max_epoch=1", "unknown key trainer 'max_epoch'; did you mean 'max_epochs'"),
         ("+trainer.num_nodes=2", "unknown key trainer 'num_nodes'"),
         ("trainer.precision=bf16-true", r"trainer\.precision=bf16-true must be one of 32-true"),
+        ("trainer.compile=1", r"trainer\.compile=1 must be true or false"),
         ("trainer.limit_val_batches=0", r"trainer\.limit_val_batches=0 must be null or more than 0"),
         ("data.source=1", r"data\.source=1 must be of type str"),
         ("data.distractor_seed=1.5", r"data\.distractor_seed=1\.5 must be of type int"),

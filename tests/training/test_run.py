@@ -156,6 +156,20 @@ def test_mixed_precision(tmp_path: Path) -> None:
     assert 0 <= summary["error"] <= 100
 
 
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
+    tiny = (*TINY, "model=tdn10", "trainer.max_epochs=1", "data.limit=200", "attention.clip=false")
+    summary, objects = tkn.run(compose(*tiny, "trainer.compile=true"), tmp_path / "compiled")
+    expected, expected_objects = tkn.run(compose(*tiny), tmp_path / "eager")
+    assert summary["compiled"] and not expected["compiled"]
+    model, reference = objects["module"].model, expected_objects["module"].model
+    assert model._compiled_call_impl is not None
+    assert list(model.state_dict()) == list(reference.state_dict())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, dict(reference.named_parameters())[name], rtol=1e-3, atol=1e-4)
+    assert summary["macs_roi"] == pytest.approx(expected["macs_roi"], rel=1e-3)
+
+
 def test_regression(tmp_path: Path) -> None:
     config = compose(
         *("model=tdn40", "data=pain_synthetic", "data.subjects=3", "data.sequences=1", "data.frames=4"),

@@ -18,7 +18,7 @@ from tkn.training.loggers import check_logger
 from tkn.training.recipe import WEIGHT_DECAY_FACTOR, check_optimizer
 
 #: The arguments of Lightning's Trainer that a run leaves to the user.
-TRAINER_KEYS = (
+LIGHTNING_KEYS = (
     "max_epochs",
     "accelerator",
     "devices",
@@ -33,6 +33,8 @@ TRAINER_KEYS = (
     "deterministic",
     "detect_anomaly",
 )
+#: And what a run itself does with the network.
+TRAINER_KEYS = (*LIGHTNING_KEYS, "compile")
 #: Half precision alone could not hold loc and scale; "mixed" keeps them in float32.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 #: How several processes train: each on its share of every batch, with the mean of the gradients.
@@ -157,6 +159,9 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     # Batch normalisation of one image has no meaning.
     yield "recipe.batch_size", devices == 1 or batch_size >= 2 * devices, f"at least 2 for each of {devices} processes"
     yield "trainer.precision", config.trainer.get("precision") in PRECISIONS, f"one of {', '.join(PRECISIONS)}"
+    compiled = config.trainer.get("compile")
+    yield "trainer.compile", type(compiled) is bool, "true or false"
+    yield "trainer.compile", not compiled or config.engine != "roi", "false with engine=roi, which compiles its own way"
     for part in ("train", "val", "test"):
         batches = config.trainer.get(f"limit_{part}_batches")
         yield f"trainer.limit_{part}_batches", batches is None or batches > 0, "null or more than 0"

@@ -33,9 +33,10 @@ from tkn.report.figures import attention_maps, save_figure, training_curves
 from tkn.report.tables import layers_table, results_table
 from tkn.training.callbacks import History, ProgressBar
 from tkn.training.checkpoint import check_continuation, identify, load_weights, read_checkpoint
-from tkn.training.config import check_config
+from tkn.training.config import LIGHTNING_KEYS, check_config
 from tkn.training.earlier import earlier_run
 from tkn.training.loggers import RunLog, open_log
+from tkn.training.memory import keep_freed_memory
 from tkn.training.module import TargetedTraining
 from tkn.training.processes import run_processes
 from tkn.training.prune import Prune
@@ -100,6 +101,7 @@ def _run(
 
     `continued`: the checkpoint to go on from, or to test.
     """
+    keep_freed_memory()
     history = History(folder / "metrics.csv")
     with open_log(config, folder, history) if rank == 0 else nullcontext() as log:
         return _train_and_test(config, folder, history, log, continued, signals, rank)
@@ -177,7 +179,7 @@ def _trainer(config: DictConfig, folder: Path, callbacks: list[Callback], rank: 
     progress = [ProgressBar()] if wanted else []
     try:
         return pl.Trainer(
-            **{**config.trainer, "enable_progress_bar": bool(progress)},
+            **{**OmegaConf.masked_copy(config.trainer, LIGHTNING_KEYS), "enable_progress_bar": bool(progress)},
             # Not what a scheduler's variables suggest: a run starts its processes itself.
             plugins=[LightningEnvironment(), WholeFiles()],
             default_root_dir=folder,
@@ -211,8 +213,12 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
         clip=config.attention.clip,
         engine=config.engine,
     )
+    model.to(memory_format=torch.channels_last)  # faster on CPUs and with tensor cores
+    if config.trainer.compile:
+        # One compilation for each size of batches: those for all sizes are slower.
+        model.compile(dynamic=False)
     return TargetedTraining(
-        model.to(memory_format=torch.channels_last),  # faster on CPUs and with tensor cores
+        model,
         data.input_size,
         task=data.task,
         eval_name=datamodule.eval_name,

@@ -78,6 +78,7 @@ def summarise(
         "penalty": dict(trained.penalty) if module.map_sizes else None,
         "engine": config.engine if module.map_sizes else None,
         "precision": str(trainer.precision),
+        "compiled": config.trainer.compile,
         "device": _device(trainer),
         "versions": package_versions(*_PACKAGES),
         "target_layers": [
