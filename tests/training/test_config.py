@@ -60,6 +60,14 @@ def test_an_experiment_can_be_overridden() -> None:
         ("+trainer.max_epoch=1", "unknown key trainer 'max_epoch'; did you mean 'max_epochs'"),
         ("+trainer.num_nodes=2", "unknown key trainer 'num_nodes'"),
         ("trainer.precision=bf16-true", r"trainer\.precision=bf16-true must be one of 32-true"),
+        ("trainer.compile=true engine=roi", r"trainer\.compile=True must be false with engine=roi"),
+        ("recipe.lr_schedule=cos", r"recipe\.lr_schedule=cos must be one of drops, cosine"),
+        ("recipe.warmup=1", r"recipe\.warmup=1\.0 must be a fraction of the run within \[0, 1\)"),
+        ("recipe.attention_lr=-1", r"recipe\.attention_lr=-1\.0 must be at least 0"),
+        ("recipe.label_smoothing=1", r"recipe\.label_smoothing=1\.0 must be within \[0, 1\)"),
+        ("recipe.averaging=1", r"recipe\.averaging=1\.0 must be null or within \(0, 1\)"),
+        ("penalty.start=2", r"penalty\.start=2\.0 must be a fraction of the run within \[0, 1\]"),
+        ("penalty.start=0.5 penalty.end=0.4", r"penalty\.end=0\.4 must be within \[penalty\.start, 1\]"),
         ("trainer.compile=1", r"trainer\.compile=1 must be true or false"),
         ("trainer.limit_val_batches=0", r"trainer\.limit_val_batches=0 must be null or more than 0"),
         ("data.source=1", r"data\.source=1 must be of type str"),
@@ -99,7 +107,7 @@ def test_an_experiment_can_be_overridden() -> None:
 )
 def test_wrong_keys_and_values(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_config(compose(override))
+        check_config(compose(*override.split()))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +118,7 @@ def test_wrong_keys_and_values(override: str, message: str) -> None:
         ("data.test_subjects=true", r"data\.test_subjects=True must be of type int \| list\[str\]"),
         ("data.test_subjects=[1,2]", r"data\.test_subjects=\[1, 2\] must be of type"),
         ("+data.validation=5", r"data\.validation=5 must be 0 for faces"),
+        ("recipe.label_smoothing=0.1", r"recipe\.label_smoothing=0\.1 must be 0 for faces"),
     ],
 )
 def test_wrong_values_for_faces(override: str, message: str) -> None:

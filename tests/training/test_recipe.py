@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import cos, pi
+from typing import Any
+
 import pytest
 import torch
 
 from tkn import build_model
+from tkn.cli import compose
 from tkn.layers import roi_layers
 from tkn.training.recipe import build_optimizer, build_schedule
 
@@ -54,10 +59,27 @@ def test_keras_weight_decay_is_twice_as_strong() -> None:
 )
 def test_schedule_drops_at_fractions_of_the_run(epochs: int, expected: list[float]) -> None:
     optimizer = build_optimizer(build_model("dn10", (1, 28, 28), 10), SGD, "torch")
-    schedule = build_schedule(optimizer, epochs, [0.5, 0.75], 0.1)
+    rates = _rates(optimizer, compose("data=mnist").recipe, epochs, epoch_steps=3)
+    assert rates == pytest.approx([rate for rate in expected for _ in range(3)])
+
+
+def test_warmup_and_cosine() -> None:
+    optimizer = build_optimizer(build_model("tdn10", (1, 28, 28), 10), SGD, "torch", attention_lr=0.5)
+    recipe = {**compose("data=mnist").recipe, "lr_schedule": "cosine", "warmup": 0.2}
+    rates = _rates(optimizer, recipe, epochs=5, epoch_steps=4)
+    assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
+    assert rates[4:] == pytest.approx([0.05 * (1 + cos(pi * step / 16)) for step in range(16)])
+    weights, attention = optimizer.param_groups
+    assert attention["initial_lr"] == weights["initial_lr"] / 2
+    assert weights["lr"] == attention["lr"] == 0  # after the last step
+
+
+def _rates(optimizer: torch.optim.Optimizer, recipe: Mapping[str, Any], epochs: int, epoch_steps: int) -> list[float]:
+    """The first group's rate in every step."""
+    schedule = build_schedule(optimizer, recipe, epochs, epoch_steps)
     rates = []
-    for _ in range(epochs):
+    for _ in range(epochs * epoch_steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert rates == pytest.approx(expected)
+    return rates

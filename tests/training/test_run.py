@@ -156,12 +156,67 @@ def test_mixed_precision(tmp_path: Path) -> None:
     assert 0 <= summary["error"] <= 100
 
 
+def test_the_average_is_what_is_tested_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw: list[torch.Tensor] = []
+    optimizer_step = TargetedTraining.optimizer_step
+
+    def recorded(self: TargetedTraining, *args: Any, **kwargs: Any) -> None:
+        if not raw:
+            raw.append(self.learning.fc.weight.detach().clone())
+        optimizer_step(self, *args, **kwargs)
+        raw.append(self.learning.fc.weight.detach().clone())
+
+    monkeypatch.setattr(TargetedTraining, "optimizer_step", recorded)
+    arguments = (*TINY, "model=tdn10", "trainer.max_epochs=2", "penalty.l2=0.5", "recipe.averaging=0.25")
+    summary, objects = tkn.run(compose(*arguments), tmp_path / "averaged")
+    expected, *after = raw
+    for step, weight in enumerate(after, start=1):
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    assert len(after) == 6
+    model = objects["module"].model
+    torch.testing.assert_close(model.fc.weight.detach(), expected)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    saved = torch.load(tmp_path / "averaged" / "last.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(saved["model.fc.weight"], model.fc.weight)
+    assert torch.equal(saved["raw.fc.weight"], after[-1])
+    again = compose(*arguments, "mode=test", f"checkpoint={tmp_path}/averaged/last.ckpt")
+    tested, _ = tkn.run(again, tmp_path / "tested")
+    assert (tested["error"], tested["macs_roi"]) == (summary["error"], summary["macs_roi"])
+
+
+def test_the_penalty_acts_in_its_part_of_the_run(tmp_path: Path) -> None:
+    arguments = (*TINY, "model=tdn10", "trainer.max_epochs=2", "penalty.l2=0.5", "recipe.optimizer.momentum=0")
+    arguments = (*arguments, "recipe.optimizer.nesterov=false", "recipe.lr_drops=[]")
+    tkn.run(compose(*arguments, "penalty.end=0.5"), tmp_path / "first")
+    tkn.run(compose(*arguments, "penalty.start=0.5"), tmp_path / "second")
+    for folder, (first, second) in {"first": (True, False), "second": (False, True)}.items():
+        recorded = recorded_rois(tmp_path / folder)
+        scales = [
+            sum(recorded[name][epoch].sum() for name in recorded if name.endswith(".scale")) for epoch in range(3)
+        ]
+        # With l2 = 0.5 a scale of 1 loses a tenth at every step; without it next to nothing changes.
+        assert (scales[1] < 0.9 * scales[0], scales[2] < 0.9 * scales[1]) == (first, second)
+
+
+def test_label_smoothing_is_in_what_is_minimised_and_not_in_what_is_logged(tmp_path: Path) -> None:
+    rows = {}
+    for lr in (0, 0.1):
+        for smoothing in (0, 0.5):
+            arguments = (*TINY, "model=dn10", f"recipe.optimizer.lr={lr}", f"recipe.label_smoothing={smoothing}")
+            tkn.run(compose(*arguments, "trainer.max_epochs=1"), tmp_path / f"{lr} {smoothing}")
+            rows[lr, smoothing] = metrics_rows(tmp_path / f"{lr} {smoothing}")
+    assert rows[0, 0] == rows[0, 0.5]
+    assert rows[0.1, 0] != rows[0.1, 0.5]
+
+
 @pytest.mark.slow
 def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
     tiny = (*TINY, "model=tdn10", "trainer.max_epochs=1", "data.limit=200", "attention.clip=false")
     summary, objects = tkn.run(compose(*tiny, "trainer.compile=true"), tmp_path / "compiled")
     expected, expected_objects = tkn.run(compose(*tiny), tmp_path / "eager")
-    assert summary["compiled"] and not expected["compiled"]
+    assert summary["compiled"]
+    assert not expected["compiled"]
     model, reference = objects["module"].model, expected_objects["module"].model
     assert model._compiled_call_impl is not None
     assert list(model.state_dict()) == list(reference.state_dict())
@@ -270,7 +325,7 @@ def test_a_finished_run_can_be_continued_elsewhere(
     summary, _ = tkn.run(compose(*arguments), tmp_path)
     assert summary["epochs"] == 1
     assert {"last.ckpt", "best.ckpt", "metrics.csv"} <= {path.name for path in tmp_path.iterdir()}
-    assert "was trained with penalty={'l2': 0.0001, 'beta': 2.0}" in caplog.text
+    assert "was trained with penalty.l2=0.0001, and goes on with 0.5" in caplog.text
 
 
 def test_continuing_needs_the_best_checkpoint(tmp_path: Path, checkpoint: Path) -> None:

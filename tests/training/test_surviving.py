@@ -118,11 +118,15 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path, monkeypatch: pytest.Monk
         (*ARGUMENTS, "data.validation=32", "data.limit=128"),
         (*ARGUMENTS, "attention.clip=false", "recipe.optimizer.name=Adam", "~recipe.optimizer.momentum"),
         (
+            *(*ARGUMENTS, "recipe.averaging=0.9", "recipe.label_smoothing=0.1", "recipe.attention_lr=0.5"),
+            *("recipe.lr_schedule=cosine", "recipe.warmup=0.25", "penalty.start=0.2", "penalty.end=0.7"),
+        ),
+        (
             *("data=pain_synthetic", "model=tdn10", "data.limit=24", "recipe.batch_size=8", "trainer.max_epochs=1"),
             *("trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer.accelerator=cpu"),
         ),
     ],
-    ids=["accumulated", "validation", "soft, Adam", "augmented"],
+    ids=["accumulated", "validation", "soft, Adam", "averaged", "augmented"],
 )
 def test_what_else_a_checkpoint_must_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]

@@ -26,7 +26,8 @@ def shortened(value: float) -> float:
 class History(Callback):
     """One row of metrics an epoch; rewritten whole into metrics.csv, and carried along in the checkpoints.
 
-    Columns: epoch, lr, train/..., valid/... or test/..., macs_roi, step_seconds (the median training step), seconds.
+    Columns: epoch, lr (of the epoch's first step), train/..., valid/... or test/..., macs_roi, step_seconds (the median
+    training step), seconds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,18 +55,18 @@ class History(Callback):
         if self.rows and trainer.is_global_zero:  # of the run that is continued
             write_whole(self.path, csv_text(self.rows))
 
-    def on_train_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+    def on_train_start(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         # An epoch that is continued does not start again.
-        self._start_epoch(trainer)
+        self._start_clock()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         self.earlier_epoch_seconds = 0.0
-        self._start_epoch(trainer)
-
-    def _start_epoch(self, trainer: pl.Trainer) -> None:
-        self.epoch_started = time.perf_counter()
-        # Now: at the epoch's end the schedule has already moved on.
+        # Now: later in the epoch the schedule has moved on.
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self._start_clock()
+
+    def _start_clock(self) -> None:
+        self.epoch_started = time.perf_counter()
         self.step_ends = [time.perf_counter()]
 
     def on_train_batch_end(self, *_args: Any) -> None:
@@ -99,10 +100,16 @@ class History(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "wall_seconds": self.wall_seconds, "epoch_seconds": self.epoch_seconds}
+        return {
+            "rows": self.rows,
+            "lr": self.lr,
+            "wall_seconds": self.wall_seconds,
+            "epoch_seconds": self.epoch_seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
+        self.lr = state_dict["lr"]
         self.earlier_seconds = state_dict["wall_seconds"]
         self.earlier_epoch_seconds = state_dict["epoch_seconds"]
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from tkn.errors import first_line
+from tkn.schema import flatten
 
 _log = logging.getLogger(__name__)
 
@@ -53,10 +54,13 @@ def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: Dic
     now: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for group in ("seed", "model", "data", "attention"):
         _require_same(path, group, before[group], now[group])
-    for group in ("penalty", "recipe"):
-        if before[group] != now[group]:
+    # With and without an average they hold different networks.
+    _require_same(path, "recipe.averaging", before["recipe"]["averaging"], now["recipe"]["averaging"])
+    earlier, later = (flatten({group: side[group] for group in ("penalty", "recipe")}) for side in (before, now))
+    for key, value in later.items():
+        if earlier.get(key) != value:
             _log.warning(
-                "checkpoint=%s was trained with %s=%s, and goes on with %s", path, group, before[group], now[group]
+                "checkpoint=%s was trained with %s=%s, and goes on with %s", path, key, earlier.get(key), value
             )
 
 

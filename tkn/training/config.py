@@ -15,7 +15,7 @@ from tkn.models import MODEL_NAMES
 from tkn.schema import check_rules, typed
 from tkn.suggest import unknown
 from tkn.training.loggers import check_logger
-from tkn.training.recipe import WEIGHT_DECAY_FACTOR, check_optimizer
+from tkn.training.recipe import LR_SCHEDULES, WEIGHT_DECAY_FACTOR, check_optimizer
 
 #: The arguments of Lightning's Trainer that a run leaves to the user.
 LIGHTNING_KEYS = (
@@ -61,6 +61,8 @@ class AttentionConfig:
 class PenaltyConfig:
     l2: float
     beta: float
+    start: float
+    end: float
 
 
 @dataclass
@@ -69,8 +71,13 @@ class RecipeConfig:
     weight_decay_as: str
     batch_size: int
     epochs: int
+    lr_schedule: str
     lr_drops: list[float]
     lr_factor: float
+    warmup: float
+    attention_lr: float
+    label_smoothing: float
+    averaging: float | None
 
 
 @dataclass
@@ -134,6 +141,8 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     )
     yield "penalty.l2", config.penalty.l2 >= 0, "at least 0"
     yield "penalty.beta", config.penalty.beta >= 0, "at least 0"
+    yield "penalty.start", 0 <= config.penalty.start <= 1, "a fraction of the run within [0, 1]"
+    yield "penalty.end", config.penalty.start <= config.penalty.end <= 1, "within [penalty.start, 1]"
     prune = config.prune
     yield "prune.runs", prune.runs is None or prune.runs >= 1, "null or at least 1"
     yield "prune.margin", 0 <= prune.margin < 1, "within [0, 1)"
@@ -142,6 +151,12 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     yield "recipe.epochs", config.recipe.epochs >= 1, "at least 1"
     yield "recipe.lr_drops", all(0 < drop < 1 for drop in config.recipe.lr_drops), "fractions of the run within (0, 1)"
     yield "recipe.lr_factor", 0 < config.recipe.lr_factor <= 1, "within (0, 1]"
+    yield "recipe.lr_schedule", config.recipe.lr_schedule in LR_SCHEDULES, f"one of {', '.join(LR_SCHEDULES)}"
+    yield "recipe.warmup", 0 <= config.recipe.warmup < 1, "a fraction of the run within [0, 1)"
+    yield "recipe.attention_lr", config.recipe.attention_lr >= 0, "at least 0"
+    yield "recipe.label_smoothing", 0 <= config.recipe.label_smoothing < 1, "within [0, 1)"
+    averaging = config.recipe.averaging
+    yield "recipe.averaging", averaging is None or 0 < averaging < 1, "null or within (0, 1)"
     yield (
         "recipe.weight_decay_as",
         config.recipe.weight_decay_as in WEIGHT_DECAY_FACTOR,
@@ -165,7 +180,8 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     for part in ("train", "val", "test"):
         batches = config.trainer.get(f"limit_{part}_batches")
         yield f"trainer.limit_{part}_batches", batches is None or batches > 0, "null or more than 0"
-    # The frames held out would be of subjects that are trained on.
     pain = config.data.get("name") in ("pain", "pain_synthetic")
+    yield "recipe.label_smoothing", not (pain and config.recipe.label_smoothing), "0 for faces, which have no labels"
+    # The frames held out would be of subjects that are trained on.
     yield "data.validation", not (pain and validation), "0 for faces: choose data.test_subjects"
     yield "checkpoint", config.mode != "test" or config.checkpoint is not None, "the path to test with mode=test"

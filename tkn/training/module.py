@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from functools import cached_property
+from math import ceil
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,6 +19,7 @@ from tkn.data.module import Batches
 from tkn.layers import clipped, roi_layers
 from tkn.macs import MacsReport, count_macs
 from tkn.penalty import scale_penalty
+from tkn.training.averaging import average
 from tkn.training.recipe import build_optimizer, build_schedule
 
 #: Looking at a loss waits for the GPU, so there only every so many steps.
@@ -77,8 +81,9 @@ class TargetedTraining(pl.LightningModule):
         input_size: (C, H, W).
         task: "classification" or "regression".
         eval_name: what the evaluation after every epoch is on, "valid" or "test".
-        penalty: `l2` and `beta` of the scale penalty.
-        recipe: optimizer, weight_decay_as, lr_drops, lr_factor (Sec. 4.2).
+        penalty: `l2` and `beta` of the scale penalty, and `start` and `end`, the fractions of the run between which it
+            acts.
+        recipe: optimizer, weight_decay_as and the schedule's keys (Sec. 4.2), attention_lr, label_smoothing, averaging.
         identity: plain data that tells what a checkpoint is of (see `tkn.training.checkpoint`).
     """
 
@@ -94,7 +99,10 @@ class TargetedTraining(pl.LightningModule):
         identity: dict[str, Any],
     ) -> None:
         super().__init__()
+        #: what is evaluated, counted and saved as the result
         self.model = model
+        #: what learns, if `model` is its running average
+        self.raw = copy.deepcopy(model) if recipe["averaging"] else None
         self.input_size = input_size
         self.task: Task = task
         self.eval_name = eval_name
@@ -122,6 +130,11 @@ class TargetedTraining(pl.LightningModule):
         """The metric, evaluated after every epoch, by which the best epoch is chosen."""
         return f"{self.eval_name}/{self.error_names[0]}"
 
+    @property
+    def learning(self) -> nn.Module:
+        """The network that the optimiser changes."""
+        return self.model if self.raw is None else self.raw
+
     def mean(self, split: str, name: str) -> Mean:
         """The running mean of the metric `name` over this epoch of "train", or of the evaluation."""
         mean = (self.train_means if split == "train" else self.eval_means)[name]
@@ -134,7 +147,7 @@ class TargetedTraining(pl.LightningModule):
 
     def project(self) -> None:
         """Clip every layer's loc and scale to valid ROIs (Sec. 3.5)."""
-        for name, layer in roi_layers(self.model).items():
+        for name, layer in roi_layers(self.learning).items():
             try:
                 layer.project_(self.map_sizes[name])
             except ValueError as error:
@@ -142,6 +155,14 @@ class TargetedTraining(pl.LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.raw is not None:
+            self.model.requires_grad_(False)  # several processes would wait for its gradients
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and self.raw is not None:
+            self.model.requires_grad_(True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tkn"] = self.identity
@@ -162,12 +183,24 @@ class TargetedTraining(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         x, targets = batch
-        errors = batch_errors(self.model(x), targets, self.task)
-        loss = self._weight(len(x), batch_index) * errors["loss"] + scale_penalty(self.model, **self.penalty)
+        output = self.learning(x)
+        errors = batch_errors(output, targets, self.task)
+        loss = errors["loss"]
+        if self.recipe["label_smoothing"]:
+            loss = F.cross_entropy(output.float(), targets, label_smoothing=self.recipe["label_smoothing"])
+        loss = self._weight(len(x), batch_index) * loss
+        if self._penalised():
+            loss = loss + scale_penalty(self.learning, self.penalty["l2"], self.penalty["beta"])
         if self.device.type == "cpu" or batch_index % _GPU_LOSS_CHECK_STEPS == 0:  # the epoch's mean is checked too
             self._require_finite(loss)
         self._log("train", errors, len(x))
         return loss
+
+    def _penalised(self) -> bool:
+        """Whether this step is in the part of the run in which the scale penalty acts."""
+        assert self.trainer.max_epochs is not None
+        steps = self.trainer.max_epochs * self._epoch_steps
+        return bool(self.penalty["start"] * steps <= self.trainer.global_step < self.penalty["end"] * steps)
 
     def _weight(self, count: int, batch_index: int) -> float:
         """What a process's mean over `count` images weighs, so that the processes' mean is that over all images."""
@@ -188,6 +221,8 @@ class TargetedTraining(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.project()
+        if self.raw is not None:
+            average(self.model, self.raw, self.recipe["averaging"], self.trainer.global_step)
 
     def on_validation_start(self) -> None:
         self._share_buffers()
@@ -231,7 +266,21 @@ class TargetedTraining(pl.LightningModule):
         self.macs_roi = self.count_macs().total_roi
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.model, self.recipe["optimizer"], self.recipe["weight_decay_as"])
-        assert self.trainer.max_epochs is not None
-        schedule = build_schedule(optimizer, self.trainer.max_epochs, self.recipe["lr_drops"], self.recipe["lr_factor"])
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        recipe, epochs = self.recipe, self.trainer.max_epochs
+        optimizer = build_optimizer(
+            self.learning, recipe["optimizer"], recipe["weight_decay_as"], recipe["attention_lr"]
+        )
+        assert epochs is not None
+        schedule = build_schedule(optimizer, recipe, epochs, self._epoch_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @cached_property
+    def _epoch_steps(self) -> int:
+        """The optimiser's steps in an epoch.
+
+        The trainer's own estimate would set up its loader before a continued run's place in it is known.
+        """
+        datamodule, limit = self.trainer.datamodule, self.trainer.limit_train_batches  # type: ignore[attr-defined]
+        batches = len(datamodule.train_dataloader())
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return ceil(batches / self.trainer.accumulate_grad_batches)

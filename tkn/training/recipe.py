@@ -1,9 +1,10 @@
-"""Optimisers and learning rates (Sec. 4.2)."""
+"""Optimisers and learning rates: the paper's (Sec. 4.2), and later ones."""
 
 from __future__ import annotations
 
 import inspect
-from math import ceil
+from collections.abc import Mapping
+from math import ceil, cos, pi
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "RMSprop": torch.optim.RMSprop,
 }
 
+#: "drops": divided at parts of the run (Sec. 4.2); "cosine": down to zero along half a cosine.
+LR_SCHEDULES = ("drops", "cosine")
 #: How many times torch's weight_decay (lambda / 2 * sum w^2) another library's penalty is; Keras: lambda * sum w^2.
 WEIGHT_DECAY_FACTOR = {"torch": 1.0, "keras": 2.0}
 
@@ -36,10 +39,13 @@ def check_optimizer(options: dict[str, Any]) -> None:
             raise ValueError(unknown(f"argument of {name}: recipe.optimizer", key, accepted))
 
 
-def build_optimizer(model: nn.Module, options: dict[str, Any], weight_decay_as: str) -> Optimizer:
+def build_optimizer(
+    model: nn.Module, options: dict[str, Any], weight_decay_as: str, attention_lr: float = 1.0
+) -> Optimizer:
     """The optimiser `options["name"]` with the other options as its arguments.
 
-    `loc`, `scale` and a learned `rho` form a second group without weight decay: the scale penalty is theirs.
+    `loc`, `scale` and a learned `rho` form a second group with `attention_lr` times the rate and without weight decay:
+    the scale penalty is theirs.
     """
     check_optimizer(options)
     arguments = {key: value for key, value in options.items() if key != "name"}
@@ -54,13 +60,28 @@ def build_optimizer(model: nn.Module, options: dict[str, Any], weight_decay_as: 
     groups = [{"params": [p for p in model.parameters() if id(p) not in attention]}]
     if attention:
         groups.append({"params": [p for p in model.parameters() if id(p) in attention], "weight_decay": 0.0})  # type: ignore[dict-item]
-    return OPTIMIZERS[options["name"]](groups, **arguments)
+    optimizer = OPTIMIZERS[options["name"]](groups, **arguments)
+    for group in optimizer.param_groups[1:]:
+        group["lr"] *= attention_lr
+    return optimizer
 
 
-def build_schedule(optimizer: Optimizer, epochs: int, drops: list[float], factor: float) -> LRScheduler:
-    """The rate times `factor` at each of `drops`, fractions of the run's `epochs`; stepped once an epoch.
+def build_schedule(optimizer: Optimizer, recipe: Mapping[str, Any], epochs: int, epoch_steps: int) -> LRScheduler:
+    """The rate's course over the run of `epochs` times `epoch_steps` steps; stepped after every step.
 
-    A fraction that falls within an epoch takes effect after it: the first epoch always has the full rate.
+    Over the run's first part, `warmup`, the rate rises linearly. Then, by `lr_schedule`, it either is multiplied by
+    `lr_factor` at each of `lr_drops`, fractions of the run ("drops"; a fraction that falls within an epoch takes effect
+    after it, so the first epoch has no drop), or falls to zero along half a cosine ("cosine").
     """
-    milestones = [ceil(round(drop * epochs, 6)) for drop in drops]
-    return LambdaLR(optimizer, lambda epoch: factor ** sum(epoch >= milestone for milestone in milestones))
+    total = epochs * epoch_steps
+    warmup = round(recipe["warmup"] * total)
+    milestones = [ceil(round(drop * epochs, 6)) for drop in recipe["lr_drops"]]
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if recipe["lr_schedule"] == "cosine":
+            return (1 + cos(pi * (step - warmup) / (total - warmup))) / 2
+        return recipe["lr_factor"] ** sum(step // epoch_steps >= milestone for milestone in milestones)
+
+    return LambdaLR(optimizer, factor)

@@ -177,9 +177,10 @@ def _folder_override(folder: Path) -> str:
 def _trainer(config: DictConfig, folder: Path, callbacks: list[Callback], rank: int) -> pl.Trainer:
     wanted = config.trainer.get("enable_progress_bar") and sys.stdout.isatty() and rank == 0
     progress = [ProgressBar()] if wanted else []
+    arguments: dict[str, Any] = {key: config.trainer[key] for key in LIGHTNING_KEYS if key in config.trainer}
     try:
         return pl.Trainer(
-            **{**OmegaConf.masked_copy(config.trainer, LIGHTNING_KEYS), "enable_progress_bar": bool(progress)},
+            **{**arguments, "enable_progress_bar": bool(progress)},
             # Not what a scheduler's variables suggest: a run starts its processes itself.
             plugins=[LightningEnvironment(), WholeFiles()],
             default_root_dir=folder,
@@ -213,12 +214,8 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
         clip=config.attention.clip,
         engine=config.engine,
     )
-    model.to(memory_format=torch.channels_last)  # faster on CPUs and with tensor cores
-    if config.trainer.compile:
-        # One compilation for each size of batches: those for all sizes are slower.
-        model.compile(dynamic=False)
-    return TargetedTraining(
-        model,
+    module = TargetedTraining(
+        model.to(memory_format=torch.channels_last),  # faster on CPUs and with tensor cores
         data.input_size,
         task=data.task,
         eval_name=datamodule.eval_name,
@@ -226,6 +223,11 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
         recipe=OmegaConf.to_container(config.recipe),  # type: ignore[arg-type]
         identity=identify(config, data.input_size, data.num_outputs),
     )
+    if config.trainer.compile:
+        for network in {module.model, module.learning}:
+            # One compilation for each size of batches: those for all sizes are slower.
+            network.compile(dynamic=False)
+    return module
 
 
 def _draw(folder: Path, module: TargetedTraining, history: History, summary: Mapping[str, Any]) -> None:
