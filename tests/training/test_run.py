@@ -212,7 +212,8 @@ def test_label_smoothing_is_in_what_is_minimised_and_not_in_what_is_logged(tmp_p
 
 @pytest.mark.slow
 def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
-    tiny = (*TINY, "model=tdn10", "trainer.max_epochs=1", "data.limit=200", "attention.clip=false")
+    # A small rate: rounding grows from step to step.
+    tiny = (*TINY, "model=tdn10", "trainer.max_epochs=1", "data.limit=64", "recipe.optimizer.lr=1e-3")
     summary, objects = tkn.run(compose(*tiny, "trainer.compile=true"), tmp_path / "compiled")
     expected, expected_objects = tkn.run(compose(*tiny), tmp_path / "eager")
     assert summary["compiled"]
@@ -220,9 +221,8 @@ def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
     model, reference = objects["module"].model, expected_objects["module"].model
     assert model._compiled_call_impl is not None
     assert list(model.state_dict()) == list(reference.state_dict())
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter, dict(reference.named_parameters())[name], rtol=1e-3, atol=1e-4)
-    assert summary["macs_roi"] == pytest.approx(expected["macs_roi"], rel=1e-3)
+    torch.testing.assert_close(dict(model.named_parameters()), dict(reference.named_parameters()), rtol=1e-4, atol=1e-5)
+    assert summary["macs_roi"] == expected["macs_roi"]
 
 
 def test_regression(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from rich.markup import escape
@@ -11,7 +11,7 @@ from rich.table import Table
 from tkn.files import csv_text
 from tkn.report.groups import Section
 from tkn.report.runs import Run
-from tkn.report.sheets import Sheet
+from tkn.report.sheets import Column, Sheet
 from tkn.schema import flatten
 
 
@@ -34,9 +34,14 @@ def markdown_table(sheet: Sheet) -> str:
     lines = [f"## {sheet.title}", ""]
     if sheet.note:
         lines += [sheet.note, ""]
-    lines.append(_markdown_row([column.heading for column in sheet.columns]))
-    lines.append(_markdown_row(["---:" if column.right else "---" for column in sheet.columns]))
-    lines += [_markdown_row(row) for row in sheet.rows]
+    return "\n".join(lines) + "\n" + markdown_rows(sheet.columns, sheet.rows)
+
+
+def markdown_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
+    """The table alone."""
+    lines = [_markdown_row([column.heading for column in columns])]
+    lines.append(_markdown_row(["---:" if column.right else "---" for column in columns]))
+    lines += [_markdown_row(row) for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,99 @@
+"""Pages whose tables are filled with recorded runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from made_runs import LAYERS, write_rois, write_run
+
+from tkn.report.page import fill, main
+
+ROOT = Path(__file__).parents[2]
+PAGE = "# Results\n\n<!-- paper 2 -->\nold\n<!-- end -->\n\nbetween\n\n<!-- runs factors -->\n<!-- end -->\n"
+HEADINGS = (
+    "error (%) | lowest of an epoch | multiply-adds | by the author's counter | n | seeds | precision, device | "
+    "time a run | command |"
+)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    layers = [{"name": name, "map_size": [side, side], "macs_dense": 1000 * side**2} for name, side in LAYERS.items()]
+    arguments = ("experiment=table2_tdn10_cauchy", "trainer=fast")
+    for seed, error in ((0, 0.4), (1, 0.6)):
+        run = write_run(
+            folder / "table2_tdn10_cauchy" / f"seed{seed}",
+            *(*arguments, "data_dir=elsewhere"),
+            **{"seed": seed, "error": error, "experiment": "table2_tdn10_cauchy", "target_layers": layers},
+        )
+        write_rois(run, 20)
+    soft = {"name": "cauchy", "scale_unit": 0.5, "min_size": 3, "clip": False}
+    run = write_run(
+        folder / "factors" / "clip_off" / "seed3",
+        *("experiment=table2_tdn10_cauchy", "recipe.weight_decay_as=keras"),
+        **{"seed": 3, "attention": soft, "error_clipped": 7.125, "target_layers": layers},
+    )
+    write_rois(run, 20)
+    return folder
+
+
+def test_tables_of_the_paper_and_of_other_runs(results: Path, tmp_path: Path) -> None:
+    lines = fill(PAGE, results, tmp_path / "docs" / "results.md").splitlines()
+    assert lines[:5] == [
+        *("# Results", "", "<!-- paper 2 -->", ""),
+        f"| row | paper's error (%) | paper's multiply-adds | {HEADINGS}",
+    ]
+    rows = {line.split(" | ")[0]: line for line in lines if line.startswith("| ")}
+    device = "32-true, x86_64 cpu, 2 threads"
+    assert rows["| TDN10, Cauchy, 0.0001, β = 4"] == (
+        "| TDN10, Cauchy, 0.0001, β = 4 | 0.38 | 6.26M | 0.50 ± 0.14 | 0.40 ± 0.00 | 5.00M | 10.1M | 2 | "
+        "[0](../results/table2_tdn10_cauchy/seed0/summary.json), [1](../results/table2_tdn10_cauchy/seed1/summary.json)"
+        f" | {device} | 110.0 s | `tkn-run -m experiment=table2_tdn10_cauchy trainer=fast seed=0,1` |"
+    )
+    assert rows["| CNN6"] == "| CNN6 | 0.42 | 368M | not run |  |  |  |  |  |  |  |  |"
+    assert rows["| clip_off"] == (
+        "| clip_off | 0.50 (clipped: 7.12) | 0.40 | 5.00M | 10.1M | 1 | "
+        f"[3](../results/factors/clip_off/seed3/summary.json) | {device} | 110.0 s | "
+        "`tkn-run experiment=table2_tdn10_cauchy recipe.weight_decay_as=keras attention.clip=False seed=3` |"
+    )
+    assert "old" not in lines
+    assert "between" in lines
+
+
+def test_filling_twice_changes_nothing(results: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    main([str(results), str(page)])
+    once = page.read_text()
+    main([str(results), str(page)])
+    assert page.read_text() == once != PAGE
+
+
+def test_errors_are_one_line(results: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    for text, message in (
+        ("<!-- paper 7 -->\n<!-- end -->", "the paper has no results in a Table 7"),
+        ("<!-- runs other -->\n<!-- end -->", "other does not exist"),
+    ):
+        page.write_text(text)
+        with pytest.raises(SystemExit, match=message):
+            main([str(results), str(page)])
+        assert page.read_text() == text
+    (results / "factors" / "clip_off" / "seed3" / "config.yaml").unlink()
+    page.write_text(PAGE)
+    with pytest.raises(SystemExit, match=r"seed3 has no config\.yaml"):
+        main([str(results), str(page)])
+
+
+def test_the_results_page_is_that_of_the_results() -> None:
+    page = ROOT / "docs" / "results.md"
+    text = page.read_text(encoding="utf-8")
+    assert fill(text, ROOT / "results", page) == text
+    linked = set(re.findall(r"\]\(\.\./(results/\S+/summary\.json)\)", text))
+    assert linked
+    for path in linked:
+        assert json.loads((ROOT / path).read_text())["data_source"] == "full"

@@ -1,0 +1,178 @@
+"""Fills the tables of a Markdown page with recorded runs, next to the paper's figures:
+
+    python -m tkn.report.page results docs/results.md
+
+Between `<!-- paper 2 -->` and `<!-- end -->` stand the rows of the paper's Table 2 with the runs in
+results/<experiment>/, or "not run"; between `<!-- runs factors -->` and `<!-- end -->` all runs in results/factors/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tkn.cli import compose
+from tkn.command import one_line
+from tkn.files import write_whole
+from tkn.report.author_count import author_count
+from tkn.report.collect import collect
+from tkn.report.formats import markdown_rows
+from tkn.report.groups import Group, Statistic, plus_minus, sections
+from tkn.report.paper import PAPER, PaperRow
+from tkn.report.sheets import Column, duration, millions
+from tkn.schema import flatten
+
+_BLOCK = re.compile(r"(<!-- (paper|runs) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: Keys that a command need not repeat: where a run was, and what it showed.
+_NOT_SAID = (
+    "seed",
+    "data_dir",
+    "checkpoint",
+    "experiment",
+    "logger.",
+    "trainer.accelerator",
+    "trainer.enable_progress",
+)
+#: Whole groups that a command may name instead of their keys.
+_SHORTHANDS: tuple[tuple[str, ...], ...] = ((), ("trainer=fast",))
+
+
+def fill(text: str, results: Path, page: Path) -> str:
+    """The page's text with its tables made anew of the runs below `results`; links are relative to the page's folder.
+
+    ValueError for a table that the paper does not have, a folder without counted runs, or a run without config.yaml.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        begin, kind, name, end = match.groups()
+        table = _paper_table(int(name), results, page) if kind == "paper" else _runs_table(results / name, page)
+        return f"{begin}\n{table}\n{end}"
+
+    return _BLOCK.sub(block, text)
+
+
+_COLUMNS = (
+    *(
+        Column("error (%)"),
+        Column("lowest of an epoch"),
+        Column("multiply-adds"),
+        Column("by the author's counter"),
+        Column("n"),
+        Column("seeds"),
+    ),
+    *(Column("precision, device", right=False), Column("time a run"), Column("command", right=False)),
+)
+
+
+def _paper_table(number: int, results: Path, page: Path) -> str:
+    experiments = {name: row for name, row in PAPER.items() if row.table == number}
+    if not experiments:
+        raise ValueError(f"the paper has no results in a Table {number}")
+    columns = (Column("row", right=False), Column("paper's error (%)"), Column("paper's multiply-adds"), *_COLUMNS)
+    rows = []
+    for name, paper in experiments.items():
+        figures = (", ".join(f"{value:.2f}" for value in paper.errors.values()), f"{paper.macs:g}M")
+        groups = _groups(results / name) if (results / name).is_dir() else []
+        ours = [_cells(group, page) for group in groups] or [("not run", *[""] * (len(_COLUMNS) - 1))]
+        rows += [(_row_name(paper), *figures, *cells) for cells in ours]
+    return markdown_rows(columns, rows)
+
+
+def _runs_table(folder: Path, page: Path) -> str:
+    groups = _groups(folder)
+    if not groups:
+        raise ValueError(f"{folder} holds no finished run")
+    columns = (Column("runs", right=False), *_COLUMNS)
+    return markdown_rows(columns, [(group.first.folder.parent.name, *_cells(group, page)) for group in groups])
+
+
+def _row_name(paper: PaperRow) -> str:
+    name = paper.model.upper()
+    return name if paper.attention is None else f"{name}, {paper.attention.title()}, {paper.l2:g}, β = {paper.beta:g}"
+
+
+def _groups(folder: Path) -> list[Group]:
+    """The rows of the counted runs on whole data below the folder, in the order of their folders' names."""
+    runs, _ = collect([folder])
+    groups = [group for section in sections(runs) if section.whole for group in section.groups]
+    for group in groups:
+        if group.first.config is None:
+            raise ValueError(f"{group.first.folder} has no config.yaml: how was it made?")
+    return sorted(groups, key=lambda group: group.first.folder)
+
+
+def _cells(group: Group, page: Path) -> tuple[str, ...]:
+    macs, seconds = group.statistic("macs_roi"), group.statistic("wall_seconds")
+    assert macs is not None
+    assert seconds is not None
+    counted = Statistic.of([author_count(run) for run in group.runs]) if group.targeted else macs
+    best = group.statistic(f"best_{group.errors[0]}")
+    errors = []
+    for name in group.errors:
+        statistic, clipped = group.statistic(name), group.statistic(f"{name}_clipped")
+        assert statistic is not None
+        errors.append(plus_minus(statistic, name) + (f" (clipped: {plus_minus(clipped, name)})" if clipped else ""))
+    links = [
+        f"[{run.result['seed']}]({os.path.relpath(run.folder / 'summary.json', page.parent)})" for run in group.runs
+    ]
+    return (
+        *(", ".join(errors), plus_minus(best, group.errors[0]) if best else ""),
+        *(
+            millions(macs.mean, macs.deviation),
+            millions(counted.mean, counted.deviation),
+            str(len(group.runs)),
+            ", ".join(links),
+        ),
+        *("; ".join(group.devices), duration(seconds.mean), f"`{_command(group)}`"),
+    )
+
+
+def _command(group: Group) -> str:
+    """What makes these runs: the shortest of the experiment or the network and data, and what differs from these."""
+    config = group.first.config
+    assert config is not None
+    begin = ["model", "data"] if config["experiment"] is None else ["experiment"]
+    named = [f"{key}={config[key if key == 'experiment' else f'{key}.name']}" for key in begin]
+    commands = [[*named, *shorthand, *_differences([*named, *shorthand], config)] for shorthand in _SHORTHANDS]
+    seeds = f"seed={','.join(map(str, group.seeds))}"
+    return " ".join(["tkn-run", *["-m"] * (len(group.seeds) > 1), *min(commands, key=len), seeds])
+
+
+@cache
+def _composed(*arguments: str) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(compose(*arguments), resolve=True)
+    return flatten(content)
+
+
+def _differences(arguments: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    composed = _composed(*arguments)
+    return [
+        f"{key}={value}"
+        for key, value in config.items()
+        if composed.get(key) != value and not key.startswith(_NOT_SAID)
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fill the page's tables in place; exit status 1 and one line on stderr if it fails."""
+    parser = argparse.ArgumentParser(prog="python -m tkn.report.page", description="Fill a page's tables with runs.")
+    parser.add_argument("results", type=Path, help="the folder of recorded runs")
+    parser.add_argument("page", type=Path, help="the Markdown file")
+    parsed = parser.parse_args(arguments)
+    try:
+        filled = fill(parsed.page.read_text(encoding="utf-8"), parsed.results, parsed.page)
+        write_whole(parsed.page, filled)
+    except (OSError, ValueError) as error:
+        sys.exit(f"tkn.report.page: error: {one_line(error)}")
+
+
+if __name__ == "__main__":
+    main()
