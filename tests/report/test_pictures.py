@@ -255,6 +255,8 @@ def test_the_tradeoff_has_a_panel_for_each_data_model_and_source(tmp_path: Path)
     _sweep(tmp_path / "full")
     partial = f"partial: data.limit=640, trainer.limit_val_batches=2, trainer.limit_test_batches=2 of {EMBEDDED}"
     _sweep(tmp_path / "partial", data_source=partial)
+    soft = {"name": "cauchy", "scale_unit": 0.5, "min_size": 3, "clip": False}
+    write_run(tmp_path / "full" / "soft", attention=soft, error=0.01, error_clipped=20.0)  # not of one computation
     found = panels(sections(collect([tmp_path])[0]), operations_gain)
     assert [(panel.data, panel.base_model, panel.source) for panel in found] == [
         ("mnist", "dn10", "full"),

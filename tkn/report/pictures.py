@@ -141,6 +141,7 @@ def _tradeoff_pictures(found: Sequence[Panel], suffix: str, what: str, xlabel: s
         caption = (
             "A point a row of the tables: the mean over its seeds, with the sample standard deviation if there are two "
             "or more. The numbers at the points are l2 (and beta, where there are many). The front joins the points "
-            "that no other beats in both."
+            "that no other beats in both. Rows of soft windows (clip=false) are left out: their errors are not of "
+            "networks that cost so little."
         )
         yield Picture(title, caption, f"{xlabel} on the horizontal axis, error on the vertical one.", png, (pdf,))

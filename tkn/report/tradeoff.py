@@ -44,14 +44,15 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 def panels(sections: Iterable[Section], gain: Callable[[Group], Sequence[float]]) -> list[Panel]:
     """A panel for each data set, base network and source that has a targeted row.
 
-    `gain`: how many times less than the dense network each run of a row costs; rows without any are left out.
+    `gain`: how many times less than the dense network each run of a row costs; rows without any are left out, and so
+    are those of soft windows, whose error and cost are not of one computation.
     """
     found = []
     for section in sections:
         keys = dict.fromkeys((group.common["data"], group.base_model) for group in section.groups)
         for data, base_model in keys:
             groups = [g for g in section.groups if (g.common["data"], g.base_model) == (data, base_model)]
-            points = [_point(group, gain(group)) for group in groups if gain(group)]
+            points = [_point(group, gain(group)) for group in groups if gain(group) and not group.first.soft]
             targeted = tuple(point for point in points if point.group.targeted)
             if targeted:
                 dense = tuple(point for point in points if not point.group.targeted)
