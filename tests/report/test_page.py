@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from made_runs import LAYERS, write_rois, write_run
+from omegaconf import OmegaConf
 
+from tkn.cli import compose
 from tkn.report.page import fill, main
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +61,7 @@ def test_tables_of_the_paper_and_of_other_runs(results: Path, tmp_path: Path) ->
     assert rows["| clip_off"] == (
         "| clip_off | 0.50 (clipped: 7.12) | 0.40 | 5.00M | 10.1M | 1 | "
         f"[3](../results/factors/clip_off/seed3/summary.json) | {device} | 110.0 s | "
-        "`tkn-run experiment=table2_tdn10_cauchy recipe.weight_decay_as=keras attention.clip=False seed=3` |"
+        "`tkn-run experiment=table2_tdn10_cauchy recipe.weight_decay_as=keras attention.clip=false seed=3` |"
     )
     assert "old" not in lines
     assert "between" in lines
@@ -73,10 +76,30 @@ def test_filling_twice_changes_nothing(results: Path, tmp_path: Path) -> None:
     assert page.read_text() == once != PAGE
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("recipe.optimizer.name=Adam", "~recipe.optimizer.momentum", "~recipe.optimizer.nesterov"),
+        ("recipe.lr_drops=[0.3,0.6]", "+recipe.optimizer.dampening=0.5", "trainer.gradient_clip_val=null"),
+        ("recipe.ema_decay=0.99", "trainer.compile=true", "trainer.precision=bf16-mixed", "data.limit=7"),
+    ],
+)
+def test_a_printed_command_makes_the_same_configuration(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    run = write_run(tmp_path / "runs" / "one" / "seed0", "model=tkn6", *arguments, target_layers=[])
+    write_rois(run, 20)
+    lines = fill("<!-- runs one -->\n<!-- end -->", tmp_path / "runs", tmp_path / "page.md").splitlines()
+    command = shlex.split(lines[4].split("`")[1])
+    assert command[0] == "tkn-run"
+    composed = OmegaConf.to_container(compose(*command[1:]), resolve=True)
+    assert composed == OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+
+
 def test_errors_are_one_line(results: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     for text, message in (
-        ("<!-- paper 7 -->\n<!-- end -->", "the paper has no results in a Table 7"),
+        ("<!-- paper 7 -->\n<!-- end -->", "the paper has no error rates in a Table 7"),
+        ("<!-- paper 6 -->\n<!-- end -->", "the paper has no error rates in a Table 6"),
+        ("<!-- paper 2 -->\nprose\n<!-- runs factors -->\n<!-- end -->", "paper 2 --> has no end before the next"),
         ("<!-- runs other -->\n<!-- end -->", "other does not exist"),
     ):
         page.write_text(text)

@@ -105,7 +105,7 @@ def test_a_signal_while_the_processes_start_is_an_interrupt(tmp_path: Path) -> N
 
 def test_a_signal_saves_in_all_processes_and_the_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     arguments = (*TINY, *TWO, "model=tdn10", "model.dropout=0.2", "trainer.max_epochs=5", "penalty.l2=0.01")
-    arguments = (*arguments, "engine=roi")
+    arguments = (*arguments, "engine=roi", "recipe.ema_decay=0.9")
     tkn.run(compose(*arguments), tmp_path / "whole")
     command = [sys.executable, "-c", "from tkn.cli import main; main()", *arguments, "hydra.run.dir=broken"]
     process = subprocess.Popen(

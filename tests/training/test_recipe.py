@@ -64,7 +64,7 @@ def test_schedule_drops_at_fractions_of_the_run(epochs: int, expected: list[floa
 
 
 def test_warmup_and_cosine() -> None:
-    optimizer = build_optimizer(build_model("tdn10", (1, 28, 28), 10), SGD, "torch", attention_lr=0.5)
+    optimizer = build_optimizer(build_model("tdn10", (1, 28, 28), 10), SGD, "torch", attention_lr_factor=0.5)
     recipe = {**compose("data=mnist").recipe, "lr_schedule": "cosine", "warmup": 0.2}
     rates = _rates(optimizer, recipe, epochs=5, epoch_steps=4)
     assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])

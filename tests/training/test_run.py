@@ -163,23 +163,23 @@ def test_the_average_is_what_is_tested_and_saved(tmp_path: Path, monkeypatch: py
     def recorded(self: TargetedTraining, *args: Any, **kwargs: Any) -> None:
         if not raw:
             raw.append(self.learning.fc.weight.detach().clone())
+        previous = self.model.fc.weight.detach().clone()
         optimizer_step(self, *args, **kwargs)
         raw.append(self.learning.fc.weight.detach().clone())
+        step = len(raw) - 1
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = decay * previous + (1 - decay) * raw[-1]
+        torch.testing.assert_close(self.model.fc.weight.detach(), expected, rtol=1e-6, atol=1e-8)
 
     monkeypatch.setattr(TargetedTraining, "optimizer_step", recorded)
-    arguments = (*TINY, "model=tdn10", "trainer.max_epochs=2", "penalty.l2=0.5", "recipe.averaging=0.25")
+    arguments = (*TINY, "model=tdn10", "trainer.max_epochs=2", "penalty.l2=0.5", "recipe.ema_decay=0.25")
     summary, objects = tkn.run(compose(*arguments), tmp_path / "averaged")
-    expected, *after = raw
-    for step, weight in enumerate(after, start=1):
-        decay = min(0.25, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * weight
-    assert len(after) == 6
+    assert len(raw) == 1 + 6
     model = objects["module"].model
-    torch.testing.assert_close(model.fc.weight.detach(), expected)
     assert all(parameter.requires_grad for parameter in model.parameters())
     saved = torch.load(tmp_path / "averaged" / "last.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(saved["model.fc.weight"], model.fc.weight)
-    assert torch.equal(saved["raw.fc.weight"], after[-1])
+    assert torch.equal(saved["raw.fc.weight"], raw[-1])
     again = compose(*arguments, "mode=test", f"checkpoint={tmp_path}/averaged/last.ckpt")
     tested, _ = tkn.run(again, tmp_path / "tested")
     assert (tested["error"], tested["macs_roi"]) == (summary["error"], summary["macs_roi"])
@@ -326,6 +326,33 @@ def test_a_finished_run_can_be_continued_elsewhere(
     assert summary["epochs"] == 1
     assert {"last.ckpt", "best.ckpt", "metrics.csv"} <= {path.name for path in tmp_path.iterdir()}
     assert "was trained with penalty.l2=0.0001, and goes on with 0.5" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "override", ["recipe.optimizer.lr=0.01", "recipe.attention_lr_factor=0.1", "recipe.ema_decay=0.9"]
+)
+def test_an_optimiser_goes_on_as_it_was(tmp_path: Path, checkpoint: Path, override: str) -> None:
+    key, value = override.split("=")
+    config = compose(*TINY, "model=tdn10", "trainer.max_epochs=2", override, f"checkpoint={checkpoint}")
+    with pytest.raises(ValueError, match=rf"is of {key}=\S+, but this run is of {key}={value}$"):
+        tkn.run(config, tmp_path)
+
+
+def test_a_checkpoint_of_another_version_is_only_tested(tmp_path: Path, checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    del content["tkn"]["config"]["recipe"]["ema_decay"]
+    old = tmp_path / "last.ckpt"
+    torch.save(content, old)
+    arguments = (*TINY, "model=tdn10", "trainer.max_epochs=2", f"checkpoint={old}")
+    with pytest.raises(ValueError, match="it can be tested, but not continued"):
+        tkn.run(compose(*arguments), tmp_path / "continued")
+    tested, _ = tkn.run(compose(*arguments, "mode=test"), tmp_path / "tested")
+    assert 0 <= tested["error"] <= 100
+
+
+def test_a_run_without_batches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"limit_train_batches=1\.0 of 0 batches leaves none"):
+        tkn.run(compose(*TINY, "data.limit=1", "model=dn10", "trainer.max_epochs=1"), tmp_path)
 
 
 def test_continuing_needs_the_best_checkpoint(tmp_path: Path, checkpoint: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path, monkeypatch: pytest.Monk
         (*ARGUMENTS, "data.validation=32", "data.limit=128"),
         (*ARGUMENTS, "attention.clip=false", "recipe.optimizer.name=Adam", "~recipe.optimizer.momentum"),
         (
-            *(*ARGUMENTS, "recipe.averaging=0.9", "recipe.label_smoothing=0.1", "recipe.attention_lr=0.5"),
+            *(*ARGUMENTS, "recipe.ema_decay=0.9", "recipe.label_smoothing=0.1", "recipe.attention_lr_factor=0.5"),
             *("recipe.lr_schedule=cosine", "recipe.warmup=0.25", "penalty.start=0.2", "penalty.end=0.7"),
         ),
         (

@@ -130,17 +130,22 @@ class TensorDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Batches:
         return self._batches(self.train_split, seed=self.seed)
 
+    @property
+    def train_batches(self) -> int:
+        """How many there are in an epoch for each process."""
+        return len(self._batches(self.train_split, seed=self.seed, move=False))
+
     def val_dataloader(self) -> Batches:
         return self._batches(self.eval_split)
 
     def test_dataloader(self) -> Batches:
         return self._batches(self.data.test)
 
-    def _batches(self, split: Split, seed: int | None = None) -> Batches:
+    def _batches(self, split: Split, seed: int | None = None, *, move: bool = True) -> Batches:
         trainer = self.trainer
         assert trainer is not None
         return Batches(
-            split.to(trainer.strategy.root_device),
+            split.to(trainer.strategy.root_device) if move else split,
             self.batch_size,
             self.data.to_input,
             seed=seed,

@@ -9,6 +9,7 @@ results/<experiment>/, or "not run"; between `<!-- runs factors -->` and `<!-- e
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -30,7 +31,7 @@ from tkn.report.paper import PAPER, PaperRow
 from tkn.report.sheets import Column, duration, millions
 from tkn.schema import flatten
 
-_BLOCK = re.compile(r"(<!-- (paper|runs) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (paper|runs) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 #: Keys that a command need not repeat: where a run was, and what it showed.
 _NOT_SAID = (
     "seed",
@@ -52,7 +53,9 @@ def fill(text: str, results: Path, page: Path) -> str:
     """
 
     def block(match: re.Match[str]) -> str:
-        begin, kind, name, end = match.groups()
+        begin, kind, name, before, end = match.groups()
+        if "<!--" in before:
+            raise ValueError(f"{begin.strip()} has no end before the next")
         table = _paper_table(int(name), results, page) if kind == "paper" else _runs_table(results / name, page)
         return f"{begin}\n{table}\n{end}"
 
@@ -60,26 +63,20 @@ def fill(text: str, results: Path, page: Path) -> str:
 
 
 _COLUMNS = (
-    *(
-        Column("error (%)"),
-        Column("lowest of an epoch"),
-        Column("multiply-adds"),
-        Column("by the author's counter"),
-        Column("n"),
-        Column("seeds"),
-    ),
-    *(Column("precision, device", right=False), Column("time a run"), Column("command", right=False)),
+    *(Column("error (%)"), Column("lowest of an epoch"), Column("multiply-adds"), Column("by the author's counter")),
+    *(Column("n"), Column("seeds"), Column("precision, device", right=False), Column("time a run")),
+    Column("command", right=False),
 )
 
 
 def _paper_table(number: int, results: Path, page: Path) -> str:
-    experiments = {name: row for name, row in PAPER.items() if row.table == number}
+    experiments = {name: row for name, row in PAPER.items() if row.table == number and "error" in row.errors}
     if not experiments:
-        raise ValueError(f"the paper has no results in a Table {number}")
+        raise ValueError(f"the paper has no error rates in a Table {number}")
     columns = (Column("row", right=False), Column("paper's error (%)"), Column("paper's multiply-adds"), *_COLUMNS)
     rows = []
     for name, paper in experiments.items():
-        figures = (", ".join(f"{value:.2f}" for value in paper.errors.values()), f"{paper.macs:g}M")
+        figures = (f"{paper.errors['error']:.2f}", f"{paper.macs:g}M")
         groups = _groups(results / name) if (results / name).is_dir() else []
         ours = [_cells(group, page) for group in groups] or [("not run", *[""] * (len(_COLUMNS) - 1))]
         rows += [(_row_name(paper), *figures, *cells) for cells in ours]
@@ -110,28 +107,17 @@ def _groups(folder: Path) -> list[Group]:
 
 
 def _cells(group: Group, page: Path) -> tuple[str, ...]:
-    macs, seconds = group.statistic("macs_roi"), group.statistic("wall_seconds")
-    assert macs is not None
-    assert seconds is not None
+    (name,) = group.errors
+    statistics = [group.statistic(key) for key in (name, f"best_{name}", "macs_roi", "wall_seconds")]
+    error, best, macs, seconds = (statistic for statistic in statistics if statistic is not None)
+    clipped = group.statistic(f"{name}_clipped")
     counted = Statistic.of([author_count(run) for run in group.runs]) if group.targeted else macs
-    best = group.statistic(f"best_{group.errors[0]}")
-    errors = []
-    for name in group.errors:
-        statistic, clipped = group.statistic(name), group.statistic(f"{name}_clipped")
-        assert statistic is not None
-        errors.append(plus_minus(statistic, name) + (f" (clipped: {plus_minus(clipped, name)})" if clipped else ""))
-    links = [
-        f"[{run.result['seed']}]({os.path.relpath(run.folder / 'summary.json', page.parent)})" for run in group.runs
-    ]
+    links = [f"[{run.result['seed']}]({os.path.relpath(run.folder, page.parent)}/summary.json)" for run in group.runs]
     return (
-        *(", ".join(errors), plus_minus(best, group.errors[0]) if best else ""),
-        *(
-            millions(macs.mean, macs.deviation),
-            millions(counted.mean, counted.deviation),
-            str(len(group.runs)),
-            ", ".join(links),
-        ),
-        *("; ".join(group.devices), duration(seconds.mean), f"`{_command(group)}`"),
+        plus_minus(error, name) + (f" (clipped: {plus_minus(clipped, name)})" if clipped else ""),
+        *(plus_minus(best, name), millions(macs.mean, macs.deviation), millions(counted.mean, counted.deviation)),
+        *(str(len(group.runs)), ", ".join(links), "; ".join(group.devices), duration(seconds.mean)),
+        f"`{_command(group)}`",
     )
 
 
@@ -154,11 +140,22 @@ def _composed(*arguments: str) -> dict[str, Any]:
 
 def _differences(arguments: Sequence[str], config: Mapping[str, Any]) -> list[str]:
     composed = _composed(*arguments)
-    return [
-        f"{key}={value}"
-        for key, value in config.items()
-        if composed.get(key) != value and not key.startswith(_NOT_SAID)
-    ]
+    differences = []
+    for key in {**composed, **config}:
+        if key.startswith(_NOT_SAID):
+            continue
+        if key not in config:
+            differences.append(f"~{key}")
+        elif key not in composed or composed[key] != config[key]:
+            differences.append(f"{'' if key in composed else '+'}{key}={_hydra(config[key])}")
+    return differences
+
+
+def _hydra(value: Any) -> str:
+    """A value as an override has it on a shell's command line."""
+    if isinstance(value, list):
+        return f"'[{','.join(map(_hydra, value))}]'"
+    return str(value) if isinstance(value, str | float) else json.dumps(value)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -108,4 +108,5 @@ def _of_checkpoint(run: Run) -> tuple[list[int], dict[str, tuple[Tensor, Tensor,
     if sizes.keys() != roi_layers(model).keys():
         raise ValueError(f"{checkpoint_path(run)} has other target layers than the summary")
     layers = {name: (layer.loc[None], layer.scale[None], sizes[name]) for name, layer in roi_layers(model).items()}
-    return [run.result["epochs"]], layers
+    epoch = run.result["best_epoch"] if run.result.get("tested") == "best" else run.result["epochs"]
+    return [epoch], layers

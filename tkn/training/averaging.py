@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 @torch.no_grad()
 def average(model: nn.Module, raw: nn.Module, decay: float, steps: int) -> None:
-    """Move `model`, the exponential moving average, towards `raw` after the optimiser's step number `steps` (from 1).
+    """Move `model`, the exponential moving average of `raw`, in place, after the optimiser's step number `steps`.
 
-    All floating-point parameters and buffers, batch normalisation's running means among them, become `decay` of their
-    own and 1 - `decay` of raw's; the others are raw's. In the first steps the decay is smaller, (1 + steps) /
-    (10 + steps), so that the random start is soon forgotten. loc and scale stay valid: valid ones form a convex
-    set.
+    Both are of one architecture; steps count from 1. All floating-point parameters and buffers, batch normalisation's
+    running means among them, become `decay` of their own and 1 - `decay` of raw's; the others become raw's. In the
+    first steps the decay is smaller, (1 + steps) / (10 + steps), so that the random start is soon forgotten. Valid loc
+    and scale stay valid, for they form a convex set.
     """
-    weight = 1 - min(decay, (1 + steps) / (10 + steps))
-    sources = raw.state_dict()
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(sources[name], weight)
-        else:
-            value.copy_(sources[name])
+    pairs = list(zip(model.state_dict().values(), raw.state_dict().values(), strict=True))
+    for mine, theirs in pairs:
+        if not mine.is_floating_point():
+            mine.copy_(theirs)
+    averages, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+    get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(list(averages), list(values), steps)

@@ -48,14 +48,17 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
 def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: DictConfig) -> None:
     """ValueError if a run of `config` cannot continue `checkpoint`: other data, attention or seed, so another run.
 
-    The penalty and the recipe may change, with a warning.
+    The penalty, the schedule and the loss may change, with a warning; the optimiser goes on with its state.
     """
     before: dict[str, Any] = checkpoint["tkn"]["config"]
     now: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for group in ("seed", "model", "data", "attention"):
         _require_same(path, group, before[group], now[group])
-    # With and without an average they hold different networks.
-    _require_same(path, "recipe.averaging", before["recipe"]["averaging"], now["recipe"]["averaging"])
+    if before["recipe"].keys() != now["recipe"].keys():
+        raise ValueError(f"checkpoint={path} was written by another version: it can be tested, but not continued")
+    # The first are part of the optimiser's state; with and without an average there are different networks.
+    for key in ("optimizer", "weight_decay_as", "attention_lr_factor", "ema_decay"):
+        _require_same(path, f"recipe.{key}", before["recipe"][key], now["recipe"][key])
     earlier, later = (flatten({group: side[group] for group in ("penalty", "recipe")}) for side in (before, now))
     for key, value in later.items():
         if earlier.get(key) != value:

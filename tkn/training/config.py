@@ -75,9 +75,9 @@ class RecipeConfig:
     lr_drops: list[float]
     lr_factor: float
     warmup: float
-    attention_lr: float
+    attention_lr_factor: float
     label_smoothing: float
-    averaging: float | None
+    ema_decay: float | None
 
 
 @dataclass
@@ -153,10 +153,10 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     yield "recipe.lr_factor", 0 < config.recipe.lr_factor <= 1, "within (0, 1]"
     yield "recipe.lr_schedule", config.recipe.lr_schedule in LR_SCHEDULES, f"one of {', '.join(LR_SCHEDULES)}"
     yield "recipe.warmup", 0 <= config.recipe.warmup < 1, "a fraction of the run within [0, 1)"
-    yield "recipe.attention_lr", config.recipe.attention_lr >= 0, "at least 0"
+    yield "recipe.attention_lr_factor", config.recipe.attention_lr_factor >= 0, "at least 0"
     yield "recipe.label_smoothing", 0 <= config.recipe.label_smoothing < 1, "within [0, 1)"
-    averaging = config.recipe.averaging
-    yield "recipe.averaging", averaging is None or 0 < averaging < 1, "null or within (0, 1)"
+    ema_decay = config.recipe.ema_decay
+    yield "recipe.ema_decay", ema_decay is None or 0 < ema_decay < 1, "null or within (0, 1)"
     yield (
         "recipe.weight_decay_as",
         config.recipe.weight_decay_as in WEIGHT_DECAY_FACTOR,

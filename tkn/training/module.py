@@ -83,7 +83,8 @@ class TargetedTraining(pl.LightningModule):
         eval_name: what the evaluation after every epoch is on, "valid" or "test".
         penalty: `l2` and `beta` of the scale penalty, and `start` and `end`, the fractions of the run between which it
             acts.
-        recipe: optimizer, weight_decay_as and the schedule's keys (Sec. 4.2), attention_lr, label_smoothing, averaging.
+        recipe: optimizer, weight_decay_as and the schedule's keys (Sec. 4.2), attention_lr_factor, label_smoothing,
+            ema_decay.
         identity: plain data that tells what a checkpoint is of (see `tkn.training.checkpoint`).
     """
 
@@ -101,8 +102,8 @@ class TargetedTraining(pl.LightningModule):
         super().__init__()
         #: what is evaluated, counted and saved as the result
         self.model = model
-        #: what learns, if `model` is its running average
-        self.raw = copy.deepcopy(model) if recipe["averaging"] else None
+        #: what learns, if `model` is its moving average
+        self.raw = copy.deepcopy(model) if recipe["ema_decay"] else None
         self.input_size = input_size
         self.task: Task = task
         self.eval_name = eval_name
@@ -222,7 +223,8 @@ class TargetedTraining(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.project()
         if self.raw is not None:
-            average(self.model, self.raw, self.recipe["averaging"], self.trainer.global_step)
+            # The trainer counts the step when this hook is done.
+            average(self.model, self.raw, self.recipe["ema_decay"], self.trainer.global_step + 1)
 
     def on_validation_start(self) -> None:
         self._share_buffers()
@@ -268,7 +270,7 @@ class TargetedTraining(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         recipe, epochs = self.recipe, self.trainer.max_epochs
         optimizer = build_optimizer(
-            self.learning, recipe["optimizer"], recipe["weight_decay_as"], recipe["attention_lr"]
+            self.learning, recipe["optimizer"], recipe["weight_decay_as"], recipe["attention_lr_factor"]
         )
         assert epochs is not None
         schedule = build_schedule(optimizer, recipe, epochs, self._epoch_steps)
@@ -281,6 +283,8 @@ class TargetedTraining(pl.LightningModule):
         The trainer's own estimate would set up its loader before a continued run's place in it is known.
         """
         datamodule, limit = self.trainer.datamodule, self.trainer.limit_train_batches  # type: ignore[attr-defined]
-        batches = len(datamodule.train_dataloader())
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        available = datamodule.train_batches
+        batches = min(available, limit) if isinstance(limit, int) else int(available * limit)
+        if batches == 0:
+            raise ValueError(f"trainer.limit_train_batches={limit} of {available} batches leaves none to train on")
         return ceil(batches / self.trainer.accumulate_grad_batches)

@@ -40,12 +40,12 @@ def check_optimizer(options: dict[str, Any]) -> None:
 
 
 def build_optimizer(
-    model: nn.Module, options: dict[str, Any], weight_decay_as: str, attention_lr: float = 1.0
+    model: nn.Module, options: dict[str, Any], weight_decay_as: str, attention_lr_factor: float = 1.0
 ) -> Optimizer:
     """The optimiser `options["name"]` with the other options as its arguments.
 
-    `loc`, `scale` and a learned `rho` form a second group with `attention_lr` times the rate and without weight decay:
-    the scale penalty is theirs.
+    `loc`, `scale` and a learned `rho` form a second group with `attention_lr_factor` times the rate and without weight
+    decay: the scale penalty is theirs.
     """
     check_optimizer(options)
     arguments = {key: value for key, value in options.items() if key != "name"}
@@ -62,7 +62,7 @@ def build_optimizer(
         groups.append({"params": [p for p in model.parameters() if id(p) in attention], "weight_decay": 0.0})  # type: ignore[dict-item]
     optimizer = OPTIMIZERS[options["name"]](groups, **arguments)
     for group in optimizer.param_groups[1:]:
-        group["lr"] *= attention_lr
+        group["lr"] *= attention_lr_factor
     return optimizer
 
 
