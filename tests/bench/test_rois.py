@@ -16,6 +16,8 @@ from tkn.cli import compose
 from tkn.layers import roi_layers
 from tkn.training.checkpoint import identify
 
+ROOT = Path(__file__).parents[2]
+
 SIZE = (1, 12, 12)
 
 
@@ -48,6 +50,16 @@ def test_a_file_gives_the_same_rectangles(tmp_path: Path) -> None:
     other = _model()
     assert load_rois(other, tmp_path / "rois.json") == content
     assert _rectangles(other) == _rectangles(model)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "rois").glob("*.json")), ids=lambda path: path.stem)
+def test_the_recorded_rois_are_those_of_their_network(path: Path) -> None:
+    content = read_rois(path)
+    input_size = tuple(content["input_size"])
+    options = {key: content[key] for key in ("attention", "scale_unit", "min_size")}
+    model = build_model(content["model"], input_size, content["num_outputs"], **options)
+    load_rois(model, path)
+    assert count_macs(model, input_size).total_roi == content["macs_roi"]
 
 
 def test_rounding_keeps_an_edge_that_falls_on_a_pixel(tmp_path: Path) -> None:
