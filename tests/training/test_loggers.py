@@ -151,7 +151,7 @@ def test_rows_and_images_by_epoch(tmp_path: Path, memory_logs: list[_MemoryLog])
     assert log.logger.statuses == ["success"]
     assert log.title == "tdn10 on mnist (partial data)"
     config = log.logger.logged.config
-    assert config["penalty"] == {"l2": 0.5, "beta": 2.0}
+    assert config["penalty"] == {"l2": 0.5, "beta": 2.0, "start": 0.0, "end": 1.0}
     assert "embedded" in config["data_source"]
     assert config["folder"] == str(tmp_path)
 
