@@ -22,11 +22,11 @@ def author_count(run: Run) -> float:
         raise ValueError(f"{run.name} has no ROIs of epoch {epoch}")
     if any("macs_dense" not in layer for layer in summary["target_layers"]):
         raise ValueError(f"summary.json of {run.name} has layers without macs_dense")
+    state = list(states.epochs).index(epoch)
     total = float(summary["macs_dense"])
     for layer in summary["target_layers"]:
         loc, scale, size = states.layers[layer["name"]]
-        index = list(states.epochs).index(epoch)
-        share = author_pixels(size, loc[index], scale[index]).mean().item() / (size[0] * size[1])
+        share = author_pixels(size, loc[state], scale[state]).mean().item() / (size[0] * size[1])
         total += layer["macs_dense"] * (share - 1)
     return total
 

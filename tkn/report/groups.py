@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from statistics import mean, stdev
 from typing import Any
 
@@ -108,13 +108,19 @@ def _of_row(remark: str) -> bool:
     return not remark.startswith(("not the whole data set", "the error is without clipping"))
 
 
+@cache
+def composed(*arguments: str) -> Mapping[str, Any]:
+    """The configuration that these arguments of tkn-run compose, with dotted keys."""
+    content: Any = OmegaConf.to_container(compose(*arguments), resolve=True)
+    return flatten(content)
+
+
 def _deviations(experiment: str, run: Run) -> list[str]:
     """Where a run's configuration is not that of the experiment it stands for."""
-    content: Any = OmegaConf.to_container(compose(f"experiment={experiment}"), resolve=True)
-    composed = flatten(content)
     identity = run.identity()
+    expected = composed(f"experiment={experiment}")
     changes = [
-        f"{key}={identity[key]}, not {value}" for key, value in composed.items() if identity.get(key, value) != value
+        f"{key}={identity[key]}, not {value}" for key, value in expected.items() if identity.get(key, value) != value
     ]
     return [f"differs from experiment={experiment}: {'; '.join(changes)}"] if changes else []
 

@@ -14,22 +14,17 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from tkn.cli import compose
 from tkn.command import one_line
 from tkn.files import write_whole
 from tkn.report.author_count import author_count
 from tkn.report.collect import collect
 from tkn.report.formats import markdown_rows
-from tkn.report.groups import Group, Statistic, plus_minus, sections
+from tkn.report.groups import Group, Statistic, composed, plus_minus, sections
 from tkn.report.paper import PAPER, PaperRow
 from tkn.report.sheets import Column, duration, millions
-from tkn.schema import flatten
 
 _BLOCK = re.compile(r"(<!-- (paper|runs) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 #: Keys that a command need not repeat: where a run was, and what it showed.
@@ -132,22 +127,16 @@ def _command(group: Group) -> str:
     return " ".join(["tkn-run", *["-m"] * (len(group.seeds) > 1), *min(commands, key=len), seeds])
 
 
-@cache
-def _composed(*arguments: str) -> dict[str, Any]:
-    content: Any = OmegaConf.to_container(compose(*arguments), resolve=True)
-    return flatten(content)
-
-
 def _differences(arguments: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    composed = _composed(*arguments)
+    named = composed(*arguments)
     differences = []
-    for key in {**composed, **config}:
+    for key in {**named, **config}:
         if key.startswith(_NOT_SAID):
             continue
         if key not in config:
             differences.append(f"~{key}")
-        elif key not in composed or composed[key] != config[key]:
-            differences.append(f"{'' if key in composed else '+'}{key}={_hydra(config[key])}")
+        elif key not in named or named[key] != config[key]:
+            differences.append(f"{'' if key in named else '+'}{key}={_hydra(config[key])}")
     return differences
 
 
