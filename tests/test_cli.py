@@ -1,9 +1,10 @@
-"""The command itself, in processes of its own."""
+"""The command itself, nearly always in a process of its own."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from hydra_plugins.tkn_pareto import ParetoSweeper
-from tkn.cli import compose
+from tkn.cli import compose, main
 
 SMALL = ("experiment=smoke", "data.limit=64", "trainer.max_epochs=1", "trainer.limit_val_batches=1")
 SMALL = (*SMALL, "trainer.limit_test_batches=1")
@@ -77,8 +78,32 @@ def test_smoke(tmp_path: Path) -> None:
         (("experiment=smok",), "unknown experiment 'smok'; did you mean 'smoke'?"),
     ],
 )
-def test_wrong_arguments_leave_nothing_behind(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    assert message in _one_line_error(_tkn_run(tmp_path, *arguments))
+def test_wrong_arguments_leave_nothing_behind(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    # In this process: it takes seconds to start one, and a wrong argument ends the command before it runs anything.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tkn-run", *arguments])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    line = stopped.value.code
+    assert isinstance(line, str)
+    assert line.startswith("tkn-run: error: ")
+    assert message in line
+    assert "\n" not in line
+    assert capfd.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_argument_is_one_line(tmp_path: Path) -> None:
+    line = _one_line_error(_tkn_run(tmp_path, "model=tdn11"))
+    assert line == "tkn-run: error: unknown model 'tdn11'; did you mean 'tdn10'?"
     assert not list(tmp_path.iterdir())
 
 
