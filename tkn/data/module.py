@@ -128,24 +128,28 @@ class TensorDataModule(pl.LightningDataModule):
         self.eval_name = "valid" if validation else "test"
 
     def train_dataloader(self) -> Batches:
-        return self._batches(self.train_split, seed=self.seed)
+        return self._batches(self._on_device(self.train_split), seed=self.seed)
 
     @property
     def train_batches(self) -> int:
         """How many there are in an epoch for each process."""
-        return len(self._batches(self.train_split, seed=self.seed, move=False))
+        return len(self._batches(self.train_split, seed=self.seed))
 
     def val_dataloader(self) -> Batches:
-        return self._batches(self.eval_split)
+        return self._batches(self._on_device(self.eval_split))
 
     def test_dataloader(self) -> Batches:
-        return self._batches(self.data.test)
+        return self._batches(self._on_device(self.data.test))
 
-    def _batches(self, split: Split, seed: int | None = None, *, move: bool = True) -> Batches:
+    def _on_device(self, split: Split) -> Split:
+        assert self.trainer is not None
+        return split.to(self.trainer.strategy.root_device)
+
+    def _batches(self, split: Split, seed: int | None = None) -> Batches:
         trainer = self.trainer
         assert trainer is not None
         return Batches(
-            split.to(trainer.strategy.root_device) if move else split,
+            split,
             self.batch_size,
             self.data.to_input,
             seed=seed,

@@ -17,12 +17,11 @@ def author_count(run: Run) -> float:
     Of the epoch whose model the summary reports. ValueError if the run has no readable rois.npz or checkpoint.
     """
     states, summary = read_states(run), run.result
-    epoch = summary["best_epoch"] if summary.get("tested") == "best" else states.epochs[-1]
-    if epoch not in states.epochs:
-        raise ValueError(f"{run.name} has no ROIs of epoch {epoch}")
+    if run.epoch not in states.epochs:
+        raise ValueError(f"{run.name} has no ROIs of epoch {run.epoch}")
     if any("macs_dense" not in layer for layer in summary["target_layers"]):
         raise ValueError(f"summary.json of {run.name} has layers without macs_dense")
-    state = list(states.epochs).index(epoch)
+    state = list(states.epochs).index(run.epoch)
     total = float(summary["macs_dense"])
     for layer in summary["target_layers"]:
         loc, scale, size = states.layers[layer["name"]]

@@ -57,7 +57,7 @@ def layer_title(name: str) -> str:
 
 def checkpoint_path(run: Run) -> Path:
     """The checkpoint of the model that the run's summary reports."""
-    return run.folder / ("best.ckpt" if run.result.get("tested") == "best" else "last.ckpt")
+    return run.folder / ("best.ckpt" if run.tests_best else "last.ckpt")
 
 
 def trained_model(run: Run) -> tuple[nn.Module, dict[str, Any]]:
@@ -108,5 +108,4 @@ def _of_checkpoint(run: Run) -> tuple[list[int], dict[str, tuple[Tensor, Tensor,
     if sizes.keys() != roi_layers(model).keys():
         raise ValueError(f"{checkpoint_path(run)} has other target layers than the summary")
     layers = {name: (layer.loc[None], layer.scale[None], sizes[name]) for name, layer in roi_layers(model).items()}
-    epoch = run.result["best_epoch"] if run.result.get("tested") == "best" else run.result["epochs"]
-    return [epoch], layers
+    return [run.epoch], layers

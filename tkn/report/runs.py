@@ -90,6 +90,17 @@ class Run:
         return (self.result.get("attention") or {}).get("clip") is False
 
     @property
+    def tests_best(self) -> bool:
+        """Whether its figures are those of the best epoch on held-out images, not of the last."""
+        return self.result.get("tested") == "best"
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose model its figures are of."""
+        epoch: int = self.result["best_epoch" if self.tests_best else "epochs"]
+        return epoch
+
+    @property
     def errors(self) -> tuple[str, ...]:
         """The first is the one that training minimises."""
         return error_names(self.result)
