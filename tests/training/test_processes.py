@@ -84,6 +84,12 @@ def test_a_process_that_fails_fails_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_missing_data_in_the_processes_fails_the_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"pain/Images"):
+        tkn.run(compose(*TWO, "data=pain", f"data_dir={tmp_path}"), tmp_path / "pain")
+
+
+@pytest.mark.slow
 def test_a_signal_while_the_processes_start_is_an_interrupt(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from tkn.cli import main; main()", *SAME, *TWO, "hydra.run.dir=run"]
     for seconds in (0.0, 1.0, 3.0):

@@ -200,14 +200,14 @@ def test_the_penalty_acts_in_its_part_of_the_run(tmp_path: Path) -> None:
 
 
 def test_label_smoothing_is_in_what_is_minimised_and_not_in_what_is_logged(tmp_path: Path) -> None:
-    rows = []
-    for smoothing in (0, 0.5):
-        arguments = (*TINY, "model=dn10", "trainer.limit_train_batches=1", f"recipe.label_smoothing={smoothing}")
-        tkn.run(compose(*arguments, "trainer.max_epochs=1"), tmp_path / str(smoothing))
-        rows += metrics_rows(tmp_path / str(smoothing))
-    plain, smoothed = rows
-    assert plain["train/loss"] == smoothed["train/loss"]
-    assert plain["test/loss"] != smoothed["test/loss"]
+    rows = {}
+    for lr in (0, 0.1):
+        for smoothing in (0, 0.5):
+            arguments = (*TINY, "model=dn10", f"recipe.optimizer.lr={lr}", f"recipe.label_smoothing={smoothing}")
+            tkn.run(compose(*arguments, "trainer.max_epochs=1"), tmp_path / f"{lr} {smoothing}")
+            rows[lr, smoothing] = metrics_rows(tmp_path / f"{lr} {smoothing}")
+    assert rows[0, 0] == rows[0, 0.5]
+    assert rows[0.1, 0] != rows[0.1, 0.5]
 
 
 @pytest.mark.slow
