@@ -21,7 +21,7 @@ def author_count(run: Run) -> float:
         raise ValueError(f"{run.name} has no ROIs of epoch {run.epoch}")
     if any("macs_dense" not in layer for layer in summary["target_layers"]):
         raise ValueError(f"summary.json of {run.name} has layers without macs_dense")
-    state = list(states.epochs).index(run.epoch)
+    state = states.epochs.index(run.epoch)
     total = float(summary["macs_dense"])
     for layer in summary["target_layers"]:
         loc, scale, size = states.layers[layer["name"]]

@@ -119,7 +119,7 @@ def _result_row(group: Group, whole: bool, names: Sequence[str]) -> tuple[str, .
     for key in ("train_seconds", "wall_seconds"):
         seconds = group.statistic(key)
         cells.append(duration(seconds.mean) if seconds else "")
-    remarks = [f"the best epoch's model ({common['best_chosen_on']})"] if common.get("tested") == "best" else []
+    remarks = [f"the best epoch's model ({common['best_chosen_on']})"] if group.first.tests_best else []
     cells += ["; ".join(group.devices), "; ".join([*remarks, *group.remarks])]
     return tuple(cells)
 
