@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,3 +43,29 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return resolve(host, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket, "getaddrinfo", local_only)
+
+
+@pytest.fixture
+def wrong_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """The one line with which a command's `main` ends for these arguments, leaving no file and no other output.
+
+    In this process: it takes seconds to start one, and a wrong argument ends the command before it runs anything.
+    """
+
+    def line(main: Callable[[], None], *arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        line = stopped.value.code
+        assert isinstance(line, str)
+        assert "\n" not in line
+        assert capfd.readouterr() == ("", "")
+        assert not list(tmp_path.iterdir())
+        return line
+
+    return line

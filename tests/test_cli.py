@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,26 +79,11 @@ def test_smoke(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments_leave_nothing_behind(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    message: str,
+    wrong_arguments: Callable[..., str], arguments: tuple[str, ...], message: str
 ) -> None:
-    # In this process: it takes seconds to start one, and a wrong argument ends the command before it runs anything.
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["tkn-run", *arguments])
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    line = stopped.value.code
-    assert isinstance(line, str)
+    line = wrong_arguments(main, *arguments)
     assert line.startswith("tkn-run: error: ")
     assert message in line
-    assert "\n" not in line
-    assert capfd.readouterr() == ("", "")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_argument_is_one_line(tmp_path: Path) -> None:
