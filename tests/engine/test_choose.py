@@ -159,6 +159,35 @@ def test_measured_in_any_mode(monkeypatch: pytest.MonkeyPatch, mode: Callable[[]
     assert auto.loc.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(("roi", "chosen"), [(1, "roi"), (3, "dense")])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+def test_halves_under_autocast(monkeypatch: pytest.MonkeyPatch, kind: torch.dtype, roi: float, chosen: str) -> None:
+    """Such as a dense convolution before leaves: the engine computes them in float32."""
+    stopwatch = Stopwatch(monkeypatch, roi=roi, dense=2)
+    auto, x = layer(), images().to(kind).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = auto(x)
+        assert engine_of(output) == chosen
+        output.float().sum().backward()
+    assert output.dtype == (torch.float32 if chosen == "roi" else torch.bfloat16)
+    assert x.grad is not None
+    assert x.grad.dtype == kind
+    assert sorted(stopwatch.measured) == ["dense", "roi"]
+    assert engine_of(auto(x.float())) == chosen
+    auto.to(kind)
+    assert engine_of(auto(x)) == "dense"  # no autocast to choose the type
+
+
+def test_autocast_leaves_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    Stopwatch(monkeypatch, roi=1, dense=2)
+    auto, x = layer().double(), images().double()
+    expected = auto(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = auto(x)
+    assert engine_of(output) == "roi"
+    assert torch.equal(output, expected)
+
+
 def test_a_new_process_remembers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     Stopwatch(monkeypatch, roi=1, dense=2)
     layer()(images())

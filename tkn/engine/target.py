@@ -78,16 +78,21 @@ def _with_roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool
     if channels != layer.in_channels or 0 in data.shape:
         return False  # torch's own errors, and its unbatched inputs
     parameters = [t for t in (layer.weight, layer.bias, layer.loc, layer.scale) if t is not None]
-    reason = supported(data, *parameters)
+    reason = supported(data if data.dtype == _computed_in(data) else data.new_empty(0).float(), *parameters)
     if layer.engine == "roi":
-        if torch.is_autocast_enabled("cpu") and data.is_floating_point():
-            reason = supported(data.new_empty(0, dtype=torch.float32), *parameters)
         if reason is not None:
             raise ValueError(f"engine='roi': {reason}; engine='auto' takes torch there")
         return available(layer.weight.dtype)
     if reason is not None or not layer.clip or layer.padding_mode != "zeros":
         return False
     return _roi_is_faster(layer, x, relu, pool)
+
+
+def _computed_in(data: Tensor) -> torch.dtype:
+    """The type in which the engine computes this input: float32 for halves under autocast, which leaves float64."""
+    if torch.is_autocast_enabled("cpu") and data.dtype in (torch.bfloat16, torch.float16):
+        return torch.float32
+    return data.dtype
 
 
 def _followed(x: object) -> bool:
@@ -160,7 +165,7 @@ def _roi_is_faster(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool:
 
         return run
 
-    return choices.faster(key, share, data.dtype, trial(_roi), trial(_dense))
+    return choices.faster(key, share, _computed_in(data), trial(_roi), trial(_dense))
 
 
 _shares: WeakKeyDictionary[Any, tuple[Any, float]] = WeakKeyDictionary()
@@ -191,8 +196,9 @@ def _dense(layer: TargetLayer, x: Tensor, relu: bool, pool: Pool | None) -> Tens
 
 def _roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None) -> Activation:
     if torch.is_autocast_enabled("cpu"):
+        dtype = _computed_in(x.data)
         with torch.autocast("cpu", enabled=False):
-            return _roi(layer, x.float() if isinstance(x, Tensor) else x, relu, pool)
+            return _roi(layer, x.to(dtype) if isinstance(x, Tensor) else x, relu, pool)
     if layer.padding_mode != "zeros":
         dense = x.unpack() if isinstance(x, Activation) else x
         x = F.pad(dense, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
