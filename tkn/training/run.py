@@ -226,7 +226,8 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
     if config.trainer.compile:
         for network in {module.model, module.learning}:
             # One compilation for each size of batches: those for all sizes are slower.
-            network.compile(dynamic=False)
+            # Torch's random numbers, not the compiler's own: dropout is then that of an uncompiled run.
+            network.compile(dynamic=False, options={"fallback_random": True})
     return module
 
 
