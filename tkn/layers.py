@@ -13,6 +13,7 @@ from tkn.attention import attention_function, correlated_gaussian_window, separa
 from tkn.engine.autograd import Activation
 from tkn.engine.choose import Engine, check_engine
 from tkn.engine.target import channels_last, run_target
+from tkn.engine.weigh import weigh
 from tkn.roi import project_, roi_bounds, roi_mask
 
 MinSize = int | Literal["kernel"]
@@ -80,7 +81,7 @@ class RoiLayer(nn.Module):
         window = self.window(size)
         if self.clip:
             window = window * roi_mask(size, self.rois(size))
-        return activation * window.to(activation.dtype)
+        return weigh(activation, window.to(activation.dtype))
 
     def _attention_repr(self) -> str:
         least = self.min_size[0] if len(set(self.min_size)) == 1 else self.min_size

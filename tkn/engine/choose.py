@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tkn.engine.library import available, cache_dir, fingerprint
 from tkn.files import write_whole
@@ -47,6 +47,13 @@ def supported(x: Tensor, *parameters: Tensor) -> str | None:
     if any(parameter.dtype != x.dtype for parameter in parameters):
         return f"the ROI engine needs parameters of the input's type, {x.dtype}"
     return None
+
+
+def followed(x: object) -> bool:
+    """Whether torch records or transforms operations instead of running them: it must see its own."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, Tensor):
+        return True
+    return type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class Choices:

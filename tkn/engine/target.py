@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tkn.engine.autograd import Activation, Stage
-from tkn.engine.choose import LEAST_WORK, MOST_SHARE, Engine, choices, supported
+from tkn.engine.choose import LEAST_WORK, MOST_SHARE, Engine, choices, followed, supported
 from tkn.engine.library import available
 from tkn.engine.rows import Geometry, Pool, pair
 from tkn.roi import roi_areas, roi_mask
@@ -72,7 +72,7 @@ def channels_last(layer: TargetLayer) -> bool:
 
 def _with_roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None) -> bool:
     data = x.data if isinstance(x, Activation) else x
-    if layer.engine == "dense" or _followed(data):
+    if layer.engine == "dense" or followed(data):
         return False
     channels = x.rows.channels if isinstance(x, Activation) else x.shape[1] if x.dim() == 4 else None
     if channels != layer.in_channels or 0 in data.shape:
@@ -93,13 +93,6 @@ def _computed_in(data: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled("cpu") and data.dtype in (torch.bfloat16, torch.float16):
         return torch.float32
     return data.dtype
-
-
-def _followed(x: object) -> bool:
-    """Whether torch records or transforms operations instead of running them: it must see its own."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, Tensor):
-        return True
-    return type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _size(x: Tensor | Activation) -> tuple[int, int, int]:
