@@ -6,4 +6,5 @@
 - A layer: target.py runs it, choose.py decides how, autograd.py gives it gradients.
 - A network: graph.py reads its operations, fuse.py joins them, lowering.py with lower_rows.py and lower_maps.py turns
   them into the kernels', parts.py runs these, dense.py does the same by torch; plan.py is what users call.
+- What is dense all the same, faster: weigh.py, the product with a window; fourier.py, convolutions of many channels.
 """

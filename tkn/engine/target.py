@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from tkn.engine.autograd import Activation, Stage
 from tkn.engine.choose import LEAST_WORK, MOST_SHARE, Engine, choices, followed, supported
+from tkn.engine.fourier import uses_fourier
 from tkn.engine.library import available
 from tkn.engine.rows import Geometry, Pool, pair
 from tkn.roi import roi_areas, roi_mask
@@ -141,6 +142,7 @@ def _roi_is_faster(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool:
         ("grad", grad, grad_x),
         ("channels_last", last),
         ("autocast", torch.is_autocast_enabled("cpu")),
+        ("fourier", uses_fourier(layer)),
     )
     memory_format = torch.channels_last if last else torch.contiguous_format
 

@@ -25,6 +25,7 @@ from rich.console import Console
 from tkn.command import output_folder
 from tkn.data import load_data
 from tkn.data.module import TensorDataModule
+from tkn.engine.fourier import use_fourier
 from tkn.files import own_folder, write_whole
 from tkn.interrupt import Interrupted, Signals
 from tkn.layers import roi_layers
@@ -214,6 +215,8 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
         clip=config.attention.clip,
         engine=config.engine,
     )
+    if config.trainer.fourier:
+        use_fourier(model)
     module = TargetedTraining(
         model.to(memory_format=torch.channels_last),  # faster on CPUs and with tensor cores
         data.input_size,

@@ -79,6 +79,7 @@ def summarise(
         "engine": config.engine if module.map_sizes else None,
         "precision": str(trainer.precision),
         "compiled": config.trainer.compile,
+        "fourier": config.trainer.fourier,
         "device": _device(trainer),
         "versions": package_versions(*_PACKAGES),
         "target_layers": [
