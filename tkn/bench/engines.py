@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tkn.engine.fourier import LEAST_CHANNELS, use_fourier
 from tkn.layers import TargetConv2d, roi_layers
 from tkn.macs import count_macs
 from tkn.penalty import scale_penalty
@@ -56,10 +57,11 @@ class Inference:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How torch takes a training step: compiled or not, memory format, and the engine of target layers."""
+    """How torch takes a training step: compiled or not, memory format, and what computes its convolutions."""
 
     compiled: bool = False
     channels_last: bool = False
+    fourier: bool = False
     target_engine: Literal["dense", "roi"] = "dense"
 
 
@@ -136,9 +138,16 @@ def _require_near(difference: float, tolerance: float, what: str) -> None:
         raise ValueError(f"its {what} differ from torch's by {difference:.2g} of their size, more than {tolerance:g}")
 
 
-def _copied(network: nn.Module, channels_last: bool, target_engine: Literal["dense", "roi"]) -> nn.Module:
-    """A copy in a memory format whose target layers are computed by `target_engine`."""
+def _copied(
+    network: nn.Module, channels_last: bool, target_engine: Literal["dense", "roi"], fourier: bool = False
+) -> nn.Module:
+    """A copy in a memory format whose target layers are computed by `target_engine`.
+
+    `fourier`: its convolutions of many channels in the frequency domain; ValueError if it has none.
+    """
     network = copy.deepcopy(network)
+    if fourier and not use_fourier(network):
+        raise ValueError(f"it has no convolution of at least {LEAST_CHANNELS} channels in and out")
     for module in network.modules():
         if isinstance(module, TargetConv2d):
             module.engine = target_engine
@@ -147,9 +156,9 @@ def _copied(network: nn.Module, channels_last: bool, target_engine: Literal["den
     return network
 
 
-def _eager(channels_last: bool) -> Callable[[nn.Module, Tensor, int], Inference]:
+def _eager(channels_last: bool, fourier: bool = False) -> Callable[[nn.Module, Tensor, int], Inference]:
     def infer(network: nn.Module, images: Tensor, _threads: int) -> Inference:
-        forward = _copied(network, channels_last, "dense")
+        forward = _copied(network, channels_last, "dense", fourier)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return Inference(lambda: forward(images))
@@ -245,7 +254,7 @@ def _require_roi_engine() -> None:
 
 def _training_network(network: nn.Module, options: TrainingOptions) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """A copy of the network in training mode, and its forward, compiled or not."""
-    model = _copied(network, options.channels_last, options.target_engine).train()
+    model = _copied(network, options.channels_last, options.target_engine, options.fourier).train()
     return model, torch.compile(model, dynamic=False) if options.compiled else model
 
 
@@ -265,6 +274,7 @@ ENGINES: dict[str, Engine] = {
     "torch-channels-last": Engine(infer=_eager(True), train=TrainingOptions(channels_last=True)),
     "torch-compile": Engine(infer=_compiled(None), train=TrainingOptions(compiled=True)),
     "torch-compile-frozen": Engine(infer=_compiled({"freezing": True})),
+    "fourier": Engine(infer=_eager(True, fourier=True), train=TrainingOptions(channels_last=True, fourier=True)),
     "onnxruntime": Engine(infer=_onnxruntime),
     "openvino": Engine(infer=_openvino(reduced=False)),
     "openvino-reduced": Engine(infer=_openvino(reduced=True)),
