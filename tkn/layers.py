@@ -232,7 +232,7 @@ class _TargetConv(RoiLayer):
         return self.dense(input)
 
     def dense(self, input: Tensor) -> Tensor:
-        """The whole map's convolution by torch, times the window, zero outside the ROIs if `clip`."""
+        """The whole map's convolution, times the window, zero outside the ROIs if `clip`."""
         return self._weigh(super().forward(input))
 
     def extra_repr(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tkn import TargetConv2d
 from tkn.engine import choose, target
 from tkn.engine.choose import Choices
+from tkn.engine.fourier import use_fourier
 from tkn.sequential import TargetSequential
 
 
@@ -98,6 +99,11 @@ def test_measured_once_per_layer_batch_and_share(monkeypatch: pytest.MonkeyPatch
     assert newly(layer(0.4).double(), x.double()) == ["dense", "roi"]
     with torch.no_grad():
         assert newly(auto, x) == ["dense", "roi"]
+    large, x128 = TargetConv2d(128, 128, 3), images(inputs=128)
+    nn.init.constant_(large.scale, 0.4)
+    assert newly(large, x128) == ["dense", "roi"]
+    use_fourier(large)
+    assert newly(large, x128) == ["dense", "roi"]
     assert newly(auto, x.clone().requires_grad_()) == ["dense", "roi"]
     assert newly(TargetSequential(auto, nn.ReLU()), x) == ["dense", "roi"]
     assert newly(TargetSequential(auto, nn.ReLU(), nn.MaxPool2d(2)), x) == ["dense", "roi"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tkn.engine.fourier import LEAST_CHANNELS, use_fourier
+from tkn.engine.fourier import suited, use_fourier
 from tkn.layers import TargetConv2d, roi_layers
 from tkn.macs import count_macs
 from tkn.penalty import scale_penalty
@@ -75,8 +75,10 @@ class Engine:
     targeted: bool = False
     infer: Callable[[nn.Module, Tensor, int], Inference] | None = None
     train: TrainingOptions | None = None
-    #: of this project: what speed-ups are told of
+    #: the ROI engine: what speed-ups are told of
     ours: bool = field(default=False)
+    #: false for a network that it would compute as another engine does
+    suits: Callable[[nn.Module], object] = field(default=lambda _network: True)
 
 
 def prepare_inference(engine: Engine, network: nn.Module, images: Tensor, threads: int) -> Prepared:
@@ -143,11 +145,11 @@ def _copied(
 ) -> nn.Module:
     """A copy in a memory format whose target layers are computed by `target_engine`.
 
-    `fourier`: its convolutions of many channels in the frequency domain; ValueError if it has none.
+    `fourier`: its convolutions of many channels in the frequency domain.
     """
     network = copy.deepcopy(network)
-    if fourier and not use_fourier(network):
-        raise ValueError(f"it has no convolution of at least {LEAST_CHANNELS} channels in and out")
+    if fourier:
+        use_fourier(network)
     for module in network.modules():
         if isinstance(module, TargetConv2d):
             module.engine = target_engine
@@ -274,7 +276,9 @@ ENGINES: dict[str, Engine] = {
     "torch-channels-last": Engine(infer=_eager(True), train=TrainingOptions(channels_last=True)),
     "torch-compile": Engine(infer=_compiled(None), train=TrainingOptions(compiled=True)),
     "torch-compile-frozen": Engine(infer=_compiled({"freezing": True})),
-    "fourier": Engine(infer=_eager(True, fourier=True), train=TrainingOptions(channels_last=True, fourier=True)),
+    "fourier": Engine(
+        infer=_eager(True, fourier=True), train=TrainingOptions(channels_last=True, fourier=True), suits=suited
+    ),
     "onnxruntime": Engine(infer=_onnxruntime),
     "openvino": Engine(infer=_openvino(reduced=False)),
     "openvino-reduced": Engine(infer=_openvino(reduced=True)),

@@ -151,7 +151,7 @@ def _time_task(
         for name in config.engines:
             engine = ENGINES[name]
             able = engine.infer if task == "inference" else engine.train
-            if able is None or engine.targeted != (network.kind == "targeted"):
+            if able is None or engine.targeted != (network.kind == "targeted") or not engine.suits(network.model):
                 continue
             row = {"task": task, "batch": batch, "network": network.name, "engine": name, "macs": network.macs}
             key = f"{network.name}, {name}"

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from tkn.engine.library import available, cache_dir, fingerprint
 from tkn.files import write_whole
@@ -52,6 +53,8 @@ def supported(x: Tensor, *parameters: Tensor) -> str | None:
 def followed(x: object) -> bool:
     """Whether torch records or transforms operations instead of running them: it must see its own."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, Tensor):
+        return True
+    if forward_ad._current_level >= 0:  # within forward_ad.dual_level()
         return True
     return type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None
 

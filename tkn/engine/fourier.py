@@ -8,7 +8,7 @@ all there is to compute: for 5x5 kernels on 14x14 maps eleven times fewer multip
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from math import pi
 from typing import Any
 
@@ -21,6 +21,10 @@ from tkn.engine.choose import followed
 
 #: With fewer channels in or out the transforms cost more than the products save.
 LEAST_CHANNELS = 128
+#: How many times fewer multiply-adds must be left for them to take less time (measured: torch does its own faster).
+_LEAST_SAVING = 2
+#: So many images' multiply-adds take as long as reading and writing the kernels' frequencies.
+_READING = 32
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,20 @@ class _Transform:
 
     rows: Tensor
     columns: Tensor
+
+    @property
+    def pixels(self) -> int:
+        """H * W"""
+        return self.rows.shape[1] * self.columns.shape[2] // 2
+
+    @property
+    def products(self) -> int:
+        """F * 3 Nw"""
+        return self.columns.shape[0] * self.columns.shape[1]
+
+    def macs(self, maps: int) -> int:
+        """The multiply-adds for so many maps."""
+        return maps * (self.rows.numel() * (self.columns.shape[2] // 2) + self.columns.numel())
 
     def __call__(self, x: Tensor) -> Tensor:
         """[H, W, M, N] -> [F * 3 Nw, M, N]"""
@@ -55,13 +73,20 @@ class _Transforms:
     kernel: _Transform
     output: _Transform
 
+    def pay(self, batch: int, channels: int, outputs: int) -> bool:
+        """Whether the frequencies of a batch take less time than the taps, estimated by multiply-adds."""
+        pairs = channels * outputs
+        products = self.output.products * (batch + _READING) * pairs
+        maps = self.input.macs(batch * channels) + self.output.macs(batch * outputs) + self.kernel.macs(pairs)
+        return _LEAST_SAVING * (products + maps) < self.kernel.pixels * self.output.pixels * batch * pairs
+
 
 def _angles(count: int, period: int, positions: Tensor) -> Tensor:
     """[count, positions]: of the first `count` frequencies of maps `period` long."""
     return 2 * pi / period * torch.outer(torch.arange(count), positions).double()
 
 
-@cache
+@lru_cache(maxsize=64)
 def _transforms(
     size: tuple[int, int], kernel: tuple[int, int], padding: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> _Transforms:
@@ -73,8 +98,7 @@ def _transforms(
     taps = [p - torch.arange(k) for k, p in zip(kernel, padding, strict=True)]
 
     def transform(rows: Tensor, columns: Tensor) -> _Transform:
-        repeated = columns.to(device, dtype).repeat(frequencies, 1, 1)
-        return _Transform(rows.to(device, dtype), repeated)
+        return _Transform(rows.to(device, dtype), columns.to(device, dtype).expand(frequencies, -1, -1))
 
     def analysis(rows: Tensor, columns: Tensor) -> _Transform:
         down, across = _angles(frequencies, height, rows), _angles(width, width, columns)
@@ -99,12 +123,11 @@ def _transforms(
 
 class _FourierConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
-        kernel, size = weight.shape[2:], x.shape[2:]
-        transforms = _transforms(tuple(size), tuple(kernel), padding, x.dtype, x.device)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, transforms: _Transforms) -> Tensor:
         inputs = transforms.input(x.permute(2, 3, 0, 1))
         weights = transforms.kernel(weight.permute(2, 3, 1, 0))
-        ctx.save_for_backward(inputs, weights)
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(inputs if needs_weight else None, weights if needs_x else None)
         ctx.transforms = transforms
         return _as_map(transforms.output.transposed(torch.bmm(inputs, weights)))
 
@@ -113,12 +136,13 @@ class _FourierConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         inputs, weights = ctx.saved_tensors
         transforms: _Transforms = ctx.transforms
-        grads = transforms.output(grad.permute(2, 3, 0, 1))
         grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _as_map(transforms.input.transposed(torch.bmm(grads, weights.mT)))
-        if ctx.needs_input_grad[1]:
-            grad_weight = transforms.kernel.transposed(torch.bmm(inputs.mT, grads)).permute(3, 2, 0, 1)
+        with torch.autocast(grad.device.type, enabled=False):  # in the forward's type
+            grads = transforms.output(grad.permute(2, 3, 0, 1))
+            if weights is not None:
+                grad_x = _as_map(transforms.input.transposed(torch.bmm(grads, weights.mT)))
+            if inputs is not None:
+                grad_weight = transforms.kernel.transposed(torch.bmm(inputs.mT, grads)).permute(3, 2, 0, 1)
         return grad_x, grad_weight, None
 
 
@@ -130,16 +154,24 @@ def _as_map(x: Tensor) -> Tensor:
 def fourier_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: tuple[int, int] = (0, 0)) -> Tensor:
     """`torch.nn.functional.conv2d` up to rounding: x [B, C, H, W], weight [O, C, kH, kW], bias [O] -> [B, O, H', W'].
 
-    Stride 1, no dilation, no groups, zeros around. The result is in channels-last memory format. Under autocast it
-    computes in autocast's type; bfloat16 rounds twice as much as in a convolution tap by tap.
+    Stride 1, no dilation, no groups, zeros around: fewer than the kernel is long, else ValueError, as for maps smaller
+    than the kernel. The result is in channels-last memory format. No gradients of gradients. Under autocast it computes
+    in autocast's type, as torch does; bfloat16 is rounded twice as much as tap by tap.
     """
+    kernel, size = tuple(weight.shape[2:]), tuple(x.shape[2:])
+    if not _possible(size, kernel, padding):
+        raise ValueError(f"a kernel of {kernel} pixels with padding={padding} does not fit maps of {size}")
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
             return fourier_conv2d(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), padding)
-    y = _FourierConvolution.apply(x, weight, padding)
+    y = _FourierConvolution.apply(x, weight, _transforms(size, kernel, padding, x.dtype, x.device))
     return y if bias is None else y + bias[:, None, None]
+
+
+def _possible(size: tuple[int, ...], kernel: tuple[int, ...], padding: tuple[int, ...]) -> bool:
+    return all(p < k <= n + 2 * p for n, k, p in zip(size, kernel, padding, strict=True))
 
 
 class _Forward:
@@ -150,27 +182,41 @@ class _Forward:
         self.padding = (layer.padding[0], layer.padding[1])
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._suits(x, weight):
+            return fourier_conv2d(x, weight, bias, self.padding)
+        return F.conv2d(x, weight, bias, padding=self.padding)
+
+    def _suits(self, x: Tensor, weight: Tensor) -> bool:
         # On a GPU it was not tried; torch's own errors, and its unbatched inputs.
         if x.device.type != "cpu" or followed(x) or x.dim() != 4 or x.shape[1] != weight.shape[1] or 0 in x.shape:
-            return F.conv2d(x, weight, bias, padding=self.padding)
-        return fourier_conv2d(x, weight, bias, self.padding)
+            return False
+        kernel, size = tuple(weight.shape[2:]), tuple(x.shape[2:])
+        if not _possible(size, kernel, self.padding):
+            return False
+        return _transforms(size, kernel, self.padding, x.dtype, x.device).pay(len(x), x.shape[1], len(weight))
 
 
-def use_fourier(model: nn.Module) -> list[str]:
-    """Let the model's convolutions of many channels, targeted or not, compute in the frequency domain on the CPU.
+def suited(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The model's convolutions, targeted or not, that `use_fourier` changes, by name.
 
-    Those with kernels larger than 1x1, at least `LEAST_CHANNELS` channels in and out, stride 1, no dilation, no groups
-    and a padding by zeros smaller than the kernel. Of a target layer it is the dense convolution before the mask.
-    Returns their names.
+    Those with at least `LEAST_CHANNELS` channels in and out, kernels larger than 1x1, stride 1, no dilation, no groups
+    and a padding by zeros smaller than the kernel.
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d) and _suits(layer)}
-    for layer in layers.values():
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d) and _suits(layer)}
+
+
+def use_fourier(model: nn.Module) -> None:
+    """Let the `suited` convolutions, as they are now, compute in the frequency domain on the CPU where it pays.
+
+    It does for large batches, large kernels and small maps; else, and where torch follows what is computed, they are
+    torch's. Of a target layer it is the dense convolution before the mask.
+    """
+    for layer in suited(model).values():
         layer._conv_forward = _Forward(layer)  # type: ignore[assignment]
-    return list(layers)
 
 
 def uses_fourier(layer: object) -> bool:
-    """Whether `use_fourier` was called on this layer."""
+    """Whether `use_fourier` changed this layer."""
     return isinstance(getattr(layer, "_conv_forward", None), _Forward)
 
 

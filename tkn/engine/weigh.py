@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -23,21 +24,25 @@ def weigh(activation: Tensor, window: Tensor) -> Tensor:
 class _Weigh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, activation: Tensor, window: Tensor) -> Tensor:
-        ctx.save_for_backward(activation, window)
+        needs_activation, needs_window = ctx.needs_input_grad
+        ctx.save_for_backward(activation if needs_window else None, window if needs_activation else None)
         return activation * window
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         activation, window = ctx.saved_tensors
-        needs_activation, needs_window = ctx.needs_input_grad
-        return grad * window if needs_activation else None, _sum(grad * activation) if needs_window else None
+        with torch.autocast("cpu", enabled=False):  # in the forward's type
+            return (
+                None if window is None else grad * window,
+                None if activation is None else _sum(grad * activation),
+            )
 
 
 def _sum(x: Tensor) -> Tensor:
     """[B, C, *size] -> [C, *size], by a matrix product: tens of times as fast as torch's sum over a first axis."""
     if _channels_last(x):
         return _sum(x.movedim(1, -1)).movedim(-1, 0)
-    return (x.new_ones(1, len(x)) @ x.flatten(1)).view(x.shape[1:])
+    return (x.new_ones(1, len(x)) @ x.reshape(len(x), prod(x.shape[1:]))).view(x.shape[1:])
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tkn.data.base import is_whole
 from tkn.data.module import TensorDataModule
+from tkn.engine.fourier import uses_fourier
 from tkn.training.callbacks import History, shortened
 from tkn.training.module import TargetedTraining
 from tkn.versions import package_versions
@@ -79,7 +80,7 @@ def summarise(
         "engine": config.engine if module.map_sizes else None,
         "precision": str(trainer.precision),
         "compiled": config.trainer.compile,
-        "fourier": config.trainer.fourier,
+        "fourier": _in_frequencies(config, module, trainer),
         "device": _device(trainer),
         "versions": package_versions(*_PACKAGES),
         "target_layers": [
@@ -93,6 +94,12 @@ def summarise(
             for row in report.target_layers
         ],
     }
+
+
+def _in_frequencies(config: DictConfig, module: TargetedTraining, trainer: pl.Trainer) -> bool:
+    """Whether any convolution computed, or could, in the frequency domain."""
+    used = any(uses_fourier(layer) for layer in module.model.modules())
+    return used and not config.trainer.compile and trainer.strategy.root_device.type == "cpu"
 
 
 def _device(trainer: pl.Trainer) -> str:
