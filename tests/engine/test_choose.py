@@ -109,6 +109,21 @@ def test_measured_once_per_layer_batch_and_share(monkeypatch: pytest.MonkeyPatch
     assert newly(TargetSequential(auto, nn.ReLU(), nn.MaxPool2d(2)), x) == ["dense", "roi"]
 
 
+def test_states_that_larger_rois_show_to_be_hopeless_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopwatch = Stopwatch(monkeypatch, roi=10, dense=1)
+    auto = layer(0.5)  # 12 x 12 of 16 x 16 pixels
+    assert engine_of(auto(images())) == "dense"
+    assert sorted(stopwatch.measured) == ["dense", "roi"]
+    nn.init.constant_(auto.scale, 0.4)  # 10 x 10: about 7 times torch's time
+    assert engine_of(auto(images())) == "dense"
+    nn.init.constant_(auto.scale, 0.65)  # larger ones tell nothing of these
+    stopwatch.seconds["roi"] = 0.5
+    assert engine_of(auto(images())) == "roi"
+    nn.init.constant_(auto.scale, 0.2)  # 4 x 4: may be as fast
+    assert engine_of(auto(images())) == "roi"
+    assert sorted(stopwatch.measured) == ["dense", "roi", "roi", "roi"]
+
+
 @pytest.mark.parametrize(
     ("make", "batch"),
     [

@@ -86,8 +86,21 @@ class Choices:
                 return False
             machine = f"{fingerprint(dtype)} {torch.get_num_threads()} threads {key}"
             dense_seconds = self._get(f"{machine} dense", dense)
-            self._faster[state] = self._get(f"{machine} roi {part}/{_SHARES}", roi) < dense_seconds
+            names = [f"{machine} roi {n}/{_SHARES}" for n in range(_SHARES)]
+            hopeless = self._hopeless(names, part, dense_seconds)
+            self._faster[state] = not hopeless and self._get(names[part], roi) < dense_seconds
         return self._faster[state]
+
+    def _hopeless(self, names: list[str], part: int, dense_seconds: float) -> bool:
+        """Whether larger ROIs took so long that these, in proportion, would take twice torch's time.
+
+        Measuring many such states as the ROIs shrink would take longer than some epochs. `names`: of all parts.
+        """
+        assert self._seconds is not None
+        if names[part] in self._seconds:
+            return False
+        larger = {n: self._seconds[name] for n, name in enumerate(names) if n > part and name in self._seconds}
+        return any(seconds * (part + 1) / (n + 1) > 2 * dense_seconds for n, seconds in larger.items())
 
     def _get(self, key: str, run: Callable[[], object]) -> float:
         if self._seconds is None:
