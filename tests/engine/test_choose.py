@@ -271,6 +271,31 @@ def test_files_that_can_not_be_written(monkeypatch: pytest.MonkeyPatch, folder: 
     assert len(stopwatch.measured) == 2
 
 
+def test_measured_on_the_rows_that_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine skips inputs outside of the ROIs of the layer before, which torch can't."""
+    stopwatch = Stopwatch(monkeypatch, roi=1, dense=2)
+    seen: list[int] = []
+    compute = target._roi
+    monkeypatch.setattr(
+        target,
+        "_roi",
+        lambda layer, x, *args: (seen.append(x.rows.live) if layer is second else None, compute(layer, x, *args))[1],
+    )
+    first, second = layer(0.6), layer(0.4)
+    chain = TargetSequential(first, nn.ReLU(), second)
+    chain(images())
+    assert sorted(stopwatch.measured) == ["dense", "dense", "roi", "roi"]
+    whole = seen[0]
+    assert set(seen) == {whole}
+    stopwatch.measured.clear()
+    seen.clear()
+    nn.init.constant_(first.scale, 0.3)
+    chain(images())
+    assert sorted(stopwatch.measured) == ["dense", "roi", "roi"]  # the first layer's torch is known
+    assert len(seen) == 2  # measured, and then computed
+    assert set(seen) == {seen[0]} < {*range(whole // 2)}
+
+
 def test_the_choice_of_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers choose one by one; what one hands on the other takes."""
     Stopwatch(monkeypatch, roi=1, dense=2)

@@ -59,6 +59,11 @@ def followed(x: object) -> bool:
     return type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def part_of(share: float) -> int:
+    """Which of `_SHARES` equal parts of [0, 1] a share is in."""
+    return min(_SHARES - 1, int(share * _SHARES))
+
+
 class Choices:
     """Seconds measured on this machine, kept in the cache folder so that a repeated run makes the same choices."""
 
@@ -79,7 +84,7 @@ class Choices:
         `key`: all that the times depend on, but for the number of threads and `share`, the part of the dense
         multiply-adds inside the ROIs.
         """
-        part = min(_SHARES - 1, int(share * _SHARES))
+        part = part_of(share)
         state = (key, torch.get_num_threads(), part)
         if state not in self._faster:
             if not available(dtype):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tkn.engine.autograd import Activation, Stage
-from tkn.engine.choose import LEAST_WORK, MOST_SHARE, Engine, choices, followed, supported
+from tkn.engine.choose import LEAST_WORK, MOST_SHARE, Engine, choices, followed, part_of, supported
 from tkn.engine.fourier import uses_fourier
 from tkn.engine.library import available
 from tkn.engine.rows import Geometry, Pool, pair
@@ -63,7 +63,7 @@ def run_target(
     """
     if _with_roi(layer, x, relu, pool):
         return _roi(layer, x, relu, pool)
-    return _dense(layer, x.unpack(channels_last=channels_last(layer)) if isinstance(x, Activation) else x, relu, pool)
+    return _dense(layer, x, relu, pool)
 
 
 def channels_last(layer: TargetLayer) -> bool:
@@ -143,19 +143,18 @@ def _roi_is_faster(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool:
         ("channels_last", last),
         ("autocast", torch.is_autocast_enabled("cpu")),
         ("fourier", uses_fourier(layer)),
+        # The engine leaves out inputs that have no row.
+        ("rows", part_of(x.rows.live / (x.rows.channels * x.rows.pixels)) if isinstance(x, Activation) else None),
     )
-    memory_format = torch.channels_last if last else torch.contiguous_format
 
     def trial(compute: Any) -> Any:
         def run() -> None:
-            input = torch.zeros(batch, layer.in_channels, height, width, dtype=data.dtype).to(
-                memory_format=memory_format
-            )
-            input.requires_grad_(grad_x)
+            zeros = torch.zeros_like(data, requires_grad=grad_x)
+            input = Activation(zeros, x.rows, x.tiles) if isinstance(x, Activation) else zeros
             result = compute(layer, input, relu, pool)
             result = result.unpack(channels_last=last) if isinstance(result, Activation) else result
             if grad:
-                wanted = [t for t in (input, layer.weight, layer.bias, layer.loc, layer.scale) if t is not None]
+                wanted = [t for t in (zeros, layer.weight, layer.bias, layer.loc, layer.scale) if t is not None]
                 torch.autograd.grad(result.sum(), [t for t in wanted if t.requires_grad])
 
         return run
@@ -180,8 +179,8 @@ def _share(layer: TargetLayer, size: tuple[int, int]) -> float:
     return known[1]
 
 
-def _dense(layer: TargetLayer, x: Tensor, relu: bool, pool: Pool | None) -> Tensor:
-    y = layer.dense(x)
+def _dense(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None) -> Tensor:
+    y = layer.dense(x.unpack(channels_last=channels_last(layer)) if isinstance(x, Activation) else x)
     if relu:
         y = F.relu(y)
     if pool is not None:
