@@ -30,6 +30,7 @@ from tkn.command import output_folder
 from tkn.errors import message
 from tkn.files import write_whole
 from tkn.report.figures import save_figure
+from tkn.training.memory import keep_freed_memory
 from tkn.versions import package_versions
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def bench(config: DictConfig | Mapping[str, Any], output_dir: str | Path | None 
     (folder / "bench.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished
     config_path = folder / "config.yaml"
     write_whole(config_path, OmegaConf.to_yaml(config))
+    keep_freed_memory()  # as runs do: else large batches' times are those of clearing pages
     with _threads(config.threads) as threads:
         result = _header(config, networks, threads)
         if (load := result["load_average"]["start"]) is not None and load > 0.5:
