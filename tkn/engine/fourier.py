@@ -97,28 +97,29 @@ def _transforms(
     # torch's convolution is a correlation: tap t stands for a kernel's value at padding - t.
     taps = [p - torch.arange(k) for k, p in zip(kernel, padding, strict=True)]
 
-    def transform(rows: Tensor, columns: Tensor) -> _Transform:
-        return _Transform(rows.to(device, dtype), columns.to(device, dtype).expand(frequencies, -1, -1))
-
-    def analysis(rows: Tensor, columns: Tensor) -> _Transform:
+    def axes(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Parts of the rows' frequencies [F, 2, H]; of these the columns' real and imaginary parts, [Nw, 2 W] each."""
         down, across = _angles(frequencies, height, rows), _angles(width, width, columns)
         real = torch.cat((across.cos(), across.sin()), dim=1)
         imaginary = torch.cat((-across.sin(), across.cos()), dim=1)
-        parts = torch.stack((down.cos(), -down.sin()), dim=1)
-        return transform(parts.flatten(0, 1), torch.cat((real, imaginary, real + imaginary)))
+        return torch.stack((down.cos(), -down.sin()), dim=1), real, imaginary
 
-    def synthesis() -> _Transform:
-        down = _angles(frequencies, height, torch.arange(output[0]))
-        across = _angles(width, width, torch.arange(output[1]))
+    def transform(parts: Tensor, *columns: Tensor) -> _Transform:
+        repeated = torch.cat(columns).to(device, dtype).expand(frequencies, -1, -1)
+        return _Transform(parts.flatten(0, 1).to(device, dtype), repeated)
+
+    def analysis(rows: Tensor, columns: Tensor) -> _Transform:
+        parts, real, imaginary = axes(rows, columns)
+        return transform(parts, real, imaginary, real + imaginary)
+
+    def synthesis(rows: Tensor, columns: Tensor) -> _Transform:
+        parts, real, imaginary = axes(rows, columns)
         # All but the first frequency, and the middle one, stand for their conjugates too.
-        both = torch.tensor([1 if 2 * k % height == 0 else 2 for k in range(frequencies)])[:, None]
-        parts = torch.stack((both * down.cos(), -both * down.sin()), dim=1) / (height * width)
-        real = torch.cat((across.cos(), across.sin()), dim=1)
-        imaginary = torch.cat((-across.sin(), across.cos()), dim=1)
+        both = torch.tensor([1 if 2 * k % height == 0 else 2 for k in range(frequencies)])
         # Of the products p, q, r: real part p - q, imaginary part r - p - q.
-        return transform(parts.flatten(0, 1), torch.cat((real - imaginary, -real - imaginary, imaginary)))
+        return transform(both[:, None, None] * parts / (height * width), real - imaginary, -real - imaginary, imaginary)
 
-    return _Transforms(analysis(torch.arange(size[0]), torch.arange(size[1])), analysis(*taps), synthesis())
+    return _Transforms(analysis(*map(torch.arange, size)), analysis(*taps), synthesis(*map(torch.arange, output)))
 
 
 class _FourierConvolution(torch.autograd.Function):
@@ -182,11 +183,11 @@ class _Forward:
         self.padding = (layer.padding[0], layer.padding[1])
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._suits(x, weight):
+        if self._pays(x, weight):
             return fourier_conv2d(x, weight, bias, self.padding)
         return F.conv2d(x, weight, bias, padding=self.padding)
 
-    def _suits(self, x: Tensor, weight: Tensor) -> bool:
+    def _pays(self, x: Tensor, weight: Tensor) -> bool:
         # On a GPU it was not tried; torch's own errors, and its unbatched inputs.
         if x.device.type != "cpu" or followed(x) or x.dim() != 4 or x.shape[1] != weight.shape[1] or 0 in x.shape:
             return False

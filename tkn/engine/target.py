@@ -146,10 +146,12 @@ def _roi_is_faster(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool:
         # The engine leaves out inputs that have no row.
         ("rows", part_of(x.rows.live / (x.rows.channels * x.rows.pixels)) if isinstance(x, Activation) else None),
     )
+    # Rows have a format of their own.
+    memory_format = torch.channels_last if last and isinstance(x, Tensor) else torch.contiguous_format
 
     def trial(compute: Any) -> Any:
         def run() -> None:
-            zeros = torch.zeros_like(data, requires_grad=grad_x)
+            zeros = torch.zeros_like(data, memory_format=memory_format, requires_grad=grad_x)
             input = Activation(zeros, x.rows, x.tiles) if isinstance(x, Activation) else zeros
             result = compute(layer, input, relu, pool)
             result = result.unpack(channels_last=last) if isinstance(result, Activation) else result
