@@ -21,11 +21,13 @@ from tkn.engine.kernels import (
     fill_gather,
     pack,
     run_conv,
+    run_conv_bfloat16,
     run_gather,
     run_gather_backward,
     run_weight_grad,
     unpack,
 )
+from tkn.engine.library import kernels
 from tkn.engine.rows import Bool, Children, Geometry, Int32, Pool, Rows, pooled_order
 from tkn.engine.structs import MAX, SUM, Filled
 
@@ -79,7 +81,8 @@ class _Unpack(torch.autograd.Function):
 class Stage:
     """The lists of one target layer and its ReLU and pooling, for one state of its ROIs.
 
-    `mask`: bool [C, H, W], the pixels inside the ROIs.
+    `mask`: bool [C, H, W], the pixels inside the ROIs. `dtype`: of the rows, the parameters and the sums. `bfloat16`:
+    round the factors of products to it where that is faster (`dtype` is float32 then).
     """
 
     source: Rows
@@ -90,6 +93,7 @@ class Stage:
     pool: Pool | None
     tiles: Tiles
     dtype: torch.dtype
+    bfloat16: bool = False
 
     @cached_property
     def convolved(self) -> Rows:
@@ -106,13 +110,49 @@ class Stage:
 
     @cached_property
     def forward_conv(self) -> Filled:
-        return fill_conv(self.source, self.convolved, self.geometry, self.groups, self.tiles.lanes, self.dtype)
+        dtype = self._multiplied(self.source)
+        return fill_conv(self.source, self.convolved, self.geometry, self.groups, self.tiles.lanes, dtype)
 
     @cached_property
     def backward_conv(self) -> Filled:
+        dtype = self._multiplied(self.convolved)
         return fill_conv(
-            self.convolved, self.source, self.geometry, self.groups, self.tiles.lanes, self.dtype, transposed=True
+            self.convolved, self.source, self.geometry, self.groups, self.tiles.lanes, dtype, transposed=True
         )
+
+    def _multiplied(self, source: Rows) -> torch.dtype:
+        """The type of the factors of a convolution of `source`: pairs of few channels would not fill the vectors."""
+        worth = self.bfloat16 and source.channels // self.groups >= kernels(self.dtype).tkn_width()
+        return torch.bfloat16 if worth else self.dtype
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Rows of `source` to those of `convolved`. `weight` [O, C / groups, kH, kW]."""
+        channel = torch.from_numpy(self.convolved.channel)
+        conv = self.forward_conv.having(shift=None if bias is None else bias[channel])
+        # [O, taps, C / groups]: no copy for weights in channels_last.
+        return self._run(conv, self.source, x, weight.permute(0, 2, 3, 1), self.convolved)
+
+    def input_grad(self, grad: Tensor, weight: Tensor) -> Tensor:
+        """Rows of `source`, from the gradient of the convolution's outputs."""
+        by_group = weight.unflatten(0, (self.groups, -1))
+        # [C, taps, O / groups]: the roles of inputs and outputs change.
+        return self._run(self.backward_conv, self.convolved, grad, by_group.permute(0, 2, 3, 4, 1), self.source)
+
+    def weight_grad(self, x: Tensor, grad: Tensor) -> Tensor:
+        """[O, taps, C / groups], from rows of the input and from the gradient of the convolution's outputs."""
+        dtype = self._multiplied(self.source)
+        per_group = self.source.channels // self.groups
+        weight_grad = torch.zeros(self.convolved.channels, self.geometry.taps, per_group, dtype=x.dtype)
+        run_weight_grad(self.forward_conv, self.source, x.to(dtype), grad.to(dtype), weight_grad)
+        return weight_grad
+
+    def _run(self, conv: Filled, source: Rows, x: Tensor, weight: Tensor, output: Rows) -> Tensor:
+        y = self.tiles.empty(output, x.dtype)
+        if self._multiplied(source) == torch.bfloat16:
+            run_conv_bfloat16(conv.having(weight=weight.bfloat16().contiguous()), source, x, y)
+        else:
+            run_conv(conv.having(weight=weight.contiguous()), x, y)
+        return y
 
     @cached_property
     def child_row(self) -> Int32:
@@ -155,13 +195,7 @@ class Stage:
 class _Stage(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor, stage: Stage) -> Tensor:
-        rows = stage.convolved
-        # [O, taps, C]: no copy for weights in channels_last.
-        taps = weight.detach().permute(0, 2, 3, 1).contiguous()
-        channel = torch.from_numpy(rows.channel)
-        conv = stage.forward_conv.having(weight=taps, shift=None if bias is None else bias.detach()[channel])
-        convolved = stage.tiles.empty(rows, x.dtype)
-        run_conv(conv, x, convolved)
+        convolved = stage.convolve(x, weight.detach(), None if bias is None else bias.detach())
         weights = window.detach().reshape(-1)[stage.child_index]
         output = stage.tiles.empty(stage.output, x.dtype)
         run_gather(stage.epilogue(weights), convolved, output)
@@ -187,15 +221,8 @@ class _Stage(torch.autograd.Function):
             channel = torch.from_numpy(stage.convolved.channel).long()
             grad_bias = torch.zeros(len(weight), dtype=x.dtype).index_add_(0, channel, per_entry)
         if needs_weight:
-            outputs, channels, height, width = weight.shape
-            taps = torch.zeros(outputs, height * width, channels, dtype=x.dtype)
-            run_weight_grad(stage.forward_conv, stage.source, x, grad_convolved, taps)
-            grad_weight = taps.view(outputs, height, width, channels).permute(0, 3, 1, 2)
+            taps = stage.weight_grad(x, grad_convolved)
+            grad_weight = taps.unflatten(1, weight.shape[2:]).permute(0, 3, 1, 2)
         if needs_x:
-            # [C, taps, O] of each group: the roles of inputs and outputs change.
-            outputs, channels = len(weight), weight.shape[1]
-            by_group = weight.detach().reshape(stage.groups, outputs // stage.groups, channels, -1)
-            conv = stage.backward_conv.having(weight=by_group.permute(0, 2, 3, 1).contiguous())
-            grad_x = torch.empty_like(x)
-            run_conv(conv, grad_convolved, grad_x)
+            grad_x = stage.input_grad(grad_convolved, weight.detach())
         return grad_x, grad_weight, grad_bias, grad_window, None

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 from tkn.engine.autograd import Activation, Stage
 from tkn.engine.graph import build_graph, frozen
+from tkn.engine.kernels import has_bfloat16
 from tkn.engine.library import EngineUnavailable
 from tkn.engine.plan import Plan
 from tkn.engine.rows import Geometry, Pool
 from tkn.layers import TargetConv2d
 from tkn.sequential import TargetSequential
 
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+_TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 def check_kernels(dtype: torch.dtype) -> None:
@@ -32,10 +33,12 @@ def check_kernels(dtype: torch.dtype) -> None:
         for batch, channels, pool in ((3, 5, None), (37, 20, Pool((2, 2)))):
             _check_stage(dtype, batch, channels, pool)
         if dtype == torch.float32:
+            if has_bfloat16():
+                _check_stage(dtype, 37, 41, None, bfloat16=True)
             _check_plans()
 
 
-def _check_stage(dtype: torch.dtype, batch: int, channels: int, pool: Pool | None) -> None:
+def _check_stage(dtype: torch.dtype, batch: int, channels: int, pool: Pool | None, *, bfloat16: bool = False) -> None:
     geometry = Geometry((9, 8), (3, 3), before=(1, 1), after=(1, 1))
     mask = torch.zeros(13, 9, 8, dtype=torch.bool)
     for channel in range(len(mask)):
@@ -43,8 +46,10 @@ def _check_stage(dtype: torch.dtype, batch: int, channels: int, pool: Pool | Non
     x = torch.randn(batch, channels, 9, 8, dtype=dtype, requires_grad=True)
     weight = torch.randn(13, channels, 3, 3, dtype=dtype, requires_grad=True)
     window = torch.rand(13, 9, 8, dtype=dtype, requires_grad=True)
+    if bfloat16:  # numbers that need no rounding, so that the same of them are positive
+        x, weight = (t.detach().bfloat16().to(dtype).requires_grad_() for t in (x, weight))
     packed = Activation.pack(x)
-    stage = Stage(packed.rows, mask.numpy(), geometry, 1, True, pool, packed.tiles, dtype)
+    stage = Stage(packed.rows, mask.numpy(), geometry, 1, True, pool, packed.tiles, dtype, bfloat16)
     ours = stage(packed, weight, None, window).unpack()
     theirs = F.relu(F.conv2d(x, weight, padding=1) * window * mask)
     if pool is not None:
@@ -52,7 +57,7 @@ def _check_stage(dtype: torch.dtype, batch: int, channels: int, pool: Pool | Non
     up = torch.randn_like(theirs)
     inputs = (x, weight, window)
     _compare(
-        dtype,
+        torch.bfloat16 if bfloat16 else dtype,
         [ours, *torch.autograd.grad((ours * up).sum(), inputs)],
         [theirs, *torch.autograd.grad((theirs * up).sum(), inputs)],
     )

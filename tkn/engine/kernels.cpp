@@ -1,6 +1,7 @@
 // The ROI engine's kernels as C functions. All offsets come from the Python side, which makes the lists; see rows.py.
 #include <omp.h>
 
+#include "bfloat16.h"
 #include "maps.h"
 #include "rows.h"
 #include "weight_grad.h"
@@ -52,6 +53,24 @@ void tkn_conv(const Conv* op, const REAL* src, int64_t src_tile, REAL* dst, int6
     parallel(tiles, op->windows ? op->windows : op->pixels, threads,
              [&](int tile, int begin, int end) { Tile<NV>::conv(*op, src + tile * src_tile, dst + tile * dst_tile, begin, end); });
   });
+}
+
+// Whether there are products of bfloat16.
+int tkn_bfloat16() { return BFLOAT16_PRODUCTS && sizeof(REAL) == sizeof(float); }
+
+// As tkn_conv, of products of bfloat16: neither scaled nor rectified nor pooled, `weight` in bfloat16. `pairs`: room for as
+// much as `src`.
+void tkn_conv_bfloat16(const Conv* op, const REAL* src, int64_t src_tile, REAL* dst, int64_t dst_tile, int source_pixels, REAL* pairs, int tiles,
+                       int lanes, int threads) {
+#if BFLOAT16_PRODUCTS
+  parallel(tiles, source_pixels, threads,
+           [&](int tile, int begin, int end) { to_pairs(*op, src + tile * src_tile, pairs + tile * src_tile, lanes, begin, end); });
+  const ChannelMasks masks(*op, source_pixels);
+  with_vectors(lanes, [&]<int NV>() {
+    parallel(1, op->pixels, threads,
+             [&](int, int begin, int end) { PairTile<NV>::conv(*op, masks, pairs, src_tile, dst, dst_tile, tiles, begin, end); });
+  });
+#endif
 }
 
 void tkn_gather(const Gather* op, const REAL* src, int64_t src_tile, REAL* dst, int64_t dst_tile, int tiles, int lanes, int threads) {
@@ -145,11 +164,13 @@ void tkn_run_maps(const Operation* operations, int operation_count, REAL* const*
   }
 }
 
-// The weight's gradient of an unpooled convolution: `grad` as `weight`, set to zero before. `columns`: room for
-// tiles * lanes * sum over source pixels of their channels rounded up to vectors; `column_start` [source pixels]: where in
-// one tile's share (of `columns_tile` numbers) a pixel's begin; unused if the taps are many and the channels few.
-void tkn_weight_grad(const Conv* op, const REAL* x, int64_t x_tile, const REAL* grad_z, int64_t z_tile, REAL* grad, int taps, int source_pixels,
-                     const int64_t* column_start, REAL* columns, int64_t columns_tile, int tiles, int lanes, int threads) {
+}  // extern "C"
+
+namespace {
+
+template <bool PAIRS>
+void weight_grad(const Conv* op, const REAL* x, int64_t x_tile, const REAL* grad_z, int64_t z_tile, REAL* grad, int taps, int source_pixels,
+                 const int64_t* column_start, REAL* columns, int64_t columns_tile, int tiles, int lanes, int threads) {
   const int chunks = op->chunks, dst_channels = op->groups * op->dst_per_group;
   const auto live = [&](int q, int chunk) { return op->src_start[(int64_t)q * (chunks + 1) + chunk]; };
   const bool together = op->src_per_group < WIDTH && op->groups == 1;  // the columns of all taps of a pixel in one
@@ -197,7 +218,7 @@ void tkn_weight_grad(const Conv* op, const REAL* x, int64_t x_tile, const REAL* 
           }
           transpose(rows.data(), count, lanes, scratch.data() + (int64_t)tile * width * lanes, width);
         }
-        outer_all(*op, begin, end, g, z_tile, scratch.data(), (int64_t)width * lanes, width, tiles, lanes, grad, column.data(), count);
+        outer_all<PAIRS>(*op, begin, end, g, z_tile, scratch.data(), (int64_t)width * lanes, width, tiles, lanes, grad, column.data(), count);
         continue;
       }
       for (int t = op->tap_start[p]; t < op->tap_start[p + 1]; t++) {
@@ -210,7 +231,7 @@ void tkn_weight_grad(const Conv* op, const REAL* x, int64_t x_tile, const REAL* 
             for (b = a + 1; b < end && op->dst_channel[b] / op->dst_per_group == group;) b++;
           const int per_group = chunks / op->groups, from = live(q, group * per_group), to = live(q, (group + 1) * per_group);
           if (from < to)
-            outer_all(*op, a, b, g + (int64_t)(a - begin) * lanes, z_tile, columns + column_start[q] + from - live(q, 0), columns_tile, width, tiles, lanes,
+            outer_all<PAIRS>(*op, a, b, g + (int64_t)(a - begin) * lanes, z_tile, columns + column_start[q] + from - live(q, 0), columns_tile, width, tiles, lanes,
                       grad + tap * op->weight_tap - (int64_t)group * op->src_per_group, op->src_channel + from, to - from);
           a = b;
         }
@@ -219,4 +240,15 @@ void tkn_weight_grad(const Conv* op, const REAL* x, int64_t x_tile, const REAL* 
   }
 }
 
-}  // extern "C"
+}  // namespace
+
+// The weight's gradient of an unpooled convolution: `grad` as `weight`, set to zero before. `columns`: room for
+// tiles * lanes * sum over source pixels of their channels rounded up to vectors; `column_start` [source pixels]: where in
+// one tile's share (of `columns_tile` numbers) a pixel's begin; unused if the taps are many and the channels few. `pairs`: `x` and `grad_z` hold two images of
+// bfloat16 in the place of each number; `lanes` counts these places.
+extern "C" void tkn_weight_grad(const Conv* op, const REAL* x, int64_t x_tile, const REAL* grad_z, int64_t z_tile, REAL* grad, int taps,
+                                int source_pixels, const int64_t* column_start, REAL* columns, int64_t columns_tile, int tiles, int lanes,
+                                int pairs, int threads) {
+  (pairs ? weight_grad<true> : weight_grad<false>)(op, x, x_tile, grad_z, z_tile, grad, taps, source_pixels, column_start, columns, columns_tile, tiles, lanes,
+                                                   threads);
+}

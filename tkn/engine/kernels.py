@@ -73,7 +73,8 @@ def fill_conv(
     *,
     transposed: bool = False,
 ) -> Filled:
-    """A convolution from `source` to `output`, or with `transposed` from a convolution's outputs to its inputs.
+    """A convolution from `source` to `output`, or with `transposed` from a convolution's outputs to its inputs, that
+    multiplies numbers of `dtype`.
 
     The caller sets `weight` [output channels, taps, source channels per group], and scale, shift, relu, pooling.
     """
@@ -107,6 +108,26 @@ def run_conv(conv: Filled, source: Tensor, output: Tensor) -> None:
     )
 
 
+def has_bfloat16() -> bool:
+    """Whether this machine's kernels multiply in bfloat16 and sum in float32."""
+    return bool(kernels(torch.float32).tkn_bfloat16())
+
+
+def run_conv_bfloat16(conv: Filled, source_rows: Rows, source: Tensor, output: Tensor) -> None:
+    """As run_conv, in products of bfloat16: float32 rows to float32 rows, the weight in bfloat16."""
+    pairs = torch.empty_like(source)
+    kernels(torch.float32).tkn_conv_bfloat16(
+        byref(conv.struct),
+        *_tiled(source),
+        *_tiled(output),
+        source_rows.pixels,
+        c_void_p(pairs.data_ptr()),
+        len(source),
+        source.shape[2],
+        torch.get_num_threads(),
+    )
+
+
 def run_gather(gather: Filled, source: Tensor, output: Tensor) -> None:
     """Rows [tiles, rows, lanes] to rows."""
     kernels(source.dtype).tkn_gather(
@@ -135,8 +156,11 @@ def run_gather_backward(
 def run_weight_grad(conv: Filled, source_rows: Rows, source: Tensor, grad: Tensor, weight_grad: Tensor) -> None:
     """Adds the gradient of the weight to `weight_grad` [O, taps, C per group], zero before.
 
-    `source`, `grad`: rows of the input and of the output's gradient.
+    `source`, `grad`: rows of the input and of the output's gradient; of bfloat16 for a `weight_grad` of float32.
     """
+    pairs = source.dtype == torch.bfloat16
+    if pairs:  # two images in the place of one
+        source, grad = source.view(torch.float32), grad.view(torch.float32)
     loaded = kernels(source.dtype)
     width = loaded.tkn_width()
     tiles, _, lanes = source.shape
@@ -157,6 +181,7 @@ def run_weight_grad(conv: Filled, source_rows: Rows, source: Tensor, grad: Tenso
         c_int64(int(padded.sum())),
         tiles,
         lanes,
+        pairs,
         torch.get_num_threads(),
     )
 

@@ -20,7 +20,7 @@ from tkn.errors import message
 _log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-_HEADERS = tuple(SOURCE.with_name(name) for name in ("vector.h", "rows.h", "weight_grad.h", "maps.h"))
+_HEADERS = tuple(SOURCE.with_name(name) for name in ("vector.h", "rows.h", "bfloat16.h", "weight_grad.h", "maps.h"))
 #: Compiler flags beyond the engine's own, e.g. "-mno-avx512f" to build the AVX2 kernels on a CPU with AVX-512.
 FLAGS_VARIABLE = "TKN_ENGINE_CFLAGS"
 #: Where compiled kernels and measurements are kept.

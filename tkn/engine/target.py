@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tkn.engine.autograd import Activation, Stage
 from tkn.engine.choose import LEAST_WORK, MOST_SHARE, Engine, choices, followed, part_of, supported
 from tkn.engine.fourier import uses_fourier
+from tkn.engine.kernels import has_bfloat16
 from tkn.engine.library import available
 from tkn.engine.rows import Geometry, Pool, pair
 from tkn.roi import roi_areas, roi_mask
@@ -91,9 +92,13 @@ def _with_roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool
 
 def _computed_in(data: Tensor) -> torch.dtype:
     """The type in which the engine computes this input: float32 for halves under autocast, which leaves float64."""
-    if torch.is_autocast_enabled("cpu") and data.dtype in (torch.bfloat16, torch.float16):
+    if _autocast() is not None and data.dtype in (torch.bfloat16, torch.float16):
         return torch.float32
     return data.dtype
+
+
+def _autocast() -> torch.dtype | None:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
 def _size(x: Tensor | Activation) -> tuple[int, int, int]:
@@ -141,7 +146,7 @@ def _roi_is_faster(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool:
         pool,
         ("grad", grad, grad_x),
         ("channels_last", last),
-        ("autocast", torch.is_autocast_enabled("cpu")),
+        ("autocast", _autocast()),
         ("fourier", uses_fourier(layer)),
         # The engine leaves out inputs that have no row.
         ("rows", part_of(x.rows.live / (x.rows.channels * x.rows.pixels)) if isinstance(x, Activation) else None),
@@ -190,11 +195,15 @@ def _dense(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | 
     return y
 
 
-def _roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None) -> Activation:
-    if torch.is_autocast_enabled("cpu"):
+def _roi(
+    layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None, *, bfloat16: bool = False
+) -> Activation:
+    """`bfloat16`: round the factors of products to it."""
+    if _autocast() is not None:
         dtype = _computed_in(x.data)
+        bfloat16 = _autocast() == torch.bfloat16 and dtype == torch.float32 and has_bfloat16()
         with torch.autocast("cpu", enabled=False):
-            return _roi(layer, x.to(dtype) if isinstance(x, Tensor) else x, relu, pool)
+            return _roi(layer, x.to(dtype) if isinstance(x, Tensor) else x, relu, pool, bfloat16=bfloat16)
     if layer.padding_mode != "zeros":
         dense = x.unpack() if isinstance(x, Activation) else x
         x = F.pad(dense, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
@@ -206,14 +215,16 @@ def _roi(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | No
         raise ValueError(f"kernel_size={layer.kernel_size} does not fit into a padded input of {_size(x)[1:]} pixels")
     if pool is not None and min(pool.output_size(size)) < 1:
         raise ValueError(f"a pooling of {pool.kernel} pixels is larger than the map, {size}")
-    stage = _stage(layer, x, geometry, relu, pool)
+    stage = _stage(layer, x, geometry, relu, pool, bfloat16)
     return stage(x, layer.weight, layer.bias, layer.window(size))
 
 
 _stages: WeakKeyDictionary[Any, OrderedDict[Any, Stage]] = WeakKeyDictionary()
 
 
-def _stage(layer: TargetLayer, x: Activation, geometry: Geometry, relu: bool, pool: Pool | None) -> Stage:
+def _stage(
+    layer: TargetLayer, x: Activation, geometry: Geometry, relu: bool, pool: Pool | None, bfloat16: bool
+) -> Stage:
     """The lists for the layer's ROIs as they are now, made anew only if these have moved to other pixels."""
     size = geometry.output_size
     rois = layer.rois(size) if layer.clip else None
@@ -225,12 +236,13 @@ def _stage(layer: TargetLayer, x: Activation, geometry: Geometry, relu: bool, po
         geometry,
         relu,
         pool,
+        bfloat16,
     )
     kept = _stages.setdefault(layer, OrderedDict())
     if key not in kept:
         everywhere = np.ones((layer.out_channels, *size), dtype=bool)
         mask = everywhere if rois is None else roi_mask(size, rois).numpy()
-        kept[key] = Stage(x.rows, mask, geometry, layer.groups, relu, pool, x.tiles, x.data.dtype)
+        kept[key] = Stage(x.rows, mask, geometry, layer.groups, relu, pool, x.tiles, x.data.dtype, bfloat16)
         if len(kept) > _KEPT:
             kept.popitem(last=False)
     return kept[key]

@@ -1,27 +1,42 @@
 // The weight gradient inside ROIs: grad[o][t][c] = sum over pixels and images of grad_z[p, o] * x[p + t, c].
 #pragma once
 
-#include "rows.h"
+#include "bfloat16.h"
 
 namespace {
 
-// Rows [count][lanes] to columns [lanes][width], width >= count, the rest zero.
-void transpose(const REAL* const* rows, int count, int lanes, REAL* columns, int width) {
+// Rows [count][lanes] to columns [lanes][width], width >= count, the rest zero; by blocks of so many lanes.
+template <int BLOCK_LANES>
+void transpose_blocks(const REAL* const* rows, int count, int lanes, REAL* columns, int width) {
   for (int k0 = 0; k0 < width; k0 += WIDTH)
-    for (int b0 = 0; b0 < lanes; b0 += WIDTH) {
+    for (int b0 = 0; b0 < lanes; b0 += BLOCK_LANES) {
       const int n = std::min(WIDTH, count - k0);
-      REAL block[WIDTH][WIDTH];
+      REAL block[WIDTH][BLOCK_LANES];
       for (int k = 0; k < n; k++) std::memcpy(block[k], rows[k0 + k] + b0, sizeof block[k]);
       for (int k = std::max(0, n); k < WIDTH; k++) std::memset(block[k], 0, sizeof block[k]);
-      for (int b = 0; b < WIDTH; b++) {
+      for (int b = 0; b < BLOCK_LANES; b++) {
         REAL* out = columns + (int64_t)(b0 + b) * width + k0;
         for (int k = 0; k < WIDTH; k++) out[k] = block[k][b];
       }
     }
 }
 
-// sums[N][NV vectors] = over tiles and images of g[i][image] * x[image][columns].
-template <int N, int NV>
+void transpose(const REAL* const* rows, int count, int lanes, REAL* columns, int width) {
+  // Half a vector: one vector of images in pairs.
+  (lanes % WIDTH == 0 ? transpose_blocks<WIDTH> : transpose_blocks<WIDTH / 2>)(rows, count, lanes, columns, width);
+}
+
+// sums + a * b, of numbers or of pairs of bfloat16 in their place.
+template <bool PAIRS>
+INLINE Vector multiply_add(Vector sums, Vector a, Vector b) {
+#if BFLOAT16_PRODUCTS
+  if constexpr (PAIRS) return plus_products(sums, a, b);
+#endif
+  return sums + a * b;
+}
+
+// sums[N][NV vectors] = over tiles and images of g[i][image] * x[image][columns]; with PAIRS an image is two of bfloat16.
+template <int N, int NV, bool PAIRS>
 INLINE void outer(const REAL* const* g, int64_t g_tile, const REAL* x, int64_t x_tile, int width, int tiles, int lanes, REAL* const* to,
                   const int32_t* column, int count) {
   Vector acc[N][NV] = {};
@@ -34,7 +49,7 @@ INLINE void outer(const REAL* const* g, int64_t g_tile, const REAL* x, int64_t x
       for (int v = 0; v < NV; v++) xs[v] = load(row + v * WIDTH);
       for (int i = 0; i < N; i++) {
         const Vector s = broadcast(gs[i][b]);
-        for (int v = 0; v < NV; v++) acc[i][v] += s * xs[v];
+        for (int v = 0; v < NV; v++) acc[i][v] = multiply_add<PAIRS>(acc[i][v], s, xs[v]);
       }
     }
   }
@@ -48,16 +63,17 @@ INLINE void outer(const REAL* const* g, int64_t g_tile, const REAL* x, int64_t x
     }
 }
 
-template <int N, int NV>
+template <int N, int NV, bool PAIRS>
 __attribute__((noinline)) void outer_dispatch(int n, const REAL* const* g, int64_t g_tile, const REAL* x, int64_t x_tile, int width, int tiles,
                                               int lanes, REAL* const* to, const int32_t* column, int count) {
   if constexpr (N > 1) {
-    if (n < N) return outer_dispatch<N - 1, NV>(n, g, g_tile, x, x_tile, width, tiles, lanes, to, column, count);
+    if (n < N) return outer_dispatch<N - 1, NV, PAIRS>(n, g, g_tile, x, x_tile, width, tiles, lanes, to, column, count);
   }
-  outer<N, NV>(g, g_tile, x, x_tile, width, tiles, lanes, to, column, count);
+  outer<N, NV, PAIRS>(g, g_tile, x, x_tile, width, tiles, lanes, to, column, count);
 }
 
 // Outputs [begin, end) of a pixel's entries against all `count` columns.
+template <bool PAIRS>
 void outer_all(const Conv& op, int begin, int end, const REAL* g, int64_t g_tile, const REAL* x, int64_t x_tile, int width, int tiles, int lanes,
                REAL* grad, const int32_t* column, int count) {
   constexpr int NV = 4, MOST = ACCUMULATORS / NV;
@@ -72,7 +88,7 @@ void outer_all(const Conv& op, int begin, int end, const REAL* g, int64_t g_tile
     }
     for (int k = 0; k < count; k += NV * WIDTH) {
       const int left = std::min(NV * WIDTH, count - k);
-#define COLUMNS(vectors) outer_dispatch<MOST, vectors>(n, gs, g_tile, x + k, x_tile, width, tiles, lanes, to, column + k, left)
+#define COLUMNS(vectors) outer_dispatch<MOST, vectors, PAIRS>(n, gs, g_tile, x + k, x_tile, width, tiles, lanes, to, column + k, left)
       switch ((left + WIDTH - 1) / WIDTH) {
         case 1: COLUMNS(1); break;
         case 2: COLUMNS(2); break;

@@ -1,0 +1,135 @@
+"""Target layers inside their ROIs under autocast: factors rounded to bfloat16, sums in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine_cases import assert_near, difference, engine_of, results, targeted, truth, with_engine
+from torch import Tensor, nn
+
+from tkn import TargetConv2d
+from tkn.engine import target
+from tkn.engine.autograd import Stage
+from tkn.engine.kernels import has_bfloat16
+from tkn.sequential import TargetSequential
+
+
+def rounded(x: Tensor) -> Tensor:
+    return x.detach().bfloat16().to(x.dtype)
+
+
+def layer(inputs: int, outputs: int, **options: object) -> TargetConv2d:
+    torch.manual_seed(0)
+    made = TargetConv2d(inputs, outputs, 3, engine="roi", **{"padding": 1, **options})
+    targeted(made, seed=1)
+    with torch.no_grad():
+        made.weight.copy_(rounded(made.weight))
+    return made
+
+
+def images(batch: int, channels: int, size: int = 9) -> Tensor:
+    return rounded(torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0)))
+
+
+class UnderAutocast(nn.Module):
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", self.dtype):
+            return self.model(x)
+
+
+LAYERS = {
+    "odd channels": layer(17, 20),
+    "two words of channels": layer(41, 37),
+    "chunks of channels": layer(300, 24),
+    "groups": layer(40, 36, groups=2),
+    "stride, dilation, no bias": layer(32, 16, stride=2, dilation=2, bias=False),
+    "unpadded": layer(16, 16, padding=0),
+    "soft": layer(16, 20, clip=False),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 5, 37, 70])
+@pytest.mark.parametrize("name", LAYERS)
+def test_rounded_factors(name: str, batch: int) -> None:
+    """Factors that are rounded already give float32's output; the output's gradient is rounded before its products."""
+    network, x = LAYERS[name], images(batch, LAYERS[name].in_channels)
+    output = UnderAutocast(network)(x)
+    assert engine_of(output) == "roi"
+    assert output.dtype == torch.float32
+    assert_near(output, truth(network)(x.double()))
+    ours, theirs = results(UnderAutocast(network), x), results(truth(network), x.double())
+    for one, other in zip(ours, theirs, strict=True):
+        assert_near(one, other, 0.005)
+
+
+def test_factors_are_rounded_once() -> None:
+    """Any numbers: as with factors rounded by hand, where the machine has such products."""
+    network = layer(24, 20)
+    with torch.no_grad():
+        network.weight.copy_(torch.randn_like(network.weight))
+    x = torch.randn(37, 24, 9, 9)
+    by_hand = with_engine(network, "roi")
+    if has_bfloat16():
+        by_hand_x = rounded(x)
+        with torch.no_grad():
+            by_hand.weight.copy_(rounded(network.weight))
+    else:
+        by_hand_x = x
+    assert_near(UnderAutocast(network)(x), by_hand(by_hand_x), 1e-6)
+
+
+def chain() -> TargetSequential:
+    return TargetSequential(layer(3, 18), nn.ReLU(), nn.MaxPool2d(2), layer(18, 33), nn.ReLU(), layer(33, 5))
+
+
+def test_a_chain_is_as_near_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = chain(), images(37, 3, 12)
+    stages: list[Stage] = []
+    call = Stage.__call__
+    monkeypatch.setattr(Stage, "__call__", lambda self, *args: (stages.append(self), call(self, *args))[1])
+    expected = truth(network)(x.double())
+    ours = UnderAutocast(network)(x)
+    assert [stage.bfloat16 for stage in stages] == [has_bfloat16()] * 3
+    theirs = UnderAutocast(with_engine(network, "dense"))(x)
+    assert len(stages) == 3
+    assert difference(ours, expected) <= difference(theirs.float(), expected) <= 0.02
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_where_it_belongs(bad: float) -> None:
+    network, x = layer(17, 20), images(20, 17)
+    x[3, 5, 4, 4] = x[7, 16, 0, 8] = bad
+    with torch.no_grad():
+        ours, theirs = UnderAutocast(network)(x), network(x)
+    assert not theirs.isfinite().all()
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(ours), kind(theirs))
+
+
+def test_few_channels_stay_in_float32() -> None:
+    network, x = layer(3, 40), torch.randn(20, 3, 9, 9)
+    assert_near(UnderAutocast(network)(x), truth(network)(x.double()), 1e-6)
+
+
+def test_halves_of_the_other_type_are_computed_in_float32() -> None:
+    network, x = layer(24, 20), torch.randn(20, 24, 9, 9)
+    assert_near(UnderAutocast(network, torch.float16)(x), truth(network)(x.double()), 1e-6)
+
+
+def test_without_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "has_bfloat16", lambda: False)
+    network, x = layer(24, 20), torch.randn(20, 24, 9, 9)
+    for ours, theirs in zip(results(UnderAutocast(network), x), results(truth(network), x.double()), strict=True):
+        assert_near(ours, theirs)
+
+
+def test_autocast_ends_where_it_ends() -> None:
+    """The lists of both ways are kept side by side."""
+    network, x = layer(24, 20), torch.randn(20, 24, 9, 9)
+    expected = network(x)
+    UnderAutocast(network)(x)
+    assert torch.equal(network(x), expected)
