@@ -8,9 +8,7 @@ from engine_cases import assert_near, difference, engine_of, results, targeted, 
 from torch import Tensor, nn
 
 from tkn import TargetConv2d
-from tkn.engine import target
-from tkn.engine.autograd import Stage
-from tkn.engine.kernels import has_bfloat16
+from tkn.engine.library import kernels
 from tkn.sequential import TargetSequential
 
 
@@ -52,7 +50,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("batch", [1, 5, 37, 70])
+@pytest.mark.parametrize("batch", [1, 5, pytest.param(20, marks=pytest.mark.compact), 37, 70])
 @pytest.mark.parametrize("name", LAYERS)
 def test_rounded_factors(name: str, batch: int) -> None:
     """Factors that are rounded already give float32's output; the output's gradient is rounded before its products."""
@@ -66,19 +64,21 @@ def test_rounded_factors(name: str, batch: int) -> None:
         assert_near(one, other, 0.005)
 
 
+def rounds() -> bool:
+    """Whether this machine has the products."""
+    return bool(kernels(torch.float32).tkn_bfloat16())
+
+
+@pytest.mark.compact
 def test_factors_are_rounded_once() -> None:
-    """Any numbers: as with factors rounded by hand, where the machine has such products."""
-    network = layer(24, 20)
+    """Any numbers: as if rounded by hand, where the machine has the products; else as they are."""
+    network, x = layer(24, 20), torch.randn(37, 24, 9, 9)
     with torch.no_grad():
         network.weight.copy_(torch.randn_like(network.weight))
-    x = torch.randn(37, 24, 9, 9)
-    by_hand = with_engine(network, "roi")
-    if has_bfloat16():
-        by_hand_x = rounded(x)
+    by_hand, by_hand_x = with_engine(network, "roi"), rounded(x) if rounds() else x
+    if rounds():
         with torch.no_grad():
             by_hand.weight.copy_(rounded(network.weight))
-    else:
-        by_hand_x = x
     assert_near(UnderAutocast(network)(x), by_hand(by_hand_x), 1e-6)
 
 
@@ -86,17 +86,16 @@ def chain() -> TargetSequential:
     return TargetSequential(layer(3, 18), nn.ReLU(), nn.MaxPool2d(2), layer(18, 33), nn.ReLU(), layer(33, 5))
 
 
-def test_a_chain_is_as_near_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chain_is_as_near_as_by_torch() -> None:
     network, x = chain(), images(37, 3, 12)
-    stages: list[Stage] = []
-    call = Stage.__call__
-    monkeypatch.setattr(Stage, "__call__", lambda self, *args: (stages.append(self), call(self, *args))[1])
-    expected = truth(network)(x.double())
-    ours = UnderAutocast(network)(x)
-    assert [stage.bfloat16 for stage in stages] == [has_bfloat16()] * 3
-    theirs = UnderAutocast(with_engine(network, "dense"))(x)
-    assert len(stages) == 3
-    assert difference(ours, expected) <= difference(theirs.float(), expected) <= 0.02
+    ours = results(UnderAutocast(network), x)
+    theirs = results(UnderAutocast(with_engine(network, "dense")), x)
+    expected = results(truth(network), x.double())
+    assert difference(ours[0], expected[0]) <= difference(theirs[0], expected[0])
+    assert (difference(ours[0], expected[0]) > 1e-5) == rounds()
+    # Either may take a number near zero for another sign, and a ReLU with it.
+    for one, other, gradient in zip(ours[1:], theirs[1:], expected[1:], strict=True):
+        assert difference(one, gradient) <= 2 * difference(other, gradient)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -115,16 +114,9 @@ def test_few_channels_stay_in_float32() -> None:
     assert_near(UnderAutocast(network)(x), truth(network)(x.double()), 1e-6)
 
 
-def test_halves_of_the_other_type_are_computed_in_float32() -> None:
-    network, x = layer(24, 20), torch.randn(20, 24, 9, 9)
+def test_the_other_half_is_computed_in_float32() -> None:
+    network, x = layer(24, 20), torch.randn(20, 24, 9, 9).half()
     assert_near(UnderAutocast(network, torch.float16)(x), truth(network)(x.double()), 1e-6)
-
-
-def test_without_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "has_bfloat16", lambda: False)
-    network, x = layer(24, 20), torch.randn(20, 24, 9, 9)
-    for ours, theirs in zip(results(UnderAutocast(network), x), results(truth(network), x.double()), strict=True):
-        assert_near(ours, theirs)
 
 
 def test_autocast_ends_where_it_ends() -> None:

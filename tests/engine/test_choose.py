@@ -183,7 +183,7 @@ def test_measured_in_any_mode(monkeypatch: pytest.MonkeyPatch, mode: Callable[[]
 @pytest.mark.parametrize(("roi", "chosen"), [(1, "roi"), (3, "dense")])
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
 def test_halves_under_autocast(monkeypatch: pytest.MonkeyPatch, kind: torch.dtype, roi: float, chosen: str) -> None:
-    """Such as a dense convolution before leaves: the engine computes them in float32."""
+    """Such as a dense convolution before leaves: the engine sums them in float32."""
     stopwatch = Stopwatch(monkeypatch, roi=roi, dense=2)
     auto, x = layer(), images().to(kind).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

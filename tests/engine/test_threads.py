@@ -33,14 +33,20 @@ def with_threads(compute: Callable[[], list[Tensor]]) -> None:
 # Between, one thread takes larger tiles than two.
 @pytest.mark.parametrize("batch", [1, 5, 8, 128])
 @pytest.mark.parametrize("inputs", [2, 18])
-def test_outputs_and_gradients(batch: int, inputs: int) -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_outputs_and_gradients(batch: int, inputs: int, autocast: bool) -> None:
     torch.manual_seed(0)
     chain = TargetSequential(
         TargetConv2d(inputs, 40, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), TargetConv2d(40, 6, 3, padding=1), nn.ReLU()
     )
     targeted(chain, seed=1, engine="roi")
     x = torch.randn(batch, inputs, 9, 8)
-    with_threads(lambda: results(chain, x))
+
+    def compute() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return results(chain, x)
+
+    with_threads(compute)
 
 
 @pytest.mark.parametrize("small", [False, True], ids=["rows", "maps"])

@@ -82,7 +82,7 @@ class Stage:
     """The lists of one target layer and its ReLU and pooling, for one state of its ROIs.
 
     `mask`: bool [C, H, W], the pixels inside the ROIs. `dtype`: of the rows, the parameters and the sums. `bfloat16`:
-    round the factors of products to it where that is faster (`dtype` is float32 then).
+    round the factors of float32 products to it where that is faster.
     """
 
     source: Rows
@@ -122,14 +122,15 @@ class Stage:
 
     def _multiplied(self, source: Rows) -> torch.dtype:
         """The type of the factors of a convolution of `source`: pairs of few channels would not fill the vectors."""
-        worth = self.bfloat16 and source.channels // self.groups >= kernels(self.dtype).tkn_width()
-        return torch.bfloat16 if worth else self.dtype
+        loaded = kernels(self.dtype)
+        faster = loaded.tkn_bfloat16() and source.channels // self.groups >= loaded.tkn_width()
+        return torch.bfloat16 if self.bfloat16 and faster else self.dtype
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Rows of `source` to those of `convolved`. `weight` [O, C / groups, kH, kW]."""
         channel = torch.from_numpy(self.convolved.channel)
         conv = self.forward_conv.having(shift=None if bias is None else bias[channel])
-        # [O, taps, C / groups]: no copy for weights in channels_last.
+        # [O, taps, C / groups]: in float32 no copy for weights in channels_last.
         return self._run(conv, self.source, x, weight.permute(0, 2, 3, 1), self.convolved)
 
     def input_grad(self, grad: Tensor, weight: Tensor) -> Tensor:

@@ -25,6 +25,12 @@ INLINE Vector plus_products(Vector sums, Vector a, Vector b) {
   return __builtin_bit_cast(Vector, _mm512_dpbf16_ps(__builtin_bit_cast(__m512, sums), __builtin_bit_cast(__m512bh, a), __builtin_bit_cast(__m512bh, b)));
 }
 
+INLINE Vector broadcast_pair(const REAL* pair) {
+  int32_t bits;
+  std::memcpy(&bits, pair, sizeof bits);
+  return __builtin_bit_cast(Vector, _mm512_set1_epi32(bits));
+}
+
 // Rounded to nearest, in the low half of each number.
 INLINE __m512i rounded(Vector x) {
   return _mm512_cvtepu16_epi32(__builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(__builtin_bit_cast(__m512, x))));
@@ -107,7 +113,7 @@ struct PairTile {
         Vector xs[NV];
         for (int v = 0; v < NV; v++) xs[v] = load(x + v * WIDTH);
         for (int i = 0; i < N; i++) {
-          const Vector weight = broadcast(weights[i * stride]);
+          const Vector weight = broadcast_pair(weights + i * stride);
           for (int v = 0; v < NV; v++) acc[i][v] = plus_products(acc[i][v], weight, xs[v]);
         }
       }

@@ -108,11 +108,6 @@ def run_conv(conv: Filled, source: Tensor, output: Tensor) -> None:
     )
 
 
-def has_bfloat16() -> bool:
-    """Whether this machine's kernels multiply in bfloat16 and sum in float32."""
-    return bool(kernels(torch.float32).tkn_bfloat16())
-
-
 def run_conv_bfloat16(conv: Filled, source_rows: Rows, source: Tensor, output: Tensor) -> None:
     """As run_conv, in products of bfloat16: float32 rows to float32 rows, the weight in bfloat16."""
     pairs = torch.empty_like(source)

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from tkn.engine.autograd import Activation, Stage
 from tkn.engine.choose import LEAST_WORK, MOST_SHARE, Engine, choices, followed, part_of, supported
 from tkn.engine.fourier import uses_fourier
-from tkn.engine.kernels import has_bfloat16
 from tkn.engine.library import available
 from tkn.engine.rows import Geometry, Pool, pair
 from tkn.roi import roi_areas, roi_mask
@@ -196,14 +195,13 @@ def _dense(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | 
 
 
 def _roi(
-    layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None, *, bfloat16: bool = False
+    layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None, bfloat16: bool = False
 ) -> Activation:
-    """`bfloat16`: round the factors of products to it."""
+    """`bfloat16`: in products of it, where the machine has them."""
     if _autocast() is not None:
-        dtype = _computed_in(x.data)
-        bfloat16 = _autocast() == torch.bfloat16 and dtype == torch.float32 and has_bfloat16()
+        dtype, bfloat16 = _computed_in(x.data), _autocast() == torch.bfloat16
         with torch.autocast("cpu", enabled=False):
-            return _roi(layer, x.to(dtype) if isinstance(x, Tensor) else x, relu, pool, bfloat16=bfloat16)
+            return _roi(layer, x.to(dtype) if isinstance(x, Tensor) else x, relu, pool, bfloat16)
     if layer.padding_mode != "zeros":
         dense = x.unpack() if isinstance(x, Activation) else x
         x = F.pad(dense, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)

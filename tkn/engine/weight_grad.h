@@ -26,13 +26,18 @@ void transpose(const REAL* const* rows, int count, int lanes, REAL* columns, int
   (lanes % WIDTH == 0 ? transpose_blocks<WIDTH> : transpose_blocks<WIDTH / 2>)(rows, count, lanes, columns, width);
 }
 
-// sums + a * b, of numbers or of pairs of bfloat16 in their place.
-template <bool PAIRS>
-INLINE Vector multiply_add(Vector sums, Vector a, Vector b) {
+// sums + factor * x, of numbers or of pairs of bfloat16 in their place.
+template <bool PAIRS, int NV>
+INLINE void multiply_add(Vector* sums, const REAL* factor, const Vector* x) {
 #if BFLOAT16_PRODUCTS
-  if constexpr (PAIRS) return plus_products(sums, a, b);
+  if constexpr (PAIRS) {
+    const Vector f = broadcast_pair(factor);
+    for (int v = 0; v < NV; v++) sums[v] = plus_products(sums[v], f, x[v]);
+    return;
+  }
 #endif
-  return sums + a * b;
+  const Vector f = broadcast(*factor);
+  for (int v = 0; v < NV; v++) sums[v] += f * x[v];
 }
 
 // sums[N][NV vectors] = over tiles and images of g[i][image] * x[image][columns]; with PAIRS an image is two of bfloat16.
@@ -47,10 +52,7 @@ INLINE void outer(const REAL* const* g, int64_t g_tile, const REAL* x, int64_t x
     for (int b = 0; b < lanes; b++, row += width) {
       Vector xs[NV];
       for (int v = 0; v < NV; v++) xs[v] = load(row + v * WIDTH);
-      for (int i = 0; i < N; i++) {
-        const Vector s = broadcast(gs[i][b]);
-        for (int v = 0; v < NV; v++) acc[i][v] = multiply_add<PAIRS>(acc[i][v], s, xs[v]);
-      }
+      for (int i = 0; i < N; i++) multiply_add<PAIRS, NV>(acc[i], gs[i] + b, xs);
     }
   }
   const bool consecutive = column[count - 1] - column[0] == count - 1;
