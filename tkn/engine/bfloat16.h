@@ -140,9 +140,7 @@ struct PairTile {
     std::vector<REAL> weights;
     for (int p = begin; p < end; p++)
       for (int a = op.dst_start[p]; a < op.dst_start[p + 1];) {
-        const int group = op.dst_channel[a] / op.dst_per_group;
-        int b = a + 1;
-        while (b < op.dst_start[p + 1] && op.dst_channel[b] / op.dst_per_group == group) b++;
+        const int group = op.dst_channel[a] / op.dst_per_group, b = group_end(op, a, op.dst_start[p + 1]);
         for (int j = 0; j < chunks_per_group; j++) {
           const int chunk = group * chunks_per_group + j;
           int stride = 0;

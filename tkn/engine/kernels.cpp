@@ -225,14 +225,11 @@ void weight_grad(const Conv* op, const REAL* x, int64_t x_tile, const REAL* grad
         if (op->tap_index[t] != tap) continue;
         const int q = op->tap_pixel[t], width = padded(live(q, chunks) - live(q, 0));
         for (int a = begin; a < end;) {
-          const int group = op->dst_channel[a] / op->dst_per_group;
-          int b = end;
-          if (op->groups > 1)
-            for (b = a + 1; b < end && op->dst_channel[b] / op->dst_per_group == group;) b++;
+          const int group = op->dst_channel[a] / op->dst_per_group, b = group_end(*op, a, end);
           const int per_group = chunks / op->groups, from = live(q, group * per_group), to = live(q, (group + 1) * per_group);
           if (from < to)
-            outer_all<PAIRS>(*op, a, b, g + (int64_t)(a - begin) * lanes, z_tile, columns + column_start[q] + from - live(q, 0), columns_tile, width, tiles, lanes,
-                      grad + tap * op->weight_tap - (int64_t)group * op->src_per_group, op->src_channel + from, to - from);
+            outer_all<PAIRS>(*op, a, b, g + (int64_t)(a - begin) * lanes, z_tile, columns + column_start[q] + from - live(q, 0), columns_tile, width,
+                             tiles, lanes, grad + tap * op->weight_tap - (int64_t)group * op->src_per_group, op->src_channel + from, to - from);
           a = b;
         }
       }
@@ -244,8 +241,8 @@ void weight_grad(const Conv* op, const REAL* x, int64_t x_tile, const REAL* grad
 
 // The weight's gradient of an unpooled convolution: `grad` as `weight`, set to zero before. `columns`: room for
 // tiles * lanes * sum over source pixels of their channels rounded up to vectors; `column_start` [source pixels]: where in
-// one tile's share (of `columns_tile` numbers) a pixel's begin; unused if the taps are many and the channels few. `pairs`: `x` and `grad_z` hold two images of
-// bfloat16 in the place of each number; `lanes` counts these places.
+// one tile's share (of `columns_tile` numbers) a pixel's begin; unused if the taps are many and the channels few. `pairs`:
+// `x` and `grad_z` hold two images of bfloat16 in the place of each number; `lanes` counts these places.
 extern "C" void tkn_weight_grad(const Conv* op, const REAL* x, int64_t x_tile, const REAL* grad_z, int64_t z_tile, REAL* grad, int taps,
                                 int source_pixels, const int64_t* column_start, REAL* columns, int64_t columns_tile, int tiles, int lanes,
                                 int pairs, int threads) {

@@ -75,6 +75,15 @@ struct Dense {
 
 namespace {
 
+// The first of a pixel's entries after `begin`, up to `end`, that is of another group.
+INLINE int group_end(const Conv& op, int begin, int end) {
+  if (op.groups == 1) return end;
+  const int group = op.dst_channel[begin] / op.dst_per_group;
+  int e = begin + 1;
+  while (e < end && op.dst_channel[e] / op.dst_per_group == group) e++;
+  return e;
+}
+
 template <int NV>
 struct Tile {
   static constexpr int LANES = NV * WIDTH;
@@ -157,10 +166,7 @@ struct Tile {
     const int chunks_per_group = op.chunks / op.groups;
     segments.resize(taps);
     for (int a = begin; a < end;) {
-      const int group = op.dst_channel[a] / op.dst_per_group;
-      int b = end;
-      if (op.groups > 1)
-        for (b = a + 1; b < end && op.dst_channel[b] / op.dst_per_group == group;) b++;
+      const int group = op.dst_channel[a] / op.dst_per_group, b = group_end(op, a, end);
       REAL* rows = out + (int64_t)(a - begin) * LANES;
       for (int j = 0; j < chunks_per_group; j++) {
         const int chunk = group * chunks_per_group + j;
