@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tkn.attention import attention_function, correlated_gaussian_window, separable_window
-from tkn.engine.autograd import Activation
 from tkn.engine.choose import Engine, check_engine
-from tkn.engine.target import channels_last, run_target
+from tkn.engine.target import as_map, run_target
 from tkn.engine.weigh import weigh
 from tkn.roi import project_, roi_bounds, roi_mask
 
@@ -273,8 +272,7 @@ class TargetConv2d(_TargetConv, nn.Conv2d):
         self.engine = check_engine(engine)
 
     def forward(self, input: Tensor) -> Tensor:
-        output = run_target(self, input)
-        return output.unpack(channels_last=channels_last(self)) if isinstance(output, Activation) else output
+        return as_map(self, run_target(self, input))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, engine={self.engine}"

@@ -9,7 +9,7 @@ from torch.nn.modules import module as torch_module
 
 from tkn.engine.autograd import Activation
 from tkn.engine.rows import Pool, pair
-from tkn.engine.target import channels_last, run_target
+from tkn.engine.target import as_map, run_target
 from tkn.layers import TargetConv2d
 
 
@@ -42,7 +42,7 @@ class TargetSequential(nn.Sequential):
 def _tensor(x: Tensor | Activation, computed_by: TargetConv2d | None) -> Tensor:
     if isinstance(x, Activation):
         assert computed_by is not None
-        return x.unpack(channels_last=channels_last(computed_by))
+        return as_map(computed_by, x)
     return x
 
 

@@ -196,12 +196,13 @@ def test_inputs_known_to_be_zero(batch: int, pool: Pool | None, channels: int) -
         assert_near(one, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_packing_and_unpacking_give_back_the_batch(batch: int, channels_last: bool) -> None:
+def test_packing_and_unpacking_give_back_the_batch(batch: int, channels_last: bool, dtype: torch.dtype) -> None:
     mask = np.random.default_rng(0).random((19, 5, 18)) < 0.5
-    x = torch.randn(batch, 19, 5, 18, generator=torch.Generator().manual_seed(0))
-    tiles = Tiles.of(batch, x.dtype)
+    x = torch.randn(batch, 19, 5, 18, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tiles = Tiles.of(batch, torch.float32)
     rows = Rows.of(mask)
     packed = pack(x, rows, tiles)
     returned = unpack(packed, rows, batch, channels_last=channels_last)

@@ -41,15 +41,17 @@ class Activation:
     tiles: Tiles
 
     @classmethod
-    def pack(cls, x: Tensor) -> Activation:
-        """All of [B, C, H, W]."""
-        tiles = Tiles.of(len(x), x.dtype)
+    def pack(cls, x: Tensor, dtype: torch.dtype | None = None) -> Activation:
+        """All of [B, C, H, W], in rows of `dtype`, its own by default."""
+        dtype = dtype or x.dtype
+        tiles = Tiles.of(len(x), dtype)
         rows = Rows.full(x.shape[1], (x.shape[2], x.shape[3]))
-        return cls(_Pack.apply(x, rows, tiles), rows, tiles)
+        return cls(_Pack.apply(x, rows, tiles).to(dtype), rows, tiles)
 
-    def unpack(self, *, channels_last: bool = False) -> Tensor:
-        """[B, C, H, W], zero where there is no row."""
-        return _Unpack.apply(self.data, self.rows, self.tiles, channels_last)
+    def unpack(self, *, channels_last: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+        """[B, C, H, W] of `dtype`, the rows' own by default, zero where there is no row."""
+        # Converted as rows, of which there are fewer numbers.
+        return _Unpack.apply(self.data.to(dtype or self.data.dtype), self.rows, self.tiles, channels_last)
 
 
 class _Pack(torch.autograd.Function):

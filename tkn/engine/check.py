@@ -45,18 +45,19 @@ def _check_stage(dtype: torch.dtype, batch: int, channels: int, pool: Pool | Non
     x = torch.randn(batch, channels, 9, 8, dtype=dtype, requires_grad=True)
     weight = torch.randn(outputs, channels, 3, 3, dtype=dtype, requires_grad=True)
     window = torch.rand(outputs, 9, 8, dtype=dtype, requires_grad=True)
-    if bfloat16:  # numbers that need no rounding, so that the same of them are positive
-        x, weight = (t.detach().bfloat16().to(dtype).requires_grad_() for t in (x, weight))
-    packed = Activation.pack(x)
+    kind = torch.bfloat16 if bfloat16 else dtype
+    # Numbers that need no rounding, so that the same of them are positive.
+    x, weight = (t.detach().to(kind).to(dtype).requires_grad_() for t in (x, weight))
+    packed = Activation.pack(x.to(kind), dtype)
     stage = Stage(packed.rows, mask.numpy(), geometry, 1, True, pool, packed.tiles, dtype, bfloat16)
-    ours = stage(packed, weight, None, window).unpack()
+    ours = stage(packed, weight, None, window).unpack(dtype=kind)
     theirs = F.relu(F.conv2d(x, weight, padding=1) * window * mask)
     if pool is not None:
         theirs = F.max_pool2d(theirs, pool.kernel)
     up = torch.randn_like(theirs)
     inputs = (x, weight, window)
     _compare(
-        torch.bfloat16 if bfloat16 else dtype,
+        kind,
         [ours, *torch.autograd.grad((ours * up).sum(), inputs)],
         [theirs, *torch.autograd.grad((theirs * up).sum(), inputs)],
     )

@@ -42,6 +42,13 @@ void parallel(int tiles, int parts, int threads, const F& f) {
   }
 }
 
+// f<T>() for the type of the numbers that are moved.
+template <class F>
+void with_numbers(bool halves, const F& f) {
+  if (halves) f.template operator()<uint16_t>();
+  else f.template operator()<REAL>();
+}
+
 }  // namespace
 
 extern "C" {
@@ -91,15 +98,20 @@ void tkn_gather_backward(const Gather* op, const REAL* x, const REAL* grad_out, 
   });
 }
 
-void tkn_pack(const Dense* d, const REAL* x, int images, REAL* rows, int64_t tile_size, int tiles, int lanes, int threads) {
-  parallel(tiles, dense_parts(*d), threads, [&](int tile, int begin, int end) {
-    pack(*d, x + tile * lanes * d->image, std::min(lanes, images - tile * lanes), rows + tile * tile_size, lanes, begin, end);
+// `halves`: x and rows are of numbers of two bytes.
+void tkn_pack(const Dense* d, const void* x, int images, void* rows, int64_t tile_size, int tiles, int lanes, int halves, int threads) {
+  with_numbers(halves, [&]<class T>() {
+    parallel(tiles, dense_parts(*d), threads, [&](int tile, int begin, int end) {
+      pack(*d, (const T*)x + tile * lanes * d->image, std::min(lanes, images - tile * lanes), (T*)rows + tile * tile_size, lanes, begin, end);
+    });
   });
 }
 
-void tkn_unpack(const Dense* d, const REAL* rows, int64_t tile_size, REAL* x, int images, int tiles, int lanes, int threads) {
-  parallel(tiles, dense_parts(*d), threads, [&](int tile, int begin, int end) {
-    unpack(*d, rows + tile * tile_size, lanes, std::min(lanes, images - tile * lanes), x + tile * lanes * d->image, begin, end);
+void tkn_unpack(const Dense* d, const void* rows, int64_t tile_size, void* x, int images, int tiles, int lanes, int halves, int threads) {
+  with_numbers(halves, [&]<class T>() {
+    parallel(tiles, dense_parts(*d), threads, [&](int tile, int begin, int end) {
+      unpack(*d, (const T*)rows + tile * tile_size, lanes, std::min(lanes, images - tile * lanes), (T*)x + tile * lanes * d->image, begin, end);
+    });
   });
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import byref, c_int64, c_void_p
+from ctypes import CDLL, byref, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,16 +204,17 @@ def _dense(x: Tensor, rows: Rows) -> Filled:
 
 
 def pack(x: Tensor, rows: Rows, tiles: Tiles) -> Tensor:
-    """[B, C, H, W] in any layout to rows [tiles, rows, lanes]; lanes without an image are zero."""
+    """[B, C, H, W] in any layout to rows [tiles, rows, lanes] of its type; lanes without an image are zero."""
     assert x.shape == (tiles.batch, rows.channels, *rows.size)
     packed = tiles.empty(rows, x.dtype)
-    kernels(x.dtype).tkn_pack(
+    _moving(x.dtype).tkn_pack(
         byref(_dense(x, rows).struct),
         c_void_p(x.data_ptr()),
         tiles.batch,
         *_tiled(packed),
         tiles.count,
         tiles.lanes,
+        x.dtype.itemsize == 2,
         torch.get_num_threads(),
     )
     return packed
@@ -223,16 +224,22 @@ def unpack(packed: Tensor, rows: Rows, batch: int, *, channels_last: bool = Fals
     """Rows [tiles, rows, lanes] to [B, C, H, W], zero where there is no row."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(batch, rows.channels, *rows.size, dtype=packed.dtype, memory_format=memory_format)
-    kernels(x.dtype).tkn_unpack(
+    _moving(x.dtype).tkn_unpack(
         byref(_dense(x, rows).struct),
         *_tiled(packed),
         c_void_p(x.data_ptr()),
         batch,
         len(packed),
         packed.shape[2],
+        x.dtype.itemsize == 2,
         torch.get_num_threads(),
     )
     return x
+
+
+def _moving(dtype: torch.dtype) -> CDLL:
+    """The kernels that pack numbers of `dtype`; those of float32 pack halves too."""
+    return kernels(torch.float32 if dtype.itemsize == 2 else dtype)
 
 
 def _tiled(rows: Tensor) -> tuple[c_void_p, c_int64]:

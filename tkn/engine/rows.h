@@ -68,7 +68,7 @@ struct Dense {
   int32_t channels, height, width;
   int64_t image, channel, row, column;  // strides in elements
   const int32_t* rows;                  // [channels][height * width], -1: no row
-  const REAL* outside;                  // [channels] value without a row, or null: 0
+  const REAL* outside;                  // [channels] value without a row, or null: 0 (halves: always null)
 };
 
 }  // extern "C"
@@ -290,37 +290,40 @@ void for_dense_blocks(const Dense& d, int begin, int end, const Move& move) {
 
 int dense_parts(const Dense& d) { return d.channel < d.column ? d.height * d.width : d.channels * d.height; }
 
-// Lanes beyond `images` become zero.
-void pack(const Dense& d, const REAL* x, int images, REAL* rows, int lanes, int begin, int end) {
+// T: of the numbers that are moved. Lanes beyond `images` become zero.
+template <class T>
+void pack(const Dense& d, const T* x, int images, T* rows, int lanes, int begin, int end) {
   for_dense_blocks(d, begin, end, [&](int64_t offset, int64_t step, const int32_t* row, int row_step, int, int, int n) {
-    REAL block[BLOCK][BLOCK];
+    T block[BLOCK][BLOCK];
     for (int b = 0; b < lanes; b += BLOCK) {
       const int count = std::min(BLOCK, lanes - b), filled = std::max(0, std::min(count, images - b));
       for (int i = 0; i < filled; i++) {
-        const REAL* from = x + (b + i) * d.image + offset;
+        const T* from = x + (b + i) * d.image + offset;
         for (int k = 0; k < n; k++) block[k][i] = from[k * step];
       }
       for (int k = 0; k < n; k++) {
         for (int i = filled; i < count; i++) block[k][i] = 0;
-        if (row[k * row_step] >= 0) std::memcpy(rows + (int64_t)row[k * row_step] * lanes + b, block[k], count * sizeof(REAL));
+        if (row[k * row_step] >= 0) std::memcpy(rows + (int64_t)row[k * row_step] * lanes + b, block[k], count * sizeof(T));
       }
     }
   });
 }
 
-void unpack(const Dense& d, const REAL* rows, int lanes, int images, REAL* x, int begin, int end) {
+template <class T>
+void unpack(const Dense& d, const T* rows, int lanes, int images, T* x, int begin, int end) {
   for_dense_blocks(d, begin, end, [&](int64_t offset, int64_t step, const int32_t* row, int row_step, int c, int c_step, int n) {
-    REAL block[BLOCK][BLOCK];
+    T block[BLOCK][BLOCK];
     for (int b = 0; b < images; b += BLOCK) {
       const int count = std::min(BLOCK, images - b);
       for (int k = 0; k < n; k++) {
         const int r = row[k * row_step];
-        const REAL outside = d.outside ? d.outside[c + k * c_step] : 0;
-        if (r >= 0) std::memcpy(block[k], rows + (int64_t)r * lanes + b, count * sizeof(REAL));
+        T outside = 0;
+        if constexpr (std::is_same_v<T, REAL>) outside = d.outside ? d.outside[c + k * c_step] : 0;
+        if (r >= 0) std::memcpy(block[k], rows + (int64_t)r * lanes + b, count * sizeof(T));
         else for (int i = 0; i < count; i++) block[k][i] = outside;
       }
       for (int i = 0; i < count; i++) {
-        REAL* to = x + (b + i) * d.image + offset;
+        T* to = x + (b + i) * d.image + offset;
         for (int k = 0; k < n; k++) to[k * step] = block[k][i];
       }
     }

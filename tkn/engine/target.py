@@ -66,7 +66,16 @@ def run_target(
     return _dense(layer, x, relu, pool)
 
 
-def channels_last(layer: TargetLayer) -> bool:
+def as_map(layer: TargetLayer, x: Tensor | Activation) -> Tensor:
+    """The output of `layer`, or the input of one after it: [B, C, H, W] in its memory format, under autocast in that
+    type, as torch's convolutions return it."""
+    if isinstance(x, Tensor):
+        return x
+    dtype = _autocast() if x.data.dtype == torch.float32 else None
+    return x.unpack(channels_last=_channels_last(layer), dtype=dtype)
+
+
+def _channels_last(layer: TargetLayer) -> bool:
     """Whether the layer's weight, and so its output, is in channels-last memory format."""
     return layer.weight.is_contiguous(memory_format=torch.channels_last) and not layer.weight.is_contiguous()
 
@@ -133,7 +142,7 @@ def _roi_is_faster(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool:
     data = x.data if isinstance(x, Activation) else x
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (data, layer.weight, layer.loc))
     grad_x = grad and data.requires_grad
-    last = channels_last(layer)
+    last = _channels_last(layer)
     key = (
         layer.in_channels,
         layer.out_channels,
@@ -157,8 +166,7 @@ def _roi_is_faster(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool:
         def run() -> None:
             zeros = torch.zeros_like(data, memory_format=memory_format, requires_grad=grad_x)
             input = Activation(zeros, x.rows, x.tiles) if isinstance(x, Activation) else zeros
-            result = compute(layer, input, relu, pool)
-            result = result.unpack(channels_last=last) if isinstance(result, Activation) else result
+            result = as_map(layer, compute(layer, input, relu, pool))
             if grad:
                 wanted = [t for t in (zeros, layer.weight, layer.bias, layer.loc, layer.scale) if t is not None]
                 torch.autograd.grad(result.sum(), [t for t in wanted if t.requires_grad])
@@ -186,7 +194,7 @@ def _share(layer: TargetLayer, size: tuple[int, int]) -> float:
 
 
 def _dense(layer: TargetLayer, x: Tensor | Activation, relu: bool, pool: Pool | None) -> Tensor:
-    y = layer.dense(x.unpack(channels_last=channels_last(layer)) if isinstance(x, Activation) else x)
+    y = layer.dense(as_map(layer, x))
     if relu:
         y = F.relu(y)
     if pool is not None:
@@ -199,14 +207,14 @@ def _roi(
 ) -> Activation:
     """`bfloat16`: in products of it, where the machine has them."""
     if _autocast() is not None:
-        dtype, bfloat16 = _computed_in(x.data), _autocast() == torch.bfloat16
+        bfloat16 = _autocast() == torch.bfloat16
         with torch.autocast("cpu", enabled=False):
-            return _roi(layer, x.to(dtype) if isinstance(x, Tensor) else x, relu, pool, bfloat16)
+            return _roi(layer, x, relu, pool, bfloat16)
     if layer.padding_mode != "zeros":
         dense = x.unpack() if isinstance(x, Activation) else x
         x = F.pad(dense, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
     if isinstance(x, Tensor):
-        x = Activation.pack(x)
+        x = Activation.pack(x, layer.weight.dtype)
     geometry = conv_geometry(layer, x.rows.size)
     size = geometry.output_size
     if min(size) < 1:
