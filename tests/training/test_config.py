@@ -25,7 +25,7 @@ def test_recipes_are_the_papers() -> None:
         ("mnist", 20, 128, "SGD", 0.1),
         ("tlmnist", 20, 128, "SGD", 0.1),
         ("svhn", 40, 64, "SGD", 0.1),
-        ("gtsrb", 100, 64, "Adam", 1e-3),
+        ("gtsrb", 100, 64, "AdamW", 1e-3),
         ("pain", 100, 64, "Adam", 1e-3),
     ]
     assert [r.optimizer.weight_decay for r in recipes.values()] == [1e-4, 1e-4, 1e-4, 0.05, 1e-4]
