@@ -207,14 +207,15 @@ def pack(x: Tensor, rows: Rows, tiles: Tiles) -> Tensor:
     """[B, C, H, W] in any layout to rows [tiles, rows, lanes] of its type; lanes without an image are zero."""
     assert x.shape == (tiles.batch, rows.channels, *rows.size)
     packed = tiles.empty(rows, x.dtype)
-    _moving(x.dtype).tkn_pack(
+    loaded, halves = _moving(x.dtype)
+    loaded.tkn_pack(
         byref(_dense(x, rows).struct),
         c_void_p(x.data_ptr()),
         tiles.batch,
         *_tiled(packed),
         tiles.count,
         tiles.lanes,
-        x.dtype.itemsize == 2,
+        halves,
         torch.get_num_threads(),
     )
     return packed
@@ -224,22 +225,24 @@ def unpack(packed: Tensor, rows: Rows, batch: int, *, channels_last: bool = Fals
     """Rows [tiles, rows, lanes] to [B, C, H, W], zero where there is no row."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(batch, rows.channels, *rows.size, dtype=packed.dtype, memory_format=memory_format)
-    _moving(x.dtype).tkn_unpack(
+    loaded, halves = _moving(x.dtype)
+    loaded.tkn_unpack(
         byref(_dense(x, rows).struct),
         *_tiled(packed),
         c_void_p(x.data_ptr()),
         batch,
         len(packed),
         packed.shape[2],
-        x.dtype.itemsize == 2,
+        halves,
         torch.get_num_threads(),
     )
     return x
 
 
-def _moving(dtype: torch.dtype) -> CDLL:
-    """The kernels that pack numbers of `dtype`; those of float32 pack halves too."""
-    return kernels(torch.float32 if dtype.itemsize == 2 else dtype)
+def _moving(dtype: torch.dtype) -> tuple[CDLL, bool]:
+    """The kernels that pack numbers of `dtype`, and whether these are halves, which those of float32 pack too."""
+    halves = dtype.itemsize == 2
+    return kernels(torch.float32 if halves else dtype), halves
 
 
 def _tiled(rows: Tensor) -> tuple[c_void_p, c_int64]:
