@@ -67,6 +67,21 @@ def test_tables_of_the_paper_and_of_other_runs(results: Path, tmp_path: Path) ->
     assert "between" in lines
 
 
+def test_runs_tested_with_their_best_epoch_on_held_out_images(tmp_path: Path) -> None:
+    row = "experiment=table2_tdn10_cauchy"
+    begins = (("data.source=full", "recipe.epochs=20"), (row,))
+    for seed, arguments in enumerate(begins):
+        run = write_run(
+            tmp_path / "runs" / "better" / "held_out" / f"seed{seed}",
+            *(*arguments, "data.validation=9"),
+            **{"seed": seed, "tested": "best", "best_chosen_on": "valid", "best_error": 0.3, "target_layers": []},
+        )
+        write_rois(run, 20)
+    lines = fill("<!-- runs better -->\n<!-- end -->", tmp_path / "runs", tmp_path / "page.md").splitlines()
+    assert lines[4].startswith("| held_out | 0.50 ± 0.00 | 0.30 ± 0.00 (held-out images) | ")
+    assert lines[4].endswith(f"| `tkn-run -m {row} data.validation=9 seed=0,1` |")
+
+
 def test_filling_twice_changes_nothing(results: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(PAGE)

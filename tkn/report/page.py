@@ -110,7 +110,8 @@ def _cells(group: Group, page: Path) -> tuple[str, ...]:
     links = [f"[{run.result['seed']}]({os.path.relpath(run.folder, page.parent)}/summary.json)" for run in group.runs]
     return (
         plus_minus(error, name) + (f" (clipped: {plus_minus(clipped, name)})" if clipped else ""),
-        *(plus_minus(best, name), millions(macs.mean, macs.deviation), millions(counted.mean, counted.deviation)),
+        plus_minus(best, name) + (" (held-out images)" if group.first.tests_best else ""),
+        *(millions(macs.mean, macs.deviation), millions(counted.mean, counted.deviation)),
         *(str(len(group.runs)), ", ".join(links), "; ".join(group.devices), duration(seconds.mean)),
         f"`{_command(group)}`",
     )
@@ -118,8 +119,9 @@ def _cells(group: Group, page: Path) -> tuple[str, ...]:
 
 def _command(group: Group) -> str:
     """What makes these runs: the shortest of the experiment or the network and data, and what differs from these."""
-    config = group.first.config
-    assert config is not None
+    configs = [run.config for run in group.runs if run.config is not None]
+    # They differ in the seed, and in whether an experiment was named, which says most in least words.
+    config = next((config for config in configs if config["experiment"] is not None), configs[0])
     begin = ["model", "data"] if config["experiment"] is None else ["experiment"]
     named = [f"{key}={config[key if key == 'experiment' else f'{key}.name']}" for key in begin]
     commands = [[*named, *shorthand, *_differences([*named, *shorthand], config)] for shorthand in _SHORTHANDS]
