@@ -20,12 +20,18 @@ def roi_bounds(size: tuple[int, ...], loc: Tensor, scale: Tensor) -> Tensor:
         loc, scale = loc.cpu(), scale.cpu()
     # float64: in float32 a bound that falls on a pixel's centre would be decided by rounding.
     loc, half = loc.detach().double(), scale.detach().double() / sqrt(2)
-    length = torch.tensor(size, dtype=torch.float64, device=loc.device).unsqueeze(-1)
-    lo = torch.ceil((loc - half) * length - 0.5).clamp(min=0).minimum(length)
-    hi = (torch.floor((loc + half) * length - 0.5) + 1).clamp(min=0).minimum(length)
+    bounds = [_axis_bounds(length, loc[axis], half[axis]) for axis, length in enumerate(size)]
+    return torch.stack(bounds, dim=1).long().to(device)
+
+
+def _axis_bounds(length: int, loc: Tensor, half: Tensor) -> Tensor:
+    """(lo, hi) along an axis of `length` pixels: [C] and [C] -> [C, 2]."""
+    # `length` stays a number: a tensor made of it here would have to be copied to a GPU, in every step.
+    lo = torch.ceil((loc - half) * length - 0.5).clamp(0, length)
+    hi = (torch.floor((loc + half) * length - 0.5) + 1).clamp(0, length)
     # A NaN (of a diverged network) makes an empty ROI: as an integer it would point far outside of the map.
     lo, hi = lo.nan_to_num(0), hi.nan_to_num(0)
-    return torch.stack((lo, hi.maximum(lo)), dim=-1).permute(1, 0, 2).long().to(device)
+    return torch.stack((lo, hi.maximum(lo)), dim=-1)
 
 
 def roi_mask(size: tuple[int, ...], rois: Tensor) -> Tensor:
