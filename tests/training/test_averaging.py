@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tkn.training.averaging import average
+from tkn.training.averaging import MovingAverage
 
 
 @pytest.mark.parametrize(("steps", "decay"), [(1, 2 / 11), (71, 72 / 81), (72, 73 / 82), (1000, 0.9)])
@@ -21,7 +21,7 @@ def test_closed_form(steps: int, decay: float) -> None:
         for parameter in raw.parameters():
             parameter.add_(torch.randn_like(parameter))
     before = copy.deepcopy(model.state_dict())
-    average(model, raw, 0.9, steps)
+    MovingAverage(model, raw, 0.9).update(steps)
     for name, value in model.state_dict().items():
         if name == "1.num_batches_tracked":
             assert value == 1

@@ -70,6 +70,7 @@ def test_an_experiment_can_be_overridden() -> None:
         ("penalty.start=0.5 penalty.end=0.4", r"penalty\.end=0\.4 must be within \[penalty\.start, 1\]"),
         ("trainer.compile=1", r"trainer\.compile=1 must be true or false"),
         ("trainer.fourier=1", r"trainer\.fourier=1 must be true or false"),
+        ("trainer.cuda_graphs=1", r"trainer\.cuda_graphs=1 must be true or false"),
         ("trainer.limit_val_batches=0", r"trainer\.limit_val_batches=0 must be null or more than 0"),
         ("data.source=1", r"data\.source=1 must be of type str"),
         ("data.distractor_seed=1.5", r"data\.distractor_seed=1\.5 must be of type int"),

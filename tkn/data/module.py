@@ -12,6 +12,9 @@ from torch import Tensor
 
 from tkn.data.base import DataSet, Split, ToInput
 
+#: An evaluation keeps no activations, and a GPU is busy with larger batches: so many times the training's.
+_GPU_EVALUATION = 4
+
 
 def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     """The seed of what one process draws in one training step."""
@@ -148,9 +151,10 @@ class TensorDataModule(pl.LightningDataModule):
     def _batches(self, split: Split, seed: int | None = None) -> Batches:
         trainer = self.trainer
         assert trainer is not None
+        larger = seed is None and trainer.strategy.root_device.type != "cpu"
         return Batches(
             split,
-            self.batch_size,
+            self.batch_size * (_GPU_EVALUATION if larger else 1),
             self.data.to_input,
             seed=seed,
             epoch=lambda: trainer.current_epoch,

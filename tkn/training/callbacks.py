@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from tkn.files import csv_text, write_whole
@@ -21,6 +22,24 @@ _log = logging.getLogger(__name__)
 def shortened(value: float) -> float:
     """A loss or error as it is written to files: float32 holds no more than six digits safely."""
     return float(f"{value:.6g}")
+
+
+def _now(device: torch.device) -> float | torch.cuda.Event:
+    """This moment; of a CUDA GPU the one when it will have done what has been started on it."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    if isinstance(start, float):
+        assert isinstance(end, float)
+        return end - start
+    assert isinstance(end, torch.cuda.Event)
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 class History(Callback):
@@ -39,7 +58,7 @@ class History(Callback):
         self.earlier_epoch_seconds = 0.0
         self.epoch_started = 0.0
         self.lr = 0.0
-        self.step_ends: list[float] = []
+        self.step_ends: list[float | torch.cuda.Event] = []
 
     @property
     def wall_seconds(self) -> float:
@@ -55,23 +74,22 @@ class History(Callback):
         if self.rows and trainer.is_global_zero:  # of the run that is continued
             write_whole(self.path, csv_text(self.rows))
 
-    def on_train_start(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+    def on_train_start(self, _trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # An epoch that is continued does not start again.
-        self._start_clock()
+        self._start_clock(module.device)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.earlier_epoch_seconds = 0.0
         # Now: later in the epoch the schedule has moved on.
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self._start_clock()
+        self._start_clock(module.device)
 
-    def _start_clock(self) -> None:
+    def _start_clock(self, device: torch.device) -> None:
         self.epoch_started = time.perf_counter()
-        self.step_ends = [time.perf_counter()]
+        self.step_ends = [_now(device)]
 
-    def on_train_batch_end(self, *_args: Any) -> None:
-        # From end to end: a GPU's steps are only started when the call returns.
-        self.step_ends.append(time.perf_counter())
+    def on_train_batch_end(self, _trainer: pl.Trainer, module: pl.LightningModule, *_args: Any) -> None:
+        self.step_ends.append(_now(module.device))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TargetedTraining)
@@ -81,7 +99,7 @@ class History(Callback):
             "lr": self.lr,
             **metrics,
             "macs_roi": module.macs_roi,
-            "step_seconds": round(median(later - end for end, later in pairwise(self.step_ends)), 5),
+            "step_seconds": round(median(_seconds(end, later) for end, later in pairwise(self.step_ends)), 5),
             "seconds": round(self.epoch_seconds, 3),
         }
         self.rows.append(row)

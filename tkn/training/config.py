@@ -34,7 +34,7 @@ LIGHTNING_KEYS = (
     "detect_anomaly",
 )
 #: And what a run itself does with the network.
-TRAINER_KEYS = (*LIGHTNING_KEYS, "compile", "fourier")
+TRAINER_KEYS = (*LIGHTNING_KEYS, "compile", "fourier", "cuda_graphs")
 #: Half precision alone could not hold loc and scale; "mixed" keeps them in float32.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 #: How several processes train: each on its share of every batch, with the mean of the gradients.
@@ -177,7 +177,8 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     compiled = config.trainer.get("compile")
     yield "trainer.compile", type(compiled) is bool, "true or false"
     yield "trainer.compile", not compiled or config.engine != "roi", "false with engine=roi, which compiles its own way"
-    yield "trainer.fourier", type(config.trainer.get("fourier")) is bool, "true or false"
+    for key in ("fourier", "cuda_graphs"):
+        yield f"trainer.{key}", type(config.trainer.get(key)) is bool, "true or false"
     for part in ("train", "val", "test"):
         batches = config.trainer.get(f"limit_{part}_batches")
         yield f"trainer.limit_{part}_batches", batches is None or batches > 0, "null or more than 0"

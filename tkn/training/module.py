@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil
 from typing import Any
 
@@ -19,11 +19,14 @@ from tkn.data.module import Batches
 from tkn.layers import clipped, roi_layers
 from tkn.macs import MacsReport, count_macs
 from tkn.penalty import scale_penalty
-from tkn.training.averaging import average
+from tkn.training.averaging import MovingAverage
+from tkn.training.graph import Captured, GradientGraph, possible
 from tkn.training.recipe import build_optimizer, build_schedule
 
 #: Looking at a loss waits for the GPU, so there only every so many steps.
 _GPU_LOSS_CHECK_STEPS = 50
+#: In the first steps libraries choose their kernels and compilers compile, which no graph can capture.
+_STEPS_BEFORE_GRAPH = 3
 
 
 class Diverged(ValueError):
@@ -86,6 +89,7 @@ class TargetedTraining(pl.LightningModule):
         recipe: optimizer, weight_decay_as and the schedule's keys (Sec. 4.2), attention_lr_factor, label_smoothing,
             ema_decay.
         identity: plain data that tells what a checkpoint is of (see `tkn.training.checkpoint`).
+        graphs: on a CUDA GPU, start the kernels of a whole training step at once.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class TargetedTraining(pl.LightningModule):
         penalty: dict[str, float],
         recipe: dict[str, Any],
         identity: dict[str, Any],
+        graphs: bool = False,
     ) -> None:
         super().__init__()
         #: what is evaluated, counted and saved as the result
@@ -110,6 +115,8 @@ class TargetedTraining(pl.LightningModule):
         self.penalty = penalty
         self.recipe = recipe
         self.identity = identity
+        self.graphs = graphs
+        self._forget_tensors()
         counted = self.count_macs()
         #: multiply-adds inside the ROIs as of the last epoch's last step
         self.macs_roi = counted.total_roi
@@ -157,11 +164,22 @@ class TargetedTraining(pl.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
+    def _forget_tensors(self) -> None:
+        """What holds on to tensors where they are now."""
+        self._average: MovingAverage | None = None
+        self._gradients: GradientGraph | None = None
+        self._projection: Captured[None] | None = None
+        #: whether the graph had the penalty, steps of a whole batch so far, whether the present step is the graph's
+        self._captured_penalised = False
+        self._whole_steps = 0
+        self._replayed = False
+
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.raw is not None:
             self.model.requires_grad_(False)  # several processes would wait for its gradients
 
     def teardown(self, stage: str) -> None:
+        self._forget_tensors()
         if stage == "fit" and self.raw is not None:
             self.model.requires_grad_(True)
 
@@ -182,20 +200,46 @@ class TargetedTraining(pl.LightningModule):
     def _train_means(self) -> Iterator[tuple[str, Mean]]:
         return ((name, self.mean("train", name)) for name in ("loss", *self.error_names))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        x, targets = batch
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor | None:
+        count = len(batch[1])
+        penalised = self._penalised()
+        self._replayed = self._captured(batch, penalised)
+        if self._replayed:
+            assert self._gradients is not None
+            losses = self._gradients(batch)
+        else:
+            losses = self._losses(*batch, self._weight(count, batch_index), penalised)
+        total = losses["total"]
+        if self.device.type == "cpu" or batch_index % _GPU_LOSS_CHECK_STEPS == 0:  # the epoch's mean is checked too
+            self._require_finite(total)
+        self._log("train", {name: losses[name] for name, _ in self._train_means()}, count)
+        return None if self._replayed else total
+
+    def _losses(self, x: Tensor, targets: Tensor, weight: float, penalised: bool) -> dict[str, Tensor]:
+        """The batch's errors, and "total", which is minimised."""
         output = self.learning(x)
         errors = batch_errors(output, targets, self.task)
-        loss = errors["loss"]
+        total = errors["loss"]
         if self.recipe["label_smoothing"]:
-            loss = F.cross_entropy(output.float(), targets, label_smoothing=self.recipe["label_smoothing"])
-        loss = self._weight(len(x), batch_index) * loss
-        if self._penalised():
-            loss = loss + scale_penalty(self.learning, self.penalty["l2"], self.penalty["beta"])
-        if self.device.type == "cpu" or batch_index % _GPU_LOSS_CHECK_STEPS == 0:  # the epoch's mean is checked too
-            self._require_finite(loss)
-        self._log("train", errors, len(x))
-        return loss
+            total = F.cross_entropy(output.float(), targets, label_smoothing=self.recipe["label_smoothing"])
+        total = weight * total
+        if penalised:
+            total = total + scale_penalty(self.learning, self.penalty["l2"], self.penalty["beta"])
+        return {"total": total, **errors}
+
+    def _captured(self, batch: tuple[Tensor, Tensor], penalised: bool) -> bool:
+        """Whether the graph computes this batch; captures it first where it should, but is not there yet."""
+        x, targets = batch
+        if not self.graphs or not possible(self.device) or len(targets) < self.trainer.datamodule.batch_size:  # type: ignore[attr-defined]
+            return False
+        self._whole_steps += 1
+        if self._whole_steps <= _STEPS_BEFORE_GRAPH:
+            return False
+        if self._gradients is None or self._captured_penalised != penalised:
+            self._gradients, self._captured_penalised = None, penalised  # the old one's memory first
+            losses = partial(self._losses, weight=1.0, penalised=penalised)
+            self._gradients = GradientGraph(losses, self.learning.parameters(), (x, targets))
+        return True
 
     def _penalised(self) -> bool:
         """Whether this step is in the part of the run in which the scale penalty acts."""
@@ -219,12 +263,22 @@ class TargetedTraining(pl.LightningModule):
                 f"lower recipe.optimizer.lr={lr} or penalty.l2={l2}"
             )
 
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        # Lightning clears the gradients after `training_step`, where the graph has just made them.
+        if not self._replayed:
+            super().optimizer_zero_grad(*args, **kwargs)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.project()
+        if self._replayed:
+            self._projection = self._projection or Captured(self.project)
+            self._projection.replay()
+        else:
+            self.project()
         if self.raw is not None:
+            self._average = self._average or MovingAverage(self.model, self.raw, self.recipe["ema_decay"])
             # The trainer counts the step when this hook is done.
-            average(self.model, self.raw, self.recipe["ema_decay"], self.trainer.global_step + 1)
+            self._average.update(self.trainer.global_step + 1)
 
     def on_validation_start(self) -> None:
         self._share_buffers()

@@ -140,6 +140,7 @@ def _train_and_test(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")  # Lightning's own
+            warnings.filterwarnings("ignore", message="`training_step` returned `None`")  # where a graph did it all
             if config.mode == "train":
                 trainer.fit(module, datamodule, ckpt_path=continued)
                 if datamodule.eval_name == "valid":
@@ -225,6 +226,7 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
         penalty=dict(config.penalty),
         recipe=OmegaConf.to_container(config.recipe),  # type: ignore[arg-type]
         identity=identify(config, data.input_size, data.num_outputs),
+        graphs=_with_graphs(config.trainer),
     )
     if config.trainer.compile:
         for network in {module.model, module.learning}:
@@ -232,6 +234,12 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
             # Torch's random numbers, not the compiler's own: dropout is then that of an uncompiled run.
             network.compile(dynamic=False, options={"fallback_random": True})
     return module
+
+
+def _with_graphs(trainer: DictConfig) -> bool:
+    """Whether steps may be CUDA graphs: one process each, whose gradients are the optimiser's as they are."""
+    alone = trainer.devices == 1 and trainer.accumulate_grad_batches == 1
+    return bool(trainer.cuda_graphs and alone and trainer.precision != "16-mixed" and not trainer.detect_anomaly)
 
 
 def _draw(folder: Path, module: TargetedTraining, history: History, summary: Mapping[str, Any]) -> None:

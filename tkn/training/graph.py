@@ -1,0 +1,77 @@
+"""CUDA graphs: the kernels of a step start together, which one by one would take the host longer than the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Result = TypeVar("Result")
+
+
+def possible(device: torch.device) -> bool:
+    """Whether the device has such graphs."""
+    return device.type == "cuda"
+
+
+class Captured(Generic[Result]):
+    """The kernels that `function` starts, captured once, without running them; `replay` runs them.
+
+    `function` reads and writes tensors that stay where they are, and must not wait for the GPU.
+    """
+
+    def __init__(self, function: Callable[[], Result]) -> None:
+        self.graph = torch.cuda.CUDAGraph()
+        # What autocast has made of the weights so far would be theirs in every replay.
+        torch.clear_autocast_cache()
+        with torch.cuda.graph(self.graph):
+            self.results = function()
+        torch.clear_autocast_cache()
+
+    def replay(self) -> Result:
+        """The function's results, in the same tensors every time."""
+        self.graph.replay()
+        return self.results
+
+
+class GradientGraph:
+    """The losses of a batch and the gradients of the one called "total", for batches of one size.
+
+    Args:
+        losses: (input, targets) -> the losses by name, scalars.
+        parameters: those that get the gradients.
+        batch: one of the size.
+    """
+
+    def __init__(
+        self,
+        losses: Callable[[Tensor, Tensor], dict[str, Tensor]],
+        parameters: Iterable[nn.Parameter],
+        batch: tuple[Tensor, Tensor],
+    ) -> None:
+        self.parameters = list(parameters)
+        self.batch = [tensor.clone() for tensor in batch]
+
+        def step() -> tuple[dict[str, Tensor], list[Tensor | None]]:
+            self._set_gradients([None] * len(self.parameters))
+            values = losses(*self.batch)
+            # As outside of the autocast that a training step is in.
+            with torch.autocast(values["total"].device.type, enabled=False):
+                values["total"].backward()
+            return {name: value.detach() for name, value in values.items()}, [p.grad for p in self.parameters]
+
+        self.captured = Captured(step)
+
+    def __call__(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The losses of `batch`; sets the parameters' gradients."""
+        for mine, given in zip(self.batch, batch, strict=True):
+            mine.copy_(given)
+        values, gradients = self.captured.replay()
+        self._set_gradients(gradients)
+        return values
+
+    def _set_gradients(self, gradients: Iterable[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
