@@ -237,9 +237,9 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
 
 
 def _with_graphs(trainer: DictConfig) -> bool:
-    """Whether steps may be CUDA graphs: one process each, whose gradients are the optimiser's as they are."""
-    alone = trainer.devices == 1 and trainer.accumulate_grad_batches == 1
-    return bool(trainer.cuda_graphs and alone and trainer.precision != "16-mixed" and not trainer.detect_anomaly)
+    """Whether steps may be CUDA graphs: of torch's own kernels, with gradients that the optimiser takes as they are."""
+    plain = trainer.devices == 1 and trainer.accumulate_grad_batches == 1 and trainer.precision != "16-mixed"
+    return bool(trainer.cuda_graphs and plain and not trainer.compile and not trainer.detect_anomaly)
 
 
 def _draw(folder: Path, module: TargetedTraining, history: History, summary: Mapping[str, Any]) -> None:
