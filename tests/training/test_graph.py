@@ -48,7 +48,6 @@ def test_a_run_of_graphs_learns_the_same(
     config = compose(*TINY, "data.limit=208", "recipe.epochs=2", *overrides)
     tkn.run(config, tmp_path / "plain")
     monkeypatch.setattr(module, "possible", lambda _device: True)
-    monkeypatch.setattr(module, "Captured", CalledAgain)
     monkeypatch.setattr(graph, "Captured", CalledAgain)
     monkeypatch.setattr(CalledAgain, "captured", 0)
     monkeypatch.setattr(CalledAgain, "replays", 0)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Result = TypeVar("Result")
+
+#: In the first steps libraries choose their kernels, which no graph can capture.
+_FIRST_STEPS = 3
 
 
 def possible(device: torch.device) -> bool:
@@ -75,3 +79,44 @@ class GradientGraph:
     def _set_gradients(self, gradients: Iterable[Tensor | None]) -> None:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
+
+
+class Losses(Protocol):
+    """A batch's losses by name; "total", which is minimised, is with the scale penalty if `penalised`."""
+
+    def __call__(self, x: Tensor, targets: Tensor, penalised: bool) -> dict[str, Tensor]: ...
+
+
+class StepGraphs:
+    """A run's training steps on batches of one size, all but the first few captured.
+
+    Args:
+        losses: of a batch.
+        project: what follows the optimiser's step.
+        parameters: those that the optimiser changes.
+    """
+
+    def __init__(self, losses: Losses, project: Callable[[], None], parameters: Iterable[nn.Parameter]) -> None:
+        self.losses = losses
+        self.project = project
+        self.parameters = list(parameters)
+        self.steps = 0
+        self.penalised = False
+        self.gradients: GradientGraph | None = None
+        self.projection: Captured[None] | None = None
+
+    def step(self, batch: tuple[Tensor, Tensor], penalised: bool) -> dict[str, Tensor] | None:
+        """The losses of `batch`, whose gradients the parameters have then; None in the first steps."""
+        self.steps += 1
+        if self.steps <= _FIRST_STEPS:
+            return None
+        if self.gradients is None or self.penalised != penalised:
+            self.gradients, self.penalised = None, penalised  # the old graph's memory is free first
+            self.gradients = GradientGraph(partial(self.losses, penalised=penalised), self.parameters, batch)
+        return self.gradients(batch)
+
+    def replay_projection(self) -> None:
+        """`project`, captured when this is called first."""
+        if self.projection is None:
+            self.projection = Captured(self.project)
+        self.projection.replay()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from math import ceil
 from typing import Any
 
@@ -20,13 +20,11 @@ from tkn.layers import clipped, roi_layers
 from tkn.macs import MacsReport, count_macs
 from tkn.penalty import scale_penalty
 from tkn.training.averaging import MovingAverage
-from tkn.training.graph import Captured, GradientGraph, possible
+from tkn.training.graph import StepGraphs, possible
 from tkn.training.recipe import build_optimizer, build_schedule
 
 #: Looking at a loss waits for the GPU, so there only every so many steps.
 _GPU_LOSS_CHECK_STEPS = 50
-#: In the first steps libraries choose their kernels and compilers compile, which no graph can capture.
-_STEPS_BEFORE_GRAPH = 3
 
 
 class Diverged(ValueError):
@@ -165,14 +163,17 @@ class TargetedTraining(pl.LightningModule):
         return self.model(x)
 
     def _forget_tensors(self) -> None:
-        """What holds on to tensors where they are now."""
         self._average: MovingAverage | None = None
-        self._gradients: GradientGraph | None = None
-        self._projection: Captured[None] | None = None
-        #: whether the graph had the penalty, steps of a whole batch so far, whether the present step is the graph's
-        self._captured_penalised = False
-        self._whole_steps = 0
+        self._graphs: StepGraphs | None = None
+        #: whether the graphs compute the present step
         self._replayed = False
+
+    def on_train_start(self) -> None:
+        # From now on the tensors stay where they are.
+        if self.raw is not None:
+            self._average = MovingAverage(self.model, self.raw, self.recipe["ema_decay"])
+        if self.graphs and possible(self.device):
+            self._graphs = StepGraphs(self._losses, self.project, self.learning.parameters())
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.raw is not None:
@@ -203,19 +204,19 @@ class TargetedTraining(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor | None:
         count = len(batch[1])
         penalised = self._penalised()
-        self._replayed = self._captured(batch, penalised)
-        if self._replayed:
-            assert self._gradients is not None
-            losses = self._gradients(batch)
-        else:
-            losses = self._losses(*batch, self._weight(count, batch_index), penalised)
+        losses = None
+        if self._graphs is not None and count == self.trainer.datamodule.batch_size:  # type: ignore[attr-defined]
+            losses = self._graphs.step(batch, penalised)
+        self._replayed = losses is not None
+        if losses is None:
+            losses = self._losses(*batch, penalised, self._weight(count, batch_index))
         total = losses["total"]
         if self.device.type == "cpu" or batch_index % _GPU_LOSS_CHECK_STEPS == 0:  # the epoch's mean is checked too
             self._require_finite(total)
         self._log("train", {name: losses[name] for name, _ in self._train_means()}, count)
         return None if self._replayed else total
 
-    def _losses(self, x: Tensor, targets: Tensor, weight: float, penalised: bool) -> dict[str, Tensor]:
+    def _losses(self, x: Tensor, targets: Tensor, penalised: bool, weight: float = 1.0) -> dict[str, Tensor]:
         """The batch's errors, and "total", which is minimised."""
         output = self.learning(x)
         errors = batch_errors(output, targets, self.task)
@@ -226,20 +227,6 @@ class TargetedTraining(pl.LightningModule):
         if penalised:
             total = total + scale_penalty(self.learning, self.penalty["l2"], self.penalty["beta"])
         return {"total": total, **errors}
-
-    def _captured(self, batch: tuple[Tensor, Tensor], penalised: bool) -> bool:
-        """Whether the graph computes this batch; captures it first where it should, but is not there yet."""
-        x, targets = batch
-        if not self.graphs or not possible(self.device) or len(targets) < self.trainer.datamodule.batch_size:  # type: ignore[attr-defined]
-            return False
-        self._whole_steps += 1
-        if self._whole_steps <= _STEPS_BEFORE_GRAPH:
-            return False
-        if self._gradients is None or self._captured_penalised != penalised:
-            self._gradients, self._captured_penalised = None, penalised  # the old one's memory first
-            losses = partial(self._losses, weight=1.0, penalised=penalised)
-            self._gradients = GradientGraph(losses, self.learning.parameters(), (x, targets))
-        return True
 
     def _penalised(self) -> bool:
         """Whether this step is in the part of the run in which the scale penalty acts."""
@@ -271,12 +258,11 @@ class TargetedTraining(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self._replayed:
-            self._projection = self._projection or Captured(self.project)
-            self._projection.replay()
+            assert self._graphs is not None
+            self._graphs.replay_projection()
         else:
             self.project()
-        if self.raw is not None:
-            self._average = self._average or MovingAverage(self.model, self.raw, self.recipe["ema_decay"])
+        if self._average is not None:
             # The trainer counts the step when this hook is done.
             self._average.update(self.trainer.global_step + 1)
 
