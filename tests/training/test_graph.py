@@ -37,12 +37,12 @@ class CalledAgain:
         (("model=tdn10", "recipe=modern", "model.dropout=0.1"), 2, 2 * 9),
         # The penalty begins within the second epoch, so the gradients are captured again.
         (("model=tkn6", "penalty.start=0.6"), 3, 2 * 9),
+        # No ROIs, no projection.
+        (("model=dn10",), 1, 9),
         (("model=dn10", "trainer.cuda_graphs=false"), 0, 0),
-        (("model=dn10", "trainer.accumulate_grad_batches=2"), 0, 0),
-        (("model=dn10", "trainer.detect_anomaly=true"), 0, 0),
     ],
 )
-def test_a_run_of_graphs_learns_the_same(
+def test_runs_with_and_without_graphs_learn_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], captured: int, replays: int
 ) -> None:
     config = compose(*TINY, "data.limit=208", "recipe.epochs=2", *overrides)
@@ -54,3 +54,21 @@ def test_a_run_of_graphs_learns_the_same(
     tkn.run(config, tmp_path / "graphs")
     assert (CalledAgain.captured, CalledAgain.replays) == (captured, replays)
     assert_same_run(tmp_path / "plain", tmp_path / "graphs")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("precision=32-true", True),
+        ("precision=bf16-mixed", True),
+        ("precision=16-mixed", False),
+        ("cuda_graphs=false", False),
+        ("compile=true", False),
+        ("devices=2", False),
+        ("strategy=ddp", False),
+        ("accumulate_grad_batches=2", False),
+        ("detect_anomaly=true", False),
+    ],
+)
+def test_which_runs_may_be_captured(override: str, expected: bool) -> None:
+    assert graph.may_capture(compose(f"trainer.{override}").trainer) is expected

@@ -34,6 +34,7 @@ def _now(device: torch.device) -> float | torch.cuda.Event:
 
 
 def _seconds(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    """Between two moments of one device."""
     if isinstance(start, float):
         assert isinstance(end, float)
         return end - start
@@ -89,6 +90,7 @@ class History(Callback):
         self.step_ends = [_now(device)]
 
     def on_train_batch_end(self, _trainer: pl.Trainer, module: pl.LightningModule, *_args: Any) -> None:
+        # From end to end: on a GPU the call has only started the step.
         self.step_ends.append(_now(module.device))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

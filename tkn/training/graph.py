@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,17 @@ _FIRST_STEPS = 3
 def possible(device: torch.device) -> bool:
     """Whether the device has such graphs."""
     return device.type == "cuda"
+
+
+def may_capture(trainer: Mapping[str, Any]) -> bool:
+    """Whether a run with this configuration `trainer` may have its steps captured.
+
+    A compiled network brings kernels of its own; several processes add their gradients up, and accumulated ones add to
+    those of the step before; `16-mixed` scales the loss anew in every step; looking for an anomaly waits for the GPU.
+    """
+    alone = trainer["devices"] == 1 and trainer["strategy"] == "auto"
+    plain = trainer["accumulate_grad_batches"] == 1 and trainer["precision"] != "16-mixed"
+    return bool(trainer["cuda_graphs"] and alone and plain and not trainer["compile"] and not trainer["detect_anomaly"])
 
 
 class Captured(Generic[Result]):
@@ -92,18 +103,20 @@ class StepGraphs:
 
     Args:
         losses: of a batch.
-        project: what follows the optimiser's step.
+        projection: what follows the optimiser's step, if anything: a graph of nothing can't be captured.
         parameters: those that the optimiser changes.
     """
 
-    def __init__(self, losses: Losses, project: Callable[[], None], parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(
+        self, losses: Losses, projection: Callable[[], None] | None, parameters: Iterable[nn.Parameter]
+    ) -> None:
         self.losses = losses
-        self.project = project
+        self.projection = projection
         self.parameters = list(parameters)
         self.steps = 0
         self.penalised = False
         self.gradients: GradientGraph | None = None
-        self.projection: Captured[None] | None = None
+        self.projected: Captured[None] | None = None
 
     def step(self, batch: tuple[Tensor, Tensor], penalised: bool) -> dict[str, Tensor] | None:
         """The losses of `batch`, whose gradients the parameters have then; None in the first steps."""
@@ -111,12 +124,14 @@ class StepGraphs:
         if self.steps <= _FIRST_STEPS:
             return None
         if self.gradients is None or self.penalised != penalised:
-            self.gradients, self.penalised = None, penalised  # the old graph's memory is free first
+            self.gradients, self.penalised = None, penalised  # most of the old graph's memory is free first
             self.gradients = GradientGraph(partial(self.losses, penalised=penalised), self.parameters, batch)
         return self.gradients(batch)
 
-    def replay_projection(self) -> None:
-        """`project`, captured when this is called first."""
+    def project(self) -> None:
+        """The projection, captured when this is called first."""
         if self.projection is None:
-            self.projection = Captured(self.project)
-        self.projection.replay()
+            return
+        if self.projected is None:
+            self.projected = Captured(self.projection)
+        self.projected.replay()

@@ -87,7 +87,7 @@ class TargetedTraining(pl.LightningModule):
         recipe: optimizer, weight_decay_as and the schedule's keys (Sec. 4.2), attention_lr_factor, label_smoothing,
             ema_decay.
         identity: plain data that tells what a checkpoint is of (see `tkn.training.checkpoint`).
-        graphs: on a CUDA GPU, start the kernels of a whole training step at once.
+        cuda_graphs: on a CUDA GPU, start the kernels of the forward and backward pass at once; for one process only.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class TargetedTraining(pl.LightningModule):
         penalty: dict[str, float],
         recipe: dict[str, Any],
         identity: dict[str, Any],
-        graphs: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         #: what is evaluated, counted and saved as the result
@@ -113,7 +113,7 @@ class TargetedTraining(pl.LightningModule):
         self.penalty = penalty
         self.recipe = recipe
         self.identity = identity
-        self.graphs = graphs
+        self.cuda_graphs = cuda_graphs
         self._forget_tensors()
         counted = self.count_macs()
         #: multiply-adds inside the ROIs as of the last epoch's last step
@@ -163,6 +163,7 @@ class TargetedTraining(pl.LightningModule):
         return self.model(x)
 
     def _forget_tensors(self) -> None:
+        """Let go of what holds tensors at the places that they have in training."""
         self._average: MovingAverage | None = None
         self._graphs: StepGraphs | None = None
         #: whether the graphs compute the present step
@@ -172,8 +173,9 @@ class TargetedTraining(pl.LightningModule):
         # From now on the tensors stay where they are.
         if self.raw is not None:
             self._average = MovingAverage(self.model, self.raw, self.recipe["ema_decay"])
-        if self.graphs and possible(self.device):
-            self._graphs = StepGraphs(self._losses, self.project, self.learning.parameters())
+        if self.cuda_graphs and possible(self.device):
+            project = self.project if self.map_sizes else None
+            self._graphs = StepGraphs(self._losses, project, self.learning.parameters())
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.raw is not None:
@@ -259,7 +261,7 @@ class TargetedTraining(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self._replayed:
             assert self._graphs is not None
-            self._graphs.replay_projection()
+            self._graphs.project()
         else:
             self.project()
         if self._average is not None:

@@ -36,6 +36,7 @@ from tkn.training.callbacks import History, ProgressBar
 from tkn.training.checkpoint import check_continuation, identify, load_weights, read_checkpoint
 from tkn.training.config import LIGHTNING_KEYS, check_config
 from tkn.training.earlier import earlier_run
+from tkn.training.graph import may_capture
 from tkn.training.loggers import RunLog, open_log
 from tkn.training.memory import keep_freed_memory
 from tkn.training.module import TargetedTraining
@@ -226,7 +227,7 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
         penalty=dict(config.penalty),
         recipe=OmegaConf.to_container(config.recipe),  # type: ignore[arg-type]
         identity=identify(config, data.input_size, data.num_outputs),
-        graphs=_with_graphs(config.trainer),
+        cuda_graphs=may_capture(config.trainer),
     )
     if config.trainer.compile:
         for network in {module.model, module.learning}:
@@ -234,12 +235,6 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
             # Torch's random numbers, not the compiler's own: dropout is then that of an uncompiled run.
             network.compile(dynamic=False, options={"fallback_random": True})
     return module
-
-
-def _with_graphs(trainer: DictConfig) -> bool:
-    """Whether steps may be CUDA graphs: of torch's own kernels, with gradients that the optimiser takes as they are."""
-    plain = trainer.devices == 1 and trainer.accumulate_grad_batches == 1 and trainer.precision != "16-mixed"
-    return bool(trainer.cuda_graphs and plain and not trainer.compile and not trainer.detect_anomaly)
 
 
 def _draw(folder: Path, module: TargetedTraining, history: History, summary: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from tkn.data.base import is_whole
 from tkn.data.module import TensorDataModule
 from tkn.engine.fourier import uses_fourier
 from tkn.training.callbacks import History, shortened
+from tkn.training.graph import possible
 from tkn.training.module import TargetedTraining
 from tkn.versions import package_versions
 
@@ -81,6 +82,7 @@ def summarise(
         "precision": str(trainer.precision),
         "compiled": config.trainer.compile,
         "fourier": _in_frequencies(config, module, trainer),
+        "cuda_graphs": module.cuda_graphs and possible(trainer.strategy.root_device),
         "device": _device(trainer),
         "versions": package_versions(*_PACKAGES),
         "target_layers": [
