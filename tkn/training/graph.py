@@ -103,13 +103,11 @@ class StepGraphs:
 
     Args:
         losses: of a batch.
-        projection: what follows the optimiser's step, if anything: a graph of nothing can't be captured.
+        projection: what follows the optimiser's step.
         parameters: those that the optimiser changes.
     """
 
-    def __init__(
-        self, losses: Losses, projection: Callable[[], None] | None, parameters: Iterable[nn.Parameter]
-    ) -> None:
+    def __init__(self, losses: Losses, projection: Callable[[], None], parameters: Iterable[nn.Parameter]) -> None:
         self.losses = losses
         self.projection = projection
         self.parameters = list(parameters)
@@ -130,8 +128,6 @@ class StepGraphs:
 
     def project(self) -> None:
         """The projection, captured when this is called first."""
-        if self.projection is None:
-            return
         if self.projected is None:
             self.projected = Captured(self.projection)
         self.projected.replay()

@@ -174,8 +174,7 @@ class TargetedTraining(pl.LightningModule):
         if self.raw is not None:
             self._average = MovingAverage(self.model, self.raw, self.recipe["ema_decay"])
         if self.cuda_graphs and possible(self.device):
-            project = self.project if self.map_sizes else None
-            self._graphs = StepGraphs(self._losses, project, self.learning.parameters())
+            self._graphs = StepGraphs(self._losses, self.project, self.learning.parameters())
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.raw is not None:
@@ -259,7 +258,7 @@ class TargetedTraining(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self._replayed:
+        if self._replayed and self.map_sizes:  # without ROIs there is nothing to capture
             assert self._graphs is not None
             self._graphs.project()
         else:
