@@ -57,7 +57,7 @@ class ParetoSweeper(Sweeper):
             import optuna
         except ModuleNotFoundError as error:
             raise ValueError("hydra/sweeper=pareto needs the extra 'sweep'") from error
-        from tkn.schema import check_rules
+        from tkn.app.schema import check_rules
         from tkn.sweep.objectives import Objectives
 
         for key in ("n_trials", "n_jobs"):

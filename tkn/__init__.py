@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tkn.convert import targetize
-from tkn.engine.plan import accelerate, load_plan
 from tkn.layers import (
     AttentiveRegularization1d,
     AttentiveRegularization2d,
@@ -17,6 +16,7 @@ from tkn.layers import (
 from tkn.macs import count_macs
 from tkn.models import build_model
 from tkn.penalty import scale_penalty
+from tkn.plan.plan import accelerate, load_plan
 
 if TYPE_CHECKING:
     from tkn.training.run import run

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tkn.suggest import unknown
+from tkn.app.messages import unknown
 
 
 def gaussian(z: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from tkn.command import CONFIG_DIR, Command
+from tkn.app.command import CONFIG_DIR, Command
 
 __all__ = ["CONFIG_DIR", "compose", "main"]
 

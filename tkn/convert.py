@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
-from tkn.engine.choose import Engine
+from tkn.app.messages import unknown
 from tkn.layers import MinSize, TargetConv1d, TargetConv2d, TargetConv3d
+from tkn.ops.choose import Engine
 from tkn.sequential import TargetSequential
-from tkn.suggest import unknown
 
 _TARGETS: dict[type[nn.Module], type] = {
     nn.Conv1d: TargetConv1d,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tkn.attention import attention_function, correlated_gaussian_window, separable_window
-from tkn.engine.choose import Engine, check_engine
-from tkn.engine.target import as_map, run_target
-from tkn.engine.weigh import weigh
+from tkn.backends.torch.weigh import weigh
+from tkn.ops.choose import Engine, check_engine
+from tkn.ops.target import as_map, run_target
 from tkn.roi import project_, roi_bounds, roi_mask
 
 MinSize = int | Literal["kernel"]

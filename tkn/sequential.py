@@ -7,10 +7,10 @@ from typing import TypeGuard
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from tkn.engine.autograd import Activation
-from tkn.engine.rows import Pool, pair
-from tkn.engine.target import as_map, run_target
+from tkn.backends.cpu.stage import Activation
+from tkn.geometry import Pool, simple_pool
 from tkn.layers import TargetConv2d
+from tkn.ops.target import as_map, run_target
 
 
 class TargetSequential(nn.Sequential):
@@ -66,14 +66,3 @@ def _pool(layers: list[nn.Module], position: int) -> Pool | None:
         if _follows(layers, position, kind):
             return simple_pool(layers[position])
     return None
-
-
-def simple_pool(layer: nn.Module) -> Pool | None:
-    """A MaxPool2d or AvgPool2d as a Pool; None if its windows overlap or leave the map."""
-    assert isinstance(layer, nn.MaxPool2d | nn.AvgPool2d)
-    average = isinstance(layer, nn.AvgPool2d)
-    kernel, stride, padding = pair(layer.kernel_size), pair(layer.stride), pair(layer.padding)
-    unusual = layer.divisor_override is not None if average else layer.return_indices or pair(layer.dilation) != (1, 1)
-    if stride != kernel or padding != (0, 0) or layer.ceil_mode or unusual:
-        return None
-    return Pool(kernel, average)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tkn.app.command import CONFIG_DIR
 from tkn.bench.cli import compose
 from tkn.bench.config import check_config
-from tkn.command import CONFIG_DIR
 from tkn.models import MODEL_NAMES, build_model
 
 CASES = [path.stem for path in sorted((CONFIG_DIR / "bench" / "case").glob("*.yaml"))]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 #: The error grows with l2, the multiply-adds fall with it; a beta above 1 spoils both.
 _PROGRAM = """
 from tkn.cli import CONFIG_DIR
-from tkn.command import Command
+from tkn.app.command import Command
 from tkn.sweep.objectives import Objectives, PrunedObjectives
 
 def task(config):

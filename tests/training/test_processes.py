@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 from runs import TINY, assert_same_run, recorded_rois
 
 import tkn
+from tkn.app.signals import Signals
 from tkn.cli import compose
-from tkn.interrupt import Signals
 from tkn.training.config import check_config
 from tkn.training.processes import run_processes
 from tkn.training.run import _run

@@ -19,9 +19,9 @@ import torch
 from runs import TINY, assert_same_run, metrics_rows
 
 import tkn
+from tkn.app.files import own_folder
+from tkn.app.signals import Interrupted
 from tkn.cli import compose
-from tkn.files import own_folder
-from tkn.interrupt import Interrupted
 from tkn.training.module import TargetedTraining
 
 #: Three batches an epoch, dropout, and a penalty that moves the ROIs.

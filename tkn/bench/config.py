@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
+from tkn.app.messages import unknown
+from tkn.app.schema import check_rules, typed
 from tkn.bench.engines import ENGINES
 from tkn.models import MODEL_NAMES
-from tkn.schema import check_rules, typed
-from tkn.suggest import unknown
 
 SOURCES = ("file", "checkpoint", "generated")
 

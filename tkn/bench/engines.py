@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tkn.engine.fourier import suited, use_fourier
+from tkn.backends.torch.fourier import suited, use_fourier
 from tkn.layers import TargetConv2d, roi_layers
 from tkn.macs import count_macs
 from tkn.penalty import scale_penalty
@@ -248,7 +248,7 @@ def _tkn(network: nn.Module, images: Tensor, _threads: int) -> Inference:
 
 def _require_roi_engine() -> None:
     """RuntimeError where the kernels can't be had: torch would compute, and be timed, in their place."""
-    from tkn.engine.library import available
+    from tkn.backends.cpu.build import available
 
     if not available(torch.float32):
         raise RuntimeError("the ROI engine's kernels are not available on this machine")

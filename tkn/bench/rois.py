@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tkn.errors import first_line
-from tkn.files import write_whole
+from tkn.app.files import write_whole
+from tkn.app.messages import first_line, unknown
 from tkn.layers import RoiLayer, roi_layers
 from tkn.macs import count_macs
 from tkn.models import build_model
 from tkn.roi import roi_areas
-from tkn.suggest import unknown
 from tkn.training.checkpoint import load_weights
 
 _NETWORK = ("model", "input_size", "num_outputs", "attention", "scale_unit", "min_size")

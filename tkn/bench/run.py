@@ -18,6 +18,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from tkn.app.command import output_folder
+from tkn.app.files import write_whole
+from tkn.app.messages import message
+from tkn.app.versions import package_versions
 from tkn.bench.config import check_config
 from tkn.bench.engines import ENGINES, Prepared, prepare_inference, prepare_training
 from tkn.bench.machine import OtherLoad, describe_machine, load_average
@@ -26,12 +30,8 @@ from tkn.bench.memory import MEASURED, measure_memory
 from tkn.bench.networks import Network, build_networks, images_and_labels
 from tkn.bench.report import cost_figure, memory_table, speedups_table, timings_table
 from tkn.bench.speedups import speedups
-from tkn.command import output_folder
-from tkn.errors import message
-from tkn.files import write_whole
 from tkn.report.figures import save_figure
 from tkn.training.memory import keep_freed_memory
-from tkn.versions import package_versions
 
 _log = logging.getLogger(__name__)
 

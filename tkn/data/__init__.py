@@ -7,6 +7,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from tkn.app.messages import unknown
 from tkn.data.base import DataSet
 from tkn.data.gtsrb import load_gtsrb
 from tkn.data.mnist import load_mnist
@@ -14,7 +15,6 @@ from tkn.data.pain import load_pain
 from tkn.data.pain_synthetic import load_pain_synthetic
 from tkn.data.svhn import load_svhn
 from tkn.data.tlmnist import load_tlmnist
-from tkn.suggest import unknown
 
 _LOADERS: dict[str, Callable[..., DataSet]] = {
     "mnist": load_mnist,

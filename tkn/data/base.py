@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tkn.suggest import unknown
+from tkn.app.messages import unknown
 
 Task = Literal["classification", "regression"]
 

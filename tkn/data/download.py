@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from tkn.files import whole_file
+from tkn.app.files import whole_file
 
 CHUNK_BYTES = 1 << 18
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from tkn.app.messages import unknown
 from tkn.data.base import DataSet, Split, to_unit_range
 from tkn.data.face import REFERENCE, FaceWarp
-from tkn.suggest import unknown
 
 #: Side in pixels of the crops kept in memory: all 48,398 frames take 1.3 GB.
 CROP = 96

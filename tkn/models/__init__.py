@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from tkn.engine.choose import Engine
+from tkn.app.messages import unknown
 from tkn.layers import MinSize
 from tkn.models.cnn6 import cnn6
 from tkn.models.common import Convolutions, initialise
 from tkn.models.densenet import dn10, dn40
 from tkn.models.stn import SpatialTransformer, stn
-from tkn.suggest import unknown
+from tkn.ops.choose import Engine
 
 #: name -> (builder, targeted)
 _MODELS: dict[str, tuple[Callable[..., nn.Sequential], bool]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tkn.files import write_whole
+from tkn.app.files import write_whole
 from tkn.report.collect import collect
 from tkn.report.document import Document, html, markdown
 from tkn.report.formats import groups_csv, runs_csv, terminal_table

@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Report on the runs below the given folders; exit status 1 and one line on stderr if it fails (130 on Ctrl-C)."""
     parsed = _parser().parse_args(arguments)
     # After the arguments: torch takes seconds to import.
-    from tkn.command import FULL_ERROR, one_line
+    from tkn.app.command import FULL_ERROR, one_line
     from tkn.report.build import build_report
 
     folder = parsed.out or (parsed.paths[0] if len(parsed.paths) == 1 else Path()) / "report"

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import nn
 
-from tkn.files import whole_file
+from tkn.app.files import whole_file
 from tkn.layers import roi_layers
 from tkn.report.mosaic import Mosaic, make_mosaic, mosaic_side
 

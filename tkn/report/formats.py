@@ -8,11 +8,11 @@ from typing import Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
-from tkn.files import csv_text
+from tkn.app.files import csv_text
+from tkn.app.schema import flatten
 from tkn.report.groups import Section
 from tkn.report.runs import Run
 from tkn.report.sheets import Column, Sheet
-from tkn.schema import flatten
 
 
 def terminal_table(sheet: Sheet) -> Table:

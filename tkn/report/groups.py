@@ -11,11 +11,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from tkn.app.schema import flatten
 from tkn.cli import compose
 from tkn.models import BASE
 from tkn.report.paper import PAPER, PaperRow, paper_experiment
 from tkn.report.runs import Run, clipped_errors, short_source
-from tkn.schema import flatten
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tkn.command import one_line
-from tkn.files import write_whole
+from tkn.app.command import one_line
+from tkn.app.files import write_whole
 from tkn.report.author_count import author_count
 from tkn.report.collect import collect
 from tkn.report.formats import markdown_rows

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tkn.app.messages import message
 from tkn.data import check_data_options, load_data
 from tkn.data.base import DataSet, is_whole
-from tkn.errors import message
 from tkn.report.attention_figure import SCALE_UNIT, attention_functions
 from tkn.report.groups import Group, Section
 from tkn.report.roi_animation import save_animation

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
 
-from tkn.files import whole_file
+from tkn.app.files import whole_file
 from tkn.report.figures import BETWEEN_COLOUR, ROI_COLOUR
 from tkn.report.mosaic import Mosaic
 from tkn.report.roi_states import MANY_KERNELS, RoiStates, layer_title

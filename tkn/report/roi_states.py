@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tkn.app.messages import message
 from tkn.bench.rois import model_of_checkpoint
-from tkn.errors import message
 from tkn.layers import AttentiveRegularization2d, roi_layers
 from tkn.report.mosaic import Mosaic, make_mosaic
 from tkn.report.runs import Run

@@ -13,11 +13,11 @@ from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
+from tkn.app.messages import message
+from tkn.app.schema import flatten
 from tkn.attention import ATTENTION
 from tkn.data.base import is_whole
 from tkn.data.mnist import EMBEDDED_SOURCE
-from tkn.errors import message
-from tkn.schema import flatten
 from tkn.training.config import RunConfig
 
 #: What every summary must have, with its type.

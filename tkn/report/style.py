@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tkn.files import whole_file
+from tkn.app.files import whole_file
 
 #: Inches across: a page's text in most journals.
 PAGE = 7.0

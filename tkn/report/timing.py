@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from tkn.app.files import write_whole
+from tkn.app.messages import message
+from tkn.backends.cpu.build import available
 from tkn.bench.machine import OtherLoad, describe_machine
 from tkn.bench.measure import Plan, time_interleaved
-from tkn.engine.library import available
-from tkn.engine.plan import accelerate
-from tkn.errors import message
-from tkn.files import write_whole
 from tkn.models import BASE, build_model
+from tkn.plan.plan import accelerate
 from tkn.report.groups import Group
 from tkn.report.roi_states import trained_model
 from tkn.report.runs import Run

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
-from tkn.files import csv_text, write_whole
+from tkn.app.files import csv_text, write_whole
 from tkn.training.module import TargetedTraining
 
 _log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from tkn.errors import first_line
-from tkn.schema import flatten
+from tkn.app.messages import first_line
+from tkn.app.schema import flatten
 
 _log = logging.getLogger(__name__)
 

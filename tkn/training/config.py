@@ -8,12 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from tkn.app.messages import unknown
+from tkn.app.schema import check_rules, typed
 from tkn.attention import ATTENTION
 from tkn.data import check_data_options
-from tkn.engine.choose import ENGINES
 from tkn.models import MODEL_NAMES
-from tkn.schema import check_rules, typed
-from tkn.suggest import unknown
+from tkn.ops.choose import ENGINES
 from tkn.training.loggers import check_logger
 from tkn.training.recipe import LR_SCHEDULES, WEIGHT_DECAY_FACTOR, check_optimizer
 

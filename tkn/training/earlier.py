@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tkn.schema import flatten
+from tkn.app.schema import flatten
 
 #: Keys that say where and how a run shows itself, not what it is.
 _FREE_KEYS = ("data_dir", "logger", "trainer.enable_progress_bar")

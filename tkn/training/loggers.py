@@ -22,12 +22,11 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.seed import isolate_rng
 
+from tkn.app.files import write_whole
+from tkn.app.messages import message, unknown
+from tkn.app.schema import check_rules, typed
 from tkn.data.module import TensorDataModule
-from tkn.errors import message
-from tkn.files import write_whole
 from tkn.report.figures import attention_maps
-from tkn.schema import check_rules, typed
-from tkn.suggest import unknown
 from tkn.training.callbacks import History
 from tkn.training.module import TargetedTraining
 from tkn.training.summary import describe_source, run_title

@@ -19,8 +19,8 @@ from typing import Any
 import torch.multiprocessing as mp
 from omegaconf import DictConfig
 
-from tkn.command import one_line
-from tkn.interrupt import SIGNALS, Interrupted
+from tkn.app.command import one_line
+from tkn.app.signals import SIGNALS, Interrupted
 
 #: (configuration, folder, which of the processes this is) -> the run's summary; called in every process.
 Task = Callable[[DictConfig, Path, int], dict[str, Any]]

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
-from tkn.errors import first_line
+from tkn.app.messages import first_line
 from tkn.training.callbacks import History
 from tkn.training.module import TargetedTraining
 

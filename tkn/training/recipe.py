@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from tkn.app.messages import unknown
 from tkn.layers import roi_layers
-from tkn.suggest import unknown
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "SGD": torch.optim.SGD,

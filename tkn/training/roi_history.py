@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from tkn.files import whole_file
+from tkn.app.files import whole_file
 from tkn.layers import roi_layers
 from tkn.training.module import TargetedTraining
 

@@ -22,12 +22,12 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from tkn.command import output_folder
+from tkn.app.command import output_folder
+from tkn.app.files import own_folder, write_whole
+from tkn.app.signals import Interrupted, Signals
+from tkn.backends.torch.fourier import use_fourier
 from tkn.data import load_data
 from tkn.data.module import TensorDataModule
-from tkn.engine.fourier import use_fourier
-from tkn.files import own_folder, write_whole
-from tkn.interrupt import Interrupted, Signals
 from tkn.layers import roi_layers
 from tkn.models import build_model
 from tkn.report.figures import attention_maps, save_figure, training_curves
@@ -62,7 +62,7 @@ def run(
 
     Returns (metrics, objects): the content of summary.json; and the "config", "output_dir" and, of a run that was made
     in this process (not finished before, not in several processes), the "data", "module" and "trainer". ValueError or
-    OSError, one line each, for what the user can mend; `tkn.interrupt.Interrupted` on SIGINT and SIGTERM.
+    OSError, one line each, for what the user can mend; `tkn.app.signals.Interrupted` on SIGINT and SIGTERM.
     """
     config = check_config(config if isinstance(config, DictConfig) else OmegaConf.create(dict(config)))
     folder = output_folder(output_dir)

@@ -14,8 +14,8 @@ from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from tkn.files import whole_file
-from tkn.interrupt import Interrupted, Signals
+from tkn.app.files import whole_file
+from tkn.app.signals import Interrupted, Signals
 from tkn.training.callbacks import History
 from tkn.training.module import TargetedTraining
 

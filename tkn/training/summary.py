@@ -10,13 +10,13 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tkn.app.versions import package_versions
+from tkn.backends.torch.fourier import uses_fourier
 from tkn.data.base import is_whole
 from tkn.data.module import TensorDataModule
-from tkn.engine.fourier import uses_fourier
 from tkn.training.callbacks import History, shortened
 from tkn.training.graph import possible
 from tkn.training.module import TargetedTraining
-from tkn.versions import package_versions
 
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy")
 

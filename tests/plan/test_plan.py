@@ -1,0 +1,586 @@
+"""Whole networks by the engine: accelerate(model)(x) is model.eval()(x)."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from engine_cases import assert_near, place_rois, targeted, truth
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tkn import AttentiveRegularization2d, TargetConv2d, accelerate, build_model, targetize
+from tkn.layers import RoiLayer
+from tkn.plan.graph import build_graph, frozen
+from tkn.plan.plan import Plan
+from tkn.sequential import TargetSequential
+
+
+class Residual(nn.Module):
+    """Sums of maps, in a row and across layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = TargetConv2d(2, 20, 3, padding=1)
+        self.second = TargetConv2d(20, 20, 3, padding=1)
+        self.norm = nn.BatchNorm2d(20)
+        self.third = nn.Conv2d(20, 20, 1)
+        self.fc = nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.first(x))
+        b = F.relu(self.norm(self.second(a)) + a)
+        b += self.third(b)
+        c = torch.add(b, a)
+        return self.fc(F.adaptive_avg_pool2d(c, 1).flatten(1))
+
+
+class Concatenating(nn.Module):
+    """What is used twice, pending normalisations, and both poolings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = TargetConv2d(3, 10, 3, padding=1)
+        self.norm = nn.BatchNorm2d(10)
+        self.second = TargetConv2d(13, 9, 3, padding=1, bias=False)
+        self.mean, self.maximum = nn.AvgPool2d(3, 2, 1), nn.MaxPool2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.norm(self.first(x))
+        b = torch.cat([x, a.relu()], dim=1)
+        c = self.second(b)
+        return torch.cat((self.mean(b), self.maximum(c), self.maximum(a), self.mean(c)), 1)
+
+
+class Untraceable(nn.Module):
+    """A module whose path depends on its values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else x * 2
+
+
+class WithUntraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = TargetConv2d(2, 6, 3, padding=1)
+        self.own = Untraceable()
+        self.last = nn.Conv2d(6, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.own(self.conv(x)))
+
+
+class Flattened(nn.Module):
+    """Vectors that are sums or concatenations of flattened maps."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.second = TargetConv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm1d(7)
+        self.fc = nn.Linear({"add": 256, "cat": 512, "scales": 320, "cat linear": 263, "add linear": 7}[how], 7)
+        self.other = nn.Linear(256, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.first(x).flatten(1)
+        if self.how == "add":
+            return self.norm(self.fc(a + torch.relu(a)))
+        if self.how == "cat":
+            return self.norm(self.fc(torch.cat((a, torch.relu(a)), 1)))
+        if self.how == "scales":
+            return self.norm(self.fc(torch.cat((a, self.second(x).flatten(1)), 1)))
+        b = self.other(a)
+        return self.norm(self.fc(torch.cat((a, b), 1) if self.how == "cat linear" else b + self.norm(b)))
+
+
+class Broadcast(nn.Module):
+    """Sums of maps of different sizes."""
+
+    def __init__(self, outputs: int, pooled: bool) -> None:
+        super().__init__()
+        self.first, self.second = TargetConv2d(2, 8, 3, padding=1), nn.Conv2d(8, outputs, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1) if pooled else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(self.pool(x)) + x
+
+
+class OtherTypes(nn.Module):
+    """Computes in float64 between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = TargetConv2d(2, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x).double()).to(x.dtype))
+
+
+class OwnSequence(TargetSequential):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+class Twice(nn.Module):
+    """One layer in two places, and a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = TargetConv2d(3, 3, 3, padding=1)
+        self.weight = nn.Parameter(torch.rand(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.relu(self.conv(x)) * self.weight) + self.weight
+
+
+def plain() -> nn.Module:
+    """A common CNN, targeted: normalisation before and after activations, a fully connected head with BatchNorm1d."""
+    return targetize(
+        nn.Sequential(
+            *(nn.Conv2d(2, 20, 3, padding=1, bias=False), nn.BatchNorm2d(20), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+            *(nn.Conv2d(20, 33, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(33), nn.Dropout2d(0.3), nn.AvgPool2d(2)),
+            *(nn.Flatten(), nn.Linear(132, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Dropout(), nn.Linear(40, 5)),
+        )
+    )
+
+
+def head(channels: int) -> list[nn.Module]:
+    return [nn.ReLU(), nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), nn.Linear(channels, 5)]
+
+
+#: name: (model, input size, what torch runs)
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[str, ...]]] = {
+    "tkn6": (lambda: build_model("tkn6", (1, 9, 8), 4), (1, 9, 8), ()),
+    "cnn6": (lambda: build_model("cnn6", (1, 8, 8), 4), (1, 8, 8), ()),
+    "dn10": (lambda: build_model("dn10", (1, 13, 12), 4), (1, 13, 12), ()),
+    "tdn10": (lambda: build_model("tdn10", (3, 13, 12), 4), (3, 13, 12), ()),
+    "tdn10 gaussian": (lambda: build_model("tdn10", (1, 9, 8), 4, attention="gaussian"), (1, 9, 8), ()),
+    "tdn10 soft": (lambda: build_model("tdn10", (1, 9, 8), 4, clip=False), (1, 9, 8), ()),
+    "tdn40": (lambda: build_model("tdn40", (3, 8, 8), 1), (3, 8, 8), ()),
+    "plain": (plain, (2, 9, 9), ()),
+    "residual": (Residual, (2, 7, 8), ("adaptive_avg_pool2d (adaptive_avg_pool2d)",)),
+    "concatenating": (Concatenating, (3, 9, 8), ()),
+    "untraceable": (WithUntraceable, (2, 7, 7), ("own (Untraceable)",)),
+    "twice": (Twice, (3, 7, 7), ("model_weight (constant)", "mul (mul)", "add (add)")),
+    "poolings": (
+        lambda: nn.Sequential(
+            TargetConv2d(2, 12, 3, padding=1),
+            nn.BatchNorm2d(12),
+            nn.AvgPool2d(3, 2, 1),
+            nn.MaxPool2d(2, 1, 1),
+            TargetConv2d(12, 9, 3, padding=1),
+            nn.MaxPool2d(3, 1, 1, dilation=2),
+            nn.BatchNorm2d(9),
+            nn.AvgPool2d((1, 2), (2, 1), (0, 1)),
+        ),
+        (2, 11, 10),
+        (),
+    ),
+    "poolings that torch runs": (
+        lambda: nn.Sequential(
+            TargetConv2d(2, 6, 3, padding=1),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+            nn.AvgPool2d(2, 1, divisor_override=3),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Conv2d(6, 3, 1),
+        ),
+        (2, 9, 9),
+        ("1 (MaxPool2d)", "2 (AvgPool2d)", "3 (AvgPool2d)", "4 (AdaptiveAvgPool2d)"),
+    ),
+    "odd edges": (
+        lambda: nn.Sequential(
+            TargetConv2d(1, 18, 3, padding=1), nn.MaxPool2d((3, 2)), nn.ReLU(), nn.Conv2d(18, 3, 2), nn.AvgPool2d(2)
+        ),
+        (1, 11, 9),
+        (),
+    ),
+    "groups": (
+        lambda: nn.Sequential(
+            TargetConv2d(4, 24, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(24, 48, 3, groups=24), *head(48)
+        ),
+        (4, 8, 8),
+        (),
+    ),
+    "strides and dilations": (
+        lambda: nn.Sequential(
+            TargetConv2d(9, 20, (3, 5), (2, 1), (1, 2)),
+            nn.ReLU(),
+            TargetConv2d(20, 9, 3, padding="same", dilation=(1, 2)),
+            nn.ReLU(),
+            nn.Conv2d(9, 4, (2, 1), padding=(2, 0), stride=3),
+        ),
+        (9, 9, 10),
+        (),
+    ),
+    "one by one, then a mean": (
+        lambda: nn.Sequential(
+            TargetConv2d(3, 20, 3, padding=1), nn.BatchNorm2d(20), nn.ReLU(), nn.Conv2d(20, 7, 1), nn.AvgPool2d(2)
+        ),
+        (3, 9, 9),
+        (),
+    ),
+    "wide": (
+        lambda: TargetSequential(
+            TargetConv2d(3, 150, 3, padding=1), nn.ReLU(), TargetConv2d(150, 70, 3, padding=1), *head(70)
+        ),
+        (3, 6, 6),
+        (),
+    ),
+    "unknown layers": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1),
+            AttentiveRegularization2d(8),
+            nn.GELU(),
+            TargetConv2d(8, 6, 3, padding=1, padding_mode="reflect"),
+            nn.BatchNorm2d(6, track_running_stats=False),
+            nn.Conv2d(6, 5, 3),
+            nn.GroupNorm(1, 5),
+            nn.Flatten(2),
+            nn.Flatten(),
+            nn.Linear(125, 3),
+            nn.LogSoftmax(dim=1),
+        ),
+        (2, 7, 7),
+        (
+            "1 (AttentiveRegularization2d)",
+            "2 (GELU)",
+            "3 (TargetConv2d)",
+            "4 (BatchNorm2d)",
+            "6 (GroupNorm)",
+            "7 (Flatten)",
+            "8 (Flatten)",
+            "10 (LogSoftmax)",
+        ),
+    ),
+    "vectors": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(18, 40), nn.ReLU(), nn.Linear(40, 3)), (2, 3, 3), ()),
+    "nothing": (lambda: nn.Sequential(nn.Identity(), nn.Dropout()), (2, 3, 3), ()),
+    "only torch": (lambda: nn.Sequential(nn.GELU(), nn.Softplus()), (2, 3, 3), ("0 (GELU)", "1 (Softplus)")),
+    "a map that is a vector": (lambda: nn.Sequential(TargetConv2d(2, 5, 1), nn.ReLU()), (2, 1, 1), ()),
+    **{
+        f"flattened: {how}": (lambda how=how: Flattened(how), (2, 8, 8), None)
+        for how in ("add", "cat", "scales", "cat linear", "add linear")
+    },
+    "broadcast over pixels": (lambda: Broadcast(8, True), (2, 7, 7), None),
+    "broadcast over channels": (lambda: Broadcast(1, False), (2, 7, 7), None),
+    "other types": (OtherTypes, (2, 7, 7), None),
+}
+COMPACT = ("tdn10", "plain", "concatenating", "strides and dilations", "groups", "poolings", "wide")
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return targeted(NETWORKS[name][0](), seed=1).eval()
+
+
+def images(name: str, batch: int) -> Tensor:
+    return torch.randn(batch, *NETWORKS[name][1], generator=torch.Generator().manual_seed(batch))
+
+
+def plan_of(model: nn.Module, size: tuple[int, ...], batch: int, *, small: bool) -> Plan:
+    return Plan(build_graph(frozen(model), size), batch, small=small)
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["rows", "maps"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.compact] if name in COMPACT else []) for name in NETWORKS]
+)
+def test_plans_equal_float64(name: str, small: bool) -> None:
+    """Both layouts, for the batch that they are made for and for others."""
+    model = network(name)
+    plan = plan_of(model, NETWORKS[name][1], 3, small=small)
+    if NETWORKS[name][2] is not None:
+        assert plan.fallbacks == NETWORKS[name][2]
+    reference = truth(model)
+    for batch in (3, 1, 20, 3):
+        x = images(name, batch)
+        with torch.no_grad():
+            assert_near(plan(x), reference(x.double()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_accelerate_chooses_a_layout_and_agrees(name: str) -> None:
+    model = network(name)
+    plan = accelerate(model, 2, NETWORKS[name][1])
+    assert plan.batch_size == 2
+    assert plan.input_size == NETWORKS[name][1]
+    with torch.no_grad():
+        assert_near(plan(images(name, 2)), truth(model)(images(name, 2).double()))
+
+
+@pytest.mark.parametrize("batch", [1, 16, 17, 65, 128])
+@pytest.mark.compact
+def test_batch_sizes(batch: int) -> None:
+    model = network("plain")
+    plan = accelerate(model, batch, (2, 9, 9))
+    for size in (batch, batch + 1, 1):
+        x = images("plain", size)
+        with torch.no_grad():
+            assert_near(plan(x), truth(model)(x.double()))
+
+
+@pytest.mark.parametrize("name", ["stn", "tstn"])
+@pytest.mark.parametrize("small", [False, True], ids=["rows", "maps"])
+def test_the_spatial_transformer(name: str, small: bool) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, (3, 16, 16), 4)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    targeted_model = targeted(model, seed=1).eval()
+    x = torch.rand(3, 3, 16, 16)
+    plan = plan_of(targeted_model, (3, 16, 16), 3, small=small)
+    with torch.no_grad():
+        assert_near(plan(x), truth(targeted_model)(x.double()), 1e-4)  # the sampling's own rounding
+    assert plan.fallbacks == ("0 (SpatialTransformer)",)  # whose sampling depends on values
+
+
+@pytest.mark.parametrize("rois", ["pixel", "border", "full", "edge"])
+@pytest.mark.parametrize("small", [False, True], ids=["rows", "maps"])
+def test_rois_of_all_kinds(rois: str, small: bool) -> None:
+    for inputs in (2, 20):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(TargetConv2d(inputs, 18, 3, padding=1), nn.BatchNorm2d(18), nn.ReLU(), nn.MaxPool2d(2)),
+            *(TargetConv2d(18, 20, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(80, 3)),
+        )
+        targeted(model, seed=1).eval()
+        place_rois(model[0], rois, (9, 9), 0)
+        place_rois(model[4], rois, (4, 4), 1)
+        x = torch.randn(3, inputs, 9, 9)
+        with torch.no_grad():
+            assert_near(plan_of(model, (inputs, 9, 9), 3, small=small)(x), truth(model)(x.double()))
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["rows", "maps"])
+@pytest.mark.parametrize("after", ["linear", "convolution", "nothing", "mean"])
+def test_layers_of_which_nothing_is_left(after: str, small: bool) -> None:
+    """All ROIs lie on the odd edge that the pooling drops."""
+    for inputs in (2, 20):
+        torch.manual_seed(0)
+        rest = {
+            "linear": [nn.Flatten(), nn.Linear(16, 3)],
+            "convolution": [nn.Conv2d(4, 18, 3, padding=1)],
+            "nothing": [],
+            "mean": [nn.AdaptiveAvgPool2d(1)],
+        }[after]
+        model = nn.Sequential(TargetConv2d(inputs, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), *rest).eval()
+        place_rois(model[0], "edge", (5, 5), 0)
+        x = torch.randn(3, inputs, 5, 5)
+        with torch.no_grad():
+            assert_near(plan_of(model, (inputs, 5, 5), 3, small=small)(x), truth(model)(x.double()))
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["rows", "maps"])
+@pytest.mark.compact
+def test_layouts_of_the_input(small: bool) -> None:
+    model, x = network("plain"), images("plain", 5)
+    plan = plan_of(model, (2, 9, 9), 5, small=small)
+    expected = plan(x)
+    for other in (
+        x.to(memory_format=torch.channels_last),
+        torch.cat((x, x), dim=3)[..., :9],
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.cat((x, x), dim=0)[:5].requires_grad_(),
+    ):
+        assert torch.equal(plan(other), expected)
+    assert torch.equal(plan(x[:1].expand(5, -1, -1, -1)), plan(x[:1].repeat(5, 1, 1, 1)))
+    assert not plan(x.requires_grad_()).requires_grad
+    with torch.inference_mode():
+        assert torch.equal(plan(x), expected)
+
+
+def test_results_are_the_callers() -> None:
+    """A later call does not write into an earlier one's result."""
+    plan = accelerate(network("plain"), 2, (2, 9, 9))
+    first = plan(images("plain", 2))
+    kept = first.clone()
+    plan(images("plain", 2) + 1)
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("name", ["plain", "unknown layers"])
+def test_autocast_and_the_default_type_change_nothing(name: str) -> None:
+    model, x = network(name), images(name, 3)
+    plan = accelerate(model, 3, NETWORKS[name][1])
+    expected = plan(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_near(plan(x), expected)
+        assert_near(accelerate(model, 3, NETWORKS[name][1])(x), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert_near(plan(x), expected)
+        assert_near(accelerate(model, 3, NETWORKS[name][1])(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["rows", "maps"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("pooling", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(3, 2, 1)], ids=str)
+def test_nan_and_infinity_stay_in_their_image(pooling: nn.Module, bad: float, small: bool) -> None:
+    """And come out as torch's: here every ROI is the whole map, for torch's zeros outside (NaN * 0) are NaN."""
+    torch.manual_seed(0)
+    for inputs in (3, 18):
+        model = nn.Sequential(
+            *(TargetConv2d(inputs, 20, 3, padding=1), nn.ReLU(), pooling, TargetConv2d(20, 5, 3, padding=1), nn.ReLU()),
+            pooling,
+        ).eval()
+        plan = plan_of(model, (inputs, 13, 13), 20, small=small)
+        x = torch.randn(20, inputs, 13, 13)
+        clean = plan(x)
+        x[3, 1, 2, 9] = bad
+        y = plan(x)
+        rest = [image for image in range(20) if image != 3]
+        assert torch.equal(y[rest], clean[rest])
+        with torch.no_grad():
+            torch.testing.assert_close(
+                y[3].double(), model.double()(x.double())[3], rtol=1e-5, atol=1e-5, equal_nan=True
+            )
+        assert bad == -torch.inf or not y[3].isfinite().all()
+        x[3, 1, 2, 9] = 0  # nothing stays in the plan's memory
+        assert plan(x).isfinite().all()
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["rows", "maps"])
+def test_nan_inside_small_rois(small: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(TargetConv2d(3, 20, 3, padding=1), nn.ReLU()).eval()
+    place_rois(model[0], "random", (9, 9), 2)
+    x = torch.randn(4, 3, 9, 9)
+    x[1, 2, 4, 4] = torch.nan
+    mask = torch.zeros(20, 9, 9, dtype=torch.bool)
+    for channel, ((top, bottom), (left, right)) in enumerate(model[0].rois((9, 9)).tolist()):
+        mask[channel, top:bottom, left:right] = True
+    with torch.no_grad():
+        expected = torch.where(mask, truth(model)(x.double()), 0.0)
+    actual = plan_of(model, (3, 9, 9), 4, small=small)(x)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert actual[1].isnan().any()
+
+
+def test_the_model_and_the_plan_are_independent() -> None:
+    model = network("plain").train()
+    x = images("plain", 4)
+    before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    plan = accelerate(model, 4, (2, 9, 9))
+    expected = plan(x)
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
+    assert {module.engine for module in model.modules() if isinstance(module, TargetConv2d)} == {"auto"}
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    with torch.no_grad():
+        for value in (*model.parameters(), *model.buffers()):
+            value.zero_()
+    assert torch.equal(plan(x), expected)
+    model.load_state_dict(before)
+    with torch.no_grad():
+        assert_near(expected, truth(model).eval()(x.double()))  # evaluation mode
+
+
+def test_the_plan_is_made_at_the_first_call_without_an_input_size() -> None:
+    model = network("unknown layers").train()
+    plan = accelerate(model, 3)
+    with torch.no_grad():
+        expected = truth(model).eval()(images("unknown layers", 3).double())
+        for parameter in model.parameters():
+            parameter.zero_()
+    for early in (lambda: plan.fallbacks, lambda: plan.input_size, lambda: plan.save("nowhere")):
+        with pytest.raises(ValueError, match="made at its first use"):
+            early()
+    with pytest.raises(ValueError, match=r"the plan takes images \[B, C, H, W\], not \[2, 7, 7\]"):
+        plan(torch.zeros(2, 7, 7))
+    assert_near(plan(images("unknown layers", 3)), expected)
+    assert plan.input_size == (2, 7, 7)
+    assert "2 (GELU)" in plan.fallbacks
+    with pytest.raises(ValueError, match=r"\[B, 2, 7, 7\], not \[3, 2, 7, 8\]"):
+        plan(torch.zeros(3, 2, 7, 8))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, 2, 9, 8), "the plan takes images [B, 2, 9, 9], not [2, 2, 9, 8]"),
+        (torch.zeros(2, 3, 9, 9), "the plan takes images [B, 2, 9, 9], not [2, 3, 9, 9]"),
+        (torch.zeros(2, 9, 9), "the plan takes images [B, 2, 9, 9], not [2, 9, 9]"),
+        (torch.zeros(0, 2, 9, 9), "the plan takes images [B, 2, 9, 9], not [0, 2, 9, 9]"),
+        (torch.zeros(2, 2, 9, 9, dtype=torch.float64), "float32 on the CPU, not torch.float64 on cpu"),
+        (torch.zeros(2, 2, 9, 9, dtype=torch.int64), "float32 on the CPU, not torch.int64 on cpu"),
+        (torch.zeros(2, 2, 9, 9, device="meta"), "float32 on the CPU, not torch.float32 on meta"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else f"{value.dtype} {list(value.shape)} {value.device}",
+)
+def test_other_images(x: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        accelerate(network("plain"), 2, (2, 9, 9))(x)
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x + 1
+
+
+class InPlace(nn.Module):
+    """Adds a map to its own rectified self."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.relu(x) + x
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((nn.Conv2d(1, 1, 1), 0), "batch_size=0 must be a whole number, at least 1"),
+        ((nn.Conv2d(1, 1, 1), True), "batch_size=True must be a whole number"),
+        ((nn.Conv2d(1, 1, 1), 2.0), "batch_size=2.0 must be a whole number"),
+        ((nn.Conv2d(1, 1, 1), 1, (3, 3)), "input_size=(3, 3) must be (channels, height, width)"),
+        ((nn.Conv2d(1, 1, 1), 1, (1, 0, 3)), "input_size=(1, 0, 3) must be (channels, height, width)"),
+        ((nn.Conv2d(1, 1, 1).double(), 1), "models of float32 on the CPU; weight is torch.float64 on cpu"),
+        ((nn.Conv2d(1, 1, 1).bfloat16(), 1), "models of float32 on the CPU; weight is torch.bfloat16 on cpu"),
+        ((nn.Conv2d(1, 1, 1, device="meta"), 1), "models of float32 on the CPU; weight is torch.float32 on meta"),
+        ((nn.BatchNorm2d(1, affine=False).double(), 1), "running_mean is torch.float64"),
+        ((Pair(), 1, (1, 3, 3)), "networks that return one tensor"),
+        ((InPlace(), 1, (1, 5, 5)), "InPlace can't be followed: its plan would differ"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_accelerate_refuses(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        accelerate(*arguments)
+
+
+def test_wrong_channels_are_the_models_error() -> None:
+    with pytest.raises(RuntimeError, match="channels"):
+        accelerate(network("plain"), 2, (3, 9, 9))
+
+
+def test_subclasses_keep_their_forward() -> None:
+    """What the user computes is what the plan computes, or accelerate says that it can't."""
+    torch.manual_seed(0)
+    model = targeted(OwnSequence(TargetConv2d(1, 4, 3), nn.ReLU()), seed=0)
+    x = torch.rand(2, 1, 6, 6)
+    try:
+        plan = accelerate(model, 2, (1, 6, 6))
+    except ValueError:
+        return
+    assert_near(plan(x), model(x).detach())
+
+
+def test_target_layers_are_leaves_of_the_trace() -> None:
+    """A target layer's window and mask are numbers of the plan, not operations."""
+    model = network("plain")
+    assert any(isinstance(module, RoiLayer) for module in model.modules())
+    assert accelerate(model, 1, (2, 9, 9)).fallbacks == ()

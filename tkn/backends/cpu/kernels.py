@@ -1,0 +1,251 @@
+"""The kernels on rows, from Python: their structures filled from Rows, and the functions on tensors of rows."""
+
+from __future__ import annotations
+
+from ctypes import CDLL, byref, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tkn.backends.cpu.build import kernels
+from tkn.backends.cpu.rows import Children, Int32, Rows, backward_taps, forward_taps, tile_lanes, tiles_of
+from tkn.backends.cpu.structs import SUM, ConvStruct, DenseStruct, Filled, GatherStruct
+from tkn.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a batch is cut: `count` tiles of `lanes` images, the last one filled up."""
+
+    batch: int
+    lanes: int
+
+    @classmethod
+    def of(cls, batch: int, dtype: torch.dtype) -> Tiles:
+        return cls(batch, tile_lanes(batch, torch.get_num_threads(), kernels(dtype).tkn_width()))
+
+    @property
+    def count(self) -> int:
+        return tiles_of(self.batch, self.lanes)
+
+    def empty(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """Uninitialised rows: [tiles, rows, lanes]."""
+        return torch.empty(self.count, rows.count, self.lanes, dtype=dtype)
+
+
+def fill_gather(
+    children: Children,
+    *,
+    child_row: Int32,
+    pooling: int = SUM,
+    factor: float = 1.0,
+    relu: bool = False,
+    scale: Any = None,
+    shift: Any = None,
+    init: Any = None,
+) -> Filled:
+    """`scale`, `shift`: per child; `init`: per output entry; arrays or tensors of the kernels' type."""
+    return Filled(GatherStruct()).having(
+        pixels=len(children.output.order),
+        out_start=children.output.start,
+        out_base=np.ascontiguousarray(children.output.base),
+        child_start=children.start,
+        child_row=child_row,
+        scale=scale,
+        shift=shift,
+        init=init,
+        factor=factor,
+        pooling=pooling,
+        relu=relu,
+    )
+
+
+def fill_conv(
+    source: Rows,
+    output: Rows,
+    geometry: Geometry,
+    groups: int,
+    lanes: int,
+    dtype: torch.dtype,
+    *,
+    transposed: bool = False,
+) -> Filled:
+    """A convolution from `source` to `output`, or with `transposed` from a convolution's outputs to its inputs, that
+    multiplies numbers of `dtype`.
+
+    The caller sets `weight` [output channels, taps, source channels per group], and scale, shift, relu, pooling.
+    """
+    taps = (backward_taps if transposed else forward_taps)(geometry, output.order)
+    table, base, chunks = source.chunks(groups, geometry.taps, lanes, dtype.itemsize)
+    src_per_group = source.channels // groups
+    return Filled(ConvStruct()).having(
+        pixels=len(output.order),
+        dst_start=output.start,
+        dst_channel=output.channel,
+        dst_base=np.ascontiguousarray(output.base),
+        tap_start=taps[0],
+        tap_pixel=taps[1],
+        tap_index=taps[2],
+        src_start=table,
+        src_channel=source.channel,
+        src_base=base,
+        chunks=chunks,
+        groups=groups,
+        dst_per_group=output.channels // groups,
+        src_per_group=src_per_group,
+        weight_dst=geometry.taps * src_per_group,
+        weight_tap=src_per_group,
+    )
+
+
+def run_conv(conv: Filled, source: Tensor, output: Tensor) -> None:
+    """Rows [tiles, rows, lanes] to rows."""
+    kernels(source.dtype).tkn_conv(
+        byref(conv.struct), *_tiled(source), *_tiled(output), len(source), source.shape[2], torch.get_num_threads()
+    )
+
+
+def run_conv_bfloat16(conv: Filled, source_rows: Rows, source: Tensor, output: Tensor) -> None:
+    """As run_conv, in products of bfloat16: float32 rows to float32 rows, the weight in bfloat16."""
+    pairs = torch.empty_like(source)
+    kernels(torch.float32).tkn_conv_bfloat16(
+        byref(conv.struct),
+        *_tiled(source),
+        *_tiled(output),
+        source_rows.pixels,
+        c_void_p(pairs.data_ptr()),
+        len(source),
+        source.shape[2],
+        torch.get_num_threads(),
+    )
+
+
+def run_gather(gather: Filled, source: Tensor, output: Tensor) -> None:
+    """Rows [tiles, rows, lanes] to rows."""
+    kernels(source.dtype).tkn_gather(
+        byref(gather.struct), *_tiled(source), *_tiled(output), len(source), source.shape[2], torch.get_num_threads()
+    )
+
+
+def run_gather_backward(
+    gather: Filled, source: Tensor, grad_output: Tensor, grad_source: Tensor, grad_scale: Tensor | None
+) -> None:
+    """Gradients of a gather: of its source's rows and of `scale` [children]."""
+    kernels(source.dtype).tkn_gather_backward(
+        byref(gather.struct),
+        c_void_p(source.data_ptr()),
+        c_void_p(grad_output.data_ptr()),
+        c_void_p(grad_source.data_ptr()),
+        c_void_p(None if grad_scale is None else grad_scale.data_ptr()),
+        c_int64(source.stride(0)),
+        c_int64(grad_output.stride(0)),
+        len(source),
+        source.shape[2],
+        torch.get_num_threads(),
+    )
+
+
+def run_weight_grad(conv: Filled, source_rows: Rows, source: Tensor, grad: Tensor, weight_grad: Tensor) -> None:
+    """Adds the gradient of the weight to `weight_grad` [O, taps, C per group], zero before.
+
+    `source`, `grad`: rows of the input and of the output's gradient; of bfloat16 for a `weight_grad` of float32.
+    """
+    pairs = source.dtype == torch.bfloat16
+    if pairs:  # two images in the place of one
+        source, grad = source.view(torch.float32), grad.view(torch.float32)
+    loaded = kernels(source.dtype)
+    width = loaded.tkn_width()
+    tiles, _, lanes = source.shape
+    count = np.zeros(source_rows.pixels, dtype=np.int64)
+    count[source_rows.order] = np.diff(source_rows.start)
+    padded = (count + width - 1) // width * width * lanes
+    start = np.cumsum(padded) - padded
+    columns = torch.empty(tiles * int(padded.sum()) + 8 * width, dtype=source.dtype)
+    loaded.tkn_weight_grad(
+        byref(conv.struct),
+        *_tiled(source),
+        *_tiled(grad),
+        c_void_p(weight_grad.data_ptr()),
+        weight_grad.shape[1],
+        source_rows.pixels,
+        c_void_p(start.ctypes.data),
+        c_void_p(columns.data_ptr()),
+        c_int64(int(padded.sum())),
+        tiles,
+        lanes,
+        pairs,
+        torch.get_num_threads(),
+    )
+
+
+def contiguous(rows: Rows, outside: NDArray[Any] | None = None) -> Filled:
+    """Rows of a contiguous [B, C, H, W]; `outside`: its value without a row, per channel."""
+    height, width = rows.size
+    return Filled(DenseStruct()).having(
+        channels=rows.channels,
+        height=height,
+        width=width,
+        image=rows.channels * height * width,
+        channel=height * width,
+        row=width,
+        column=1,
+        rows=rows.dense,
+        outside=outside,
+    )
+
+
+def _dense(x: Tensor, rows: Rows) -> Filled:
+    """Rows of x [B, C, H, W] in any layout."""
+    image, channel, row, column = x.stride()
+    return contiguous(rows).having(image=image, channel=channel, row=row, column=column)
+
+
+def pack(x: Tensor, rows: Rows, tiles: Tiles) -> Tensor:
+    """[B, C, H, W] in any layout to rows [tiles, rows, lanes] of its type; lanes without an image are zero."""
+    assert x.shape == (tiles.batch, rows.channels, *rows.size)
+    packed = tiles.empty(rows, x.dtype)
+    loaded, halves = _moving(x.dtype)
+    loaded.tkn_pack(
+        byref(_dense(x, rows).struct),
+        c_void_p(x.data_ptr()),
+        tiles.batch,
+        *_tiled(packed),
+        tiles.count,
+        tiles.lanes,
+        halves,
+        torch.get_num_threads(),
+    )
+    return packed
+
+
+def unpack(packed: Tensor, rows: Rows, batch: int, *, channels_last: bool = False) -> Tensor:
+    """Rows [tiles, rows, lanes] to [B, C, H, W], zero where there is no row."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.empty(batch, rows.channels, *rows.size, dtype=packed.dtype, memory_format=memory_format)
+    loaded, halves = _moving(x.dtype)
+    loaded.tkn_unpack(
+        byref(_dense(x, rows).struct),
+        *_tiled(packed),
+        c_void_p(x.data_ptr()),
+        batch,
+        len(packed),
+        packed.shape[2],
+        halves,
+        torch.get_num_threads(),
+    )
+    return x
+
+
+def _moving(dtype: torch.dtype) -> tuple[CDLL, bool]:
+    """The kernels that pack numbers of `dtype`, and whether these are halves, which those of float32 pack too."""
+    halves = dtype.itemsize == 2
+    return kernels(torch.float32 if halves else dtype), halves
+
+
+def _tiled(rows: Tensor) -> tuple[c_void_p, c_int64]:
+    assert rows.is_contiguous()
+    return c_void_p(rows.data_ptr()), c_int64(rows.stride(0))

@@ -1,0 +1,1 @@
+"""What torch computes faster when asked another way: products with windows, convolutions in the frequency domain."""

@@ -1,0 +1,63 @@
+"""How a convolution's taps and a pooling's windows reach from an input's pixels to an output's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """A layer's argument for both axes: a number or two."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution's taps reach from its input's pixels to its output's."""
+
+    input_size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    #: zeros before the first row and column, after the last
+    before: tuple[int, int] = (0, 0)
+    after: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        height, width = (
+            (n + b + a - d * (k - 1) - 1) // s + 1
+            for n, b, a, d, k, s in zip(
+                self.input_size, self.before, self.after, self.dilation, self.kernel, self.stride, strict=True
+            )
+        )
+        return height, width
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pooling of windows that do not overlap: kernel == stride, no padding."""
+
+    kernel: tuple[int, int]
+    average: bool = False
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[0] // self.kernel[0], size[1] // self.kernel[1]
+
+
+def simple_pool(layer: nn.Module) -> Pool | None:
+    """A MaxPool2d or AvgPool2d as a Pool; None if its windows overlap or leave the map."""
+    assert isinstance(layer, nn.MaxPool2d | nn.AvgPool2d)
+    average = isinstance(layer, nn.AvgPool2d)
+    kernel, stride, padding = pair(layer.kernel_size), pair(layer.stride), pair(layer.padding)
+    unusual = layer.divisor_override is not None if average else layer.return_indices or pair(layer.dilation) != (1, 1)
+    if stride != kernel or padding != (0, 0) or layer.ceil_mode or unusual:
+        return None
+    return Pool(kernel, average)

@@ -1,0 +1,1 @@
+"""The target layer as an operation: what it computes, and which engine computes it."""

@@ -1,0 +1,129 @@
+"""What a convolution can do as it writes: the batch normalisation, ReLU and pooling after it; and its known inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from tkn.backends.cpu.rows import Bool, Float
+from tkn.geometry import Pool
+from tkn.plan.graph import Affine, Convolve, Graph, Node, Pooling, Relu, Same
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """A convolution and what follows it: relu?(scale * sum + shift), pooled.
+
+    `scale`, `shift`: [O, H, W]; `mask`: bool [O, H, W], where it is computed; `outside`: [O], its value elsewhere,
+    after ReLU; `nodes`: the positions of all that it does.
+    """
+
+    conv: Convolve
+    scale: Float
+    shift: Float
+    mask: Bool
+    outside: Float
+    relu: bool
+    pool: Pool | None
+    nodes: tuple[int, ...]
+
+
+def is_pointwise(conv: Convolve) -> bool:
+    """Whether it is a 1x1 convolution without window, padding or stride."""
+    g = conv.geometry
+    plain = g.kernel == (1, 1) and g.stride == (1, 1) and g.before == (0, 0) and g.after == (0, 0)
+    return plain and conv.window is None
+
+
+def constant_inputs(conv: Convolve, mask: Bool, constants: Float) -> Float:
+    """What the inputs outside of `mask` [C, H, W], `constants` [C] there, add to every output: [O, H, W]."""
+    output = conv.geometry.output_size
+    if not constants.any() or mask.all():
+        return np.zeros((len(conv.weight), *output))
+    inputs = (torch.from_numpy(constants)[:, None, None] * torch.from_numpy(~mask))[None]
+    (top, left), (bottom, right) = conv.geometry.before, conv.geometry.after
+    return F.conv2d(
+        F.pad(inputs, (left, right, top, bottom)),
+        conv.weight.double(),
+        stride=conv.geometry.stride,
+        dilation=conv.geometry.dilation,
+        groups=conv.groups,
+    )[0].numpy()
+
+
+class Following:
+    """The operations after a convolution that it can do as it writes, each the only user of the one before."""
+
+    def __init__(self, graph: Graph, position: int, own: set[int], needed: set[int]) -> None:
+        self.graph, self.own, self.needed = graph, own, needed
+        self.absorbed = [position]
+
+    def _next(self, kind: type) -> Node | None:
+        """The next operation if it is of `kind`, which is then absorbed."""
+        ahead: list[int] = []
+        position = self.absorbed[-1]
+        while position not in self.needed and len(self.graph.nodes[position].users) == 1:
+            position = self.graph.nodes[position].users[0]
+            if position not in self.own:
+                return None
+            ahead.append(position)
+            node = self.graph.nodes[position]
+            if isinstance(node.operation, kind):
+                self.absorbed = [*self.absorbed, *ahead]
+                return node
+            if not isinstance(node.operation, Same):
+                return None
+        return None
+
+    def average_before(self, conv: Convolve) -> Pooling | None:
+        """The mean pooling after a 1x1 convolution, absorbed: to be done first, for a mean of sums is the sum of means,
+        and there are fewer of those."""
+        absorbed = self.absorbed
+        node = self._next(Pooling) if is_pointwise(conv) else None
+        if node is not None:
+            operation = node.operation
+            assert isinstance(operation, Pooling)
+            if operation.average and operation.geometry.before == operation.geometry.after == (0, 0):
+                return operation
+        self.absorbed = absorbed
+        return None
+
+    def fuse(self, conv: Convolve, source_mask: Bool, source_constants: Float) -> Fused:
+        """With what can be absorbed. The source is `source_constants` [C] outside of `source_mask` [C, H, W]."""
+        constant = constant_inputs(conv, source_mask, source_constants)
+        if conv.bias is not None:
+            constant = constant + conv.bias.double().numpy()[:, None, None]
+        window = np.ones(constant.shape) if conv.window is None else conv.window.double().numpy()
+        mask = np.ones(constant.shape, dtype=bool) if conv.mask is None else conv.mask.numpy()
+        scale, outside = self._affine(len(constant))
+        scale = scale[:, None, None] * window
+        shift = outside[:, None, None] + scale * constant
+        relu = self._next(Relu) is not None
+        if relu:
+            outside = np.maximum(outside, 0)
+        pool = self._pool()
+        return Fused(conv, scale, shift, mask, outside, relu, pool, tuple(self.absorbed))
+
+    def _affine(self, channels: int) -> tuple[Float, Float]:
+        """scale and shift [O]; the shift is what there is outside of the ROIs."""
+        scale, shift = np.ones(channels), np.zeros(channels)
+        while (node := self._next(Affine)) is not None:
+            assert isinstance(node.operation, Affine)
+            a, b = node.operation.scale.double().numpy(), node.operation.shift.double().numpy()
+            scale, shift = scale * a, shift * a + b
+        return scale, shift
+
+    def _pool(self) -> Pool | None:
+        absorbed = self.absorbed
+        node = self._next(Pooling)
+        if node is not None:
+            operation = node.operation
+            assert isinstance(operation, Pooling)
+            g = operation.geometry
+            if g.stride == g.kernel and g.before == g.after == (0, 0) and g.dilation == (1, 1):
+                return Pool(g.kernel, operation.average)
+        self.absorbed = absorbed
+        return None

@@ -1,0 +1,318 @@
+"""From a graph's operations to the engine's: rows, lists, and the memory that they share (batch-inner layout)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tkn.backends.cpu.kernels import contiguous, fill_conv, fill_gather
+from tkn.backends.cpu.rows import Bool, Children, Float, Int32, Rows, forward_taps, pooled_order, slices
+from tkn.backends.cpu.structs import MAX, SUM, Filled, Kind
+from tkn.geometry import Geometry, Pool
+from tkn.plan.fuse import Following
+from tkn.plan.graph import Convolve, Graph, Pooling
+from tkn.plan.lowering import Lowering, Pending
+
+#: Above this size, bytes, what a convolution reads is made just before it is read.
+_INTERLEAVED = 128 * 1024
+
+
+@dataclass
+class Buffer:
+    """Rows of a tile's memory, needed from operation `first` to `last`."""
+
+    rows: int
+    first: int
+    last: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Value(Pending):
+    """An activation whose x is in rows of memory.
+
+    `rows`: the row of each (channel, pixel), -1 where there is none: [C, H * W]. `whole`: the Rows, if they are all of
+    one buffer.
+    """
+
+    size: tuple[int, int]
+    rows: Int32
+    buffers: tuple[Buffer, ...]
+    whole: Rows | None = None
+
+    @property
+    def mask(self) -> Bool:
+        return (self.rows >= 0).reshape(len(self.rows), *self.size)
+
+
+@dataclass
+class Lowered:
+    """One operation: its structure, its first rows, and the parts of it that steps may run."""
+
+    kind: Kind
+    spec: Filled
+    source: Buffer | None
+    output: Buffer | None
+    parts: int
+    #: what a gather reads
+    reads: tuple[Buffer, ...] = ()
+    dense: int = 0
+    #: of a convolution: how many pixels of its source each of its parts needs, if it may run part by part
+    needs: Int32 | None = None
+    #: of a convolution: position of the operation that makes its source
+    maker: int | None = None
+
+
+class RowLowering(Lowering[Value]):
+    """For large batches."""
+
+    def __init__(
+        self, graph: Graph, nodes: list[int], inputs: list[int], outputs: list[int], lanes: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__(graph, nodes, inputs, outputs)
+        self.lanes, self.dtype = lanes, dtype
+        self.real = torch.empty((), dtype=dtype).numpy().dtype
+        self.buffers: list[Buffer] = []
+        offsets: list[int] = []
+        # Twice: the lists hold places in memory, which are known once all lifetimes are.
+        for _ in range(2):
+            self.placed = offsets
+            self.buffers, self.operations = [], []
+            self._walk()
+            offsets = self._place()
+
+    operations: list[Lowered]
+
+    @property
+    def memory_rows(self) -> int:
+        return max((buffer.offset + buffer.rows for buffer in self.buffers), default=0)
+
+    def steps(self) -> list[tuple[int, int, int]]:
+        """(operation, begin, end): in order, but what a convolution alone reads is made shortly before."""
+        made_late = {op.maker: position for position, op in enumerate(self.operations) if op.needs is not None}
+        steps = []
+        for position, op in enumerate(self.operations):
+            if position in made_late:
+                continue
+            if op.needs is None:
+                steps.append((position, 0, op.parts))
+                continue
+            assert op.maker is not None
+            made = 0
+            for (begin, end), need in zip(slices(op.parts, len(op.needs)), op.needs, strict=True):
+                if need > made:
+                    steps.append((op.maker, made, int(need)))
+                    made = int(need)
+                steps.append((position, begin, end))
+            if made < self.operations[op.maker].parts:  # read by others
+                steps.append((op.maker, made, self.operations[op.maker].parts))
+        return steps
+
+    def _buffer(self, rows: Rows) -> Buffer:
+        index = len(self.buffers)
+        here = len(self.operations)
+        buffer = Buffer(rows.count, here, here, self.placed[index] if self.placed else 0)
+        self.buffers.append(buffer)
+        return buffer
+
+    def _place(self) -> list[int]:
+        """First fit: buffers that live at the same time do not overlap."""
+        placed: list[Buffer] = []
+        for buffer in sorted(self.buffers, key=lambda b: -b.rows):
+            offset = 0
+            for other in sorted(placed, key=lambda b: b.offset):
+                alive = other.first <= buffer.last and buffer.first <= other.last
+                if alive and offset + buffer.rows > other.offset and offset < other.offset + other.rows:
+                    offset = other.offset + other.rows
+            buffer.offset = offset
+            placed.append(buffer)
+        return [buffer.offset for buffer in self.buffers]
+
+    def _use(self, value: Value) -> None:
+        for buffer in value.buffers:
+            buffer.last = len(self.operations)
+
+    def _whole(self, rows: Rows, outside: Float) -> tuple[Value, Buffer]:
+        buffer = self._buffer(rows)
+        places = np.where(rows.dense >= 0, rows.dense + np.int32(buffer.offset), -1).astype(np.int32)
+        return Value(rows.size, places, (buffer,), rows, outside=outside), buffer
+
+    def _pack(self, position: int) -> None:
+        size = self.graph.nodes[position].size
+        assert size is not None
+        rows = Rows.full(size[0], size[1:])
+        value, buffer = self._whole(rows, np.zeros(size[0]))
+        self.operations.append(
+            Lowered(Kind.PACK, contiguous(rows), None, buffer, size[0] * size[1], dense=self.inputs.index(position))
+        )
+        self.values[position] = value
+
+    def _unpack(self, position: int, dense: int) -> None:
+        value = self._materialised(self.values[position])
+        assert value.whole is not None
+        self._use(value)
+        rows = value.whole
+        spec = contiguous(rows, np.ascontiguousarray(value.constants(), dtype=self.real))
+        parts = rows.channels * rows.size[0]
+        self.operations.append(Lowered(Kind.UNPACK, spec, value.buffers[0], None, parts, dense=dense))
+
+    def _concatenated(self, parts: list[Value]) -> Value:
+        return Value(
+            parts[0].size,
+            np.concatenate([part.rows for part in parts]),
+            tuple(buffer for part in parts for buffer in part.buffers),
+            outside=np.concatenate([part.outside for part in parts]),
+        )
+
+    def _materialised(self, value: Value) -> Value:
+        return value if value.whole is not None and not value.pending else self._gather([value], None)
+
+    def _gather(self, sources: list[Value], pooling: Pooling | None) -> Value:
+        if len(sources) > 1:
+            sources = [self._materialised(source) if source.relu else source for source in sources]
+        children, rows, scale, shift = self._children(sources, pooling)
+        constants = np.stack([source.constants() for source in sources])
+        channel = children.output.channel
+        maximum = pooling is not None and not pooling.average
+        factor = 1.0
+        if maximum:
+            init = np.where(children.missing > 0, constants[0][channel], -np.inf)
+        elif pooling is not None:
+            factor = 1 / pooling.geometry.taps
+            init = children.missing * constants[0][channel] * factor
+        else:
+            init = np.zeros(len(channel))
+            for source, constant in zip(sources, constants, strict=True):
+                missing = ~source.mask.reshape(len(source.rows), -1).T[children.output.entry_position, channel]
+                init += missing * constant[channel]
+        relu = sources[0].relu
+        outside = constants.sum(axis=0)
+        value, buffer = self._whole(children.output, outside)
+        spec = fill_gather(
+            children,
+            child_row=rows,
+            pooling=MAX if maximum else SUM,
+            factor=factor,
+            relu=relu,
+            scale=self._array(scale),
+            shift=self._array(shift),
+            init=self._array(init),
+        )
+        for source in sources:
+            self._use(source)
+        reads = tuple(b for source in sources for b in source.buffers)
+        self.operations.append(Lowered(Kind.GATHER, spec, None, buffer, len(children.output.order), reads))
+        return value
+
+    def _children(
+        self, sources: list[Value], pooling: Pooling | None
+    ) -> tuple[Children, Int32, Float | None, Float | None]:
+        """Which rows of memory the output's entries combine, and each one's scale and shift."""
+        if len(sources) > 1:
+            masks = np.stack([source.mask for source in sources])
+            output = Rows.of(np.logical_or.reduce(masks))
+            live = masks.reshape(len(sources), len(sources[0].rows), -1)[:, output.channel, output.entry_position].T
+            count = live.sum(axis=1)
+            which = np.nonzero(live)
+            entry, source_of = which
+            places = np.stack([source.rows for source in sources])
+            rows = places[source_of, output.channel[entry], output.entry_position[entry]]
+            start = np.concatenate([[0], np.cumsum(count)]).astype(np.int32)
+            scales = [np.ones(len(s.rows)) if s.scale is None else s.scale for s in sources]
+            shifts = [np.zeros(len(s.rows)) if s.shift is None else s.shift for s in sources]
+            scale = np.stack(scales)[source_of, output.channel[entry]]
+            shift = np.stack(shifts)[source_of, output.channel[entry]]
+            children = Children(output, output, start, entry.astype(np.int32), np.zeros(output.live, dtype=np.int32))
+            return children, np.ascontiguousarray(rows, dtype=np.int32), scale, shift
+        (value,) = sources
+        source = Rows.of(value.mask)
+        if pooling is None:
+            children = Children.same(source)
+        else:
+            children = Children.windows(source, pooling.geometry, value.constants() != 0)
+        channel = source.channel[children.entry]
+        rows = value.rows[channel, source.entry_position[children.entry]]
+        if value.scale is None:
+            return children, np.ascontiguousarray(rows), None, None
+        assert value.shift is not None
+        return children, np.ascontiguousarray(rows), value.scale[channel], value.shift[channel]
+
+    def _convolution(self, position: int, conv: Convolve, value: Value) -> None:
+        following = Following(self.graph, position, self.own, set(self.outputs))
+        pooling = following.average_before(conv)
+        if pooling is not None:
+            value = self._gather([value], pooling)
+            conv = replace(conv, geometry=replace(conv.geometry, input_size=value.size))
+        source = self._materialised(value)
+        assert source.whole is not None
+        fused = following.fuse(conv, source.mask, source.constants())
+        geometry, pool = conv.geometry, fused.pool
+        convolved = Rows.of(fused.mask, pooled_order(pool, geometry.output_size))
+        pixel = convolved.order[convolved.entry_position]
+        at = (convolved.channel, *np.divmod(pixel, geometry.output_size[1]))
+        self._use(source)
+        spec = fill_conv(source.whole, convolved, geometry, conv.groups, self.lanes, self.dtype).having(
+            weight=conv.weight.to(self.dtype).permute(0, 2, 3, 1).contiguous(),
+            scale=self._array(fused.scale[at]),
+            shift=self._array(fused.shift[at]),
+            relu=fused.relu,
+        )
+        if pool is None:
+            result, buffer = self._whole(convolved, fused.outside)
+            parts = len(convolved.order)
+        else:
+            children = Children.pooled(convolved, pool)
+            result, buffer = self._whole(children.output, fused.outside)
+            spec = self._pooled(spec, children, pool, fused.outside)
+            parts = len(children.output.order)
+        lowered = Lowered(Kind.CONV, spec, source.buffers[0], buffer, parts)
+        self._interleave(lowered, convolved, geometry)
+        self.operations.append(lowered)
+        for done in fused.nodes:
+            self.values[done] = result
+
+    def _pooled(self, spec: Filled, children: Children, pool: Pool, outside: Float) -> Filled:
+        """The convolution with pooling: children are rows counted from the first of their window."""
+        windows = children.window_starts()
+        convolved = children.source
+        first = convolved.start[windows]
+        counts = np.diff(children.start)
+        window_of = np.repeat(children.output.entry_position, counts)
+        channel = children.output.channel
+        if pool.average:
+            factor = 1 / (pool.kernel[0] * pool.kernel[1])
+            init = children.missing * outside[channel] * factor
+        else:
+            factor, init = 1.0, np.where(children.missing > 0, outside[channel], -np.inf)
+        gather = fill_gather(
+            children,
+            child_row=np.ascontiguousarray(children.entry - first[window_of], dtype=np.int32),
+            pooling=SUM if pool.average else MAX,
+            factor=factor,
+            init=self._array(init),
+        )
+        return spec.having(windows=len(windows) - 1, window_start=windows, pool=gather.struct, pool_arrays=gather)
+
+    def _interleave(self, conv: Lowered, convolved: Rows, geometry: Geometry) -> None:
+        """Let the gather just before run part by part with the convolution, if its rows would not stay in a cache."""
+        position = len(self.operations) - 1
+        maker = self.operations[position]
+        if maker.kind != Kind.GATHER or maker.output is not conv.source:
+            return
+        assert maker.output is not None
+        if maker.output.rows * self.lanes * self.dtype.itemsize < _INTERLEAVED:
+            return
+        start, pixel, _ = forward_taps(geometry, convolved.order)
+        per_part = len(convolved.order) // conv.parts
+        blocks = max(1, round(conv.parts**0.5))  # about one line of the map
+        needs = [int(pixel[: start[end * per_part]].max(initial=-1)) + 1 for _, end in slices(conv.parts, blocks)]
+        conv.needs, conv.maker = np.array(needs, dtype=np.int32), position
+        for buffer in maker.reads:
+            buffer.last = position + 1
+
+    def _array(self, values: Float | None) -> NDArray[Any] | None:
+        return None if values is None else np.ascontiguousarray(values, dtype=self.real)

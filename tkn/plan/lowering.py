@@ -1,0 +1,113 @@
+"""What both arrangements share in lowering a graph: the walk over its nodes, and operations put off until needed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Generic, Self, TypeVar
+
+import numpy as np
+
+from tkn.backends.cpu.rows import Float
+from tkn.plan.graph import Affine, Concatenate, Convolve, Graph, Pooling, Relu, Same
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pending:
+    """An activation relu?(scale * x + shift) per channel, of which only x is in memory; and x where it is not.
+
+    `outside`, `scale`, `shift`: [C].
+    """
+
+    outside: Float
+    scale: Float | None = None
+    shift: Float | None = None
+    relu: bool = False
+
+    @property
+    def pending(self) -> bool:
+        return self.relu or self.scale is not None
+
+    def constants(self) -> Float:
+        """What the activation is where x is not in memory."""
+        value = self.outside if self.scale is None else self.outside * self.scale + self.shift
+        return np.maximum(value, 0) if self.relu else value
+
+    def scaled(self, operation: Affine) -> Self:
+        """With an affine operation more; not after a ReLU."""
+        assert not self.relu
+        scale, shift = operation.scale.double().numpy(), operation.shift.double().numpy()
+        if self.scale is not None:
+            assert self.shift is not None
+            scale, shift = self.scale * scale, self.shift * scale + shift
+        return replace(self, scale=scale, shift=shift)
+
+
+V = TypeVar("V", bound=Pending)
+
+
+class Lowering(ABC, Generic[V]):
+    """Lowers the nodes of one part of a graph that runs without torch.
+
+    `inputs`: nodes whose dense activations come from outside; `outputs`: those needed outside.
+    """
+
+    values: dict[int, V]
+
+    def __init__(self, graph: Graph, nodes: list[int], inputs: list[int], outputs: list[int]) -> None:
+        self.graph, self.nodes, self.inputs, self.outputs = graph, nodes, inputs, outputs
+        self.own = set(nodes)
+
+    def _walk(self) -> None:
+        """Lower everything once."""
+        self.values = {}
+        for position in self.inputs:
+            self._pack(position)
+        for position in self.nodes:
+            if position not in self.values:
+                self._lower(position)
+        for dense, position in enumerate(self.outputs):
+            self._unpack(position, len(self.inputs) + dense)
+
+    def _lower(self, position: int) -> None:
+        node = self.graph.nodes[position]
+        sources = [self.values[source] for source in node.inputs]
+        value, operation = sources[0], node.operation
+        if isinstance(operation, Convolve):
+            self._convolution(position, operation, value)
+            return
+        if isinstance(operation, Relu):
+            value = replace(value, relu=True)
+        elif isinstance(operation, Affine):
+            value = (self._materialised(value) if value.relu else value).scaled(operation)
+        elif isinstance(operation, Pooling):
+            value = self._gather([value], operation)
+        elif isinstance(operation, Concatenate):
+            value = self._concatenated([self._materialised(part) if part.pending else part for part in sources])
+        elif not isinstance(operation, Same):  # Add
+            value = self._gather(sources, None)
+        self.values[position] = value
+
+    @abstractmethod
+    def _pack(self, position: int) -> None:
+        """Bring in a dense activation."""
+
+    @abstractmethod
+    def _unpack(self, position: int, dense: int) -> None:
+        """Give out an activation as the dense one of that number."""
+
+    @abstractmethod
+    def _materialised(self, value: V) -> V:
+        """The same activation in a place of its own, nothing pending."""
+
+    @abstractmethod
+    def _gather(self, sources: list[V], pooling: Pooling | None) -> V:
+        """The sum of the sources, or a pooling of one."""
+
+    @abstractmethod
+    def _concatenated(self, parts: list[V]) -> V:
+        """The channels of all parts, of which nothing is pending."""
+
+    @abstractmethod
+    def _convolution(self, position: int, conv: Convolve, value: V) -> None:
+        """A convolution, with what follows it and can be done as it writes."""
