@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -90,7 +91,7 @@ def with_engine(model: nn.Module, engine: str) -> nn.Module:
 def engine_of(output: Tensor) -> str:
     """Which engine computed a target layer's output that has a gradient."""
     assert output.grad_fn is not None
-    return "roi" if "Unpack" in output.grad_fn.name() else "dense"
+    return "roi" if "InRois" in output.grad_fn.name() else "dense"
 
 
 def inputs_of(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -233,3 +234,17 @@ def python(code: str, **environment: str) -> Any:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def same_with_threads(compute: Callable[[], list[Tensor]]) -> None:
+    """Two threads give the same bits as one, every time."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = compute()
+        torch.set_num_threads(2)
+        for _ in range(3):
+            for one, other in zip(alone, compute(), strict=True):
+                assert torch.equal(one, other)
+    finally:
+        torch.set_num_threads(before)

@@ -9,7 +9,7 @@ from torch import nn
 
 from tkn.app.messages import unknown
 from tkn.layers import MinSize, TargetConv1d, TargetConv2d, TargetConv3d
-from tkn.ops.choose import Engine
+from tkn.ops.engines import Engine
 from tkn.sequential import TargetSequential
 
 _TARGETS: dict[type[nn.Module], type] = {

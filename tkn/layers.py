@@ -8,12 +8,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tkn.attention import attention_function, correlated_gaussian_window, separable_window
+from tkn.backends.torch.fourier import uses_fourier
 from tkn.backends.torch.weigh import weigh
-from tkn.ops.choose import Engine, check_engine
-from tkn.ops.target import as_map, run_target
+from tkn.geometry import Pool
+from tkn.ops.engines import FOURIER, Engine, check_engine
+from tkn.ops.operator import run_one
+from tkn.ops.reference import reference
 from tkn.roi import project_, roi_bounds, roi_mask
+from tkn.spec import Target, TargetSpec
 
 MinSize = int | Literal["kernel"]
 
@@ -30,7 +35,15 @@ class RoiLayer(nn.Module):
     scale: nn.Parameter
 
     def _init_attention(
-        self, channels: int, attention: str, scale_unit: float, min_size: tuple[int, ...], clip: bool, block: int
+        self,
+        channels: int,
+        attention: str,
+        scale_unit: float,
+        min_size: tuple[int, ...],
+        clip: bool,
+        block: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if not scale_unit > 0:
             raise ValueError(f"scale_unit={scale_unit} must be positive")
@@ -45,8 +58,8 @@ class RoiLayer(nn.Module):
         self.min_size = min_size
         self.clip = clip
         self.block = block
-        self.loc = nn.Parameter(torch.full((self.num_dims, channels), 0.5))
-        self.scale = nn.Parameter(torch.ones(self.num_dims, channels))
+        self.loc = nn.Parameter(torch.full((self.num_dims, channels), 0.5, device=device, dtype=dtype))
+        self.scale = nn.Parameter(torch.ones(self.num_dims, channels, device=device, dtype=dtype))
 
     def reset_attention(self) -> None:
         """loc = 0.5, scale = 1: every ROI is the whole map (Sec. 3.4)."""
@@ -201,6 +214,13 @@ class _TargetConv(RoiLayer):
 
     kernel_size: tuple[int, ...]
     out_channels: int
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: Any
+    weight: Tensor
+    bias: Tensor | None
+    _reversed_padding_repeated_twice: list[int]
 
     def __init__(
         self,
@@ -218,24 +238,44 @@ class _TargetConv(RoiLayer):
         min_size: MinSize = 3,
         clip: bool = True,
         block: int = 0,
+        engine: Engine = "auto",
         padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        convolution = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        super().__init__(*convolution, device, dtype)
         least = self.kernel_size if min_size == "kernel" else (min_size,) * self.num_dims
-        self._init_attention(out_channels, attention, scale_unit, least, clip, block)
-        self.to(device=device, dtype=dtype)
+        self._init_attention(out_channels, attention, scale_unit, least, clip, block, device, dtype)
+        self.engine = check_engine(engine)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.dense(input)
+        return run_one(self.padded(input), self.target(), self.operator_engine())
 
     def dense(self, input: Tensor) -> Tensor:
-        """The whole map's convolution, times the window, zero outside the ROIs if `clip`."""
-        return self._weigh(super().forward(input))
+        """The whole map's convolution, times the window, zero outside the ROIs if `clip`: what any engine gives."""
+        return reference(self.padded(input), (self.target(),), fourier=uses_fourier(self))
+
+    def padded(self, input: Tensor) -> Tensor:
+        """The input with the padding of a `padding_mode` other than "zeros" around it."""
+        if self.padding_mode == "zeros":
+            return input
+        return F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+
+    def target(self, *, relu: bool = False, pool: Pool | None = None) -> Target:
+        """The layer as its operator takes it, with the ReLU and the pooling after it."""
+        around = self._reversed_padding_repeated_twice if self.padding_mode == "zeros" else [0] * 2 * self.num_dims
+        padding = tuple(zip(around[::2], around[1::2], strict=True))[::-1]
+        attention = self.attention, self.scale_unit, self.clip
+        spec = TargetSpec(*attention, self.stride, padding, self.dilation, self.groups, relu, pool)
+        return Target(spec, self.weight, self.bias, self.loc, self.scale)
+
+    def operator_engine(self) -> str:
+        """The operator's `engine`: the layer's, and whether dense convolutions may be in the frequency domain."""
+        return self.engine + FOURIER if uses_fourier(self) else self.engine
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self._attention_repr()}"
+        return f"{super().extra_repr()}, {self._attention_repr()}, engine={self.engine}"
 
 
 class TargetConv1d(_TargetConv, nn.Conv1d):
@@ -266,16 +306,6 @@ class TargetConv2d(_TargetConv, nn.Conv2d):
     """
 
     num_dims = 2
-
-    def __init__(self, *args: Any, engine: Engine = "auto", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.engine = check_engine(engine)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return as_map(self, run_target(self, input))
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, engine={self.engine}"
 
 
 class TargetConv3d(_TargetConv, nn.Conv3d):

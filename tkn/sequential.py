@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeGuard
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
-from tkn.backends.cpu.stage import Activation
 from tkn.geometry import Pool, simple_pool
 from tkn.layers import TargetConv2d
-from tkn.ops.target import as_map, run_target
+from tkn.ops.operator import run_sequence
+from tkn.spec import Target
 
 
 class TargetSequential(nn.Sequential):
@@ -21,29 +22,58 @@ class TargetSequential(nn.Sequential):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, fx.Proxy):  # a tracer wants to see every layer
+            return super().forward(input)
         layers = list(self)
-        x: Tensor | Activation = input
-        position = 0
-        last: TargetConv2d | None = None
+        x, position = input, 0
         while position < len(layers):
-            layer = layers[position]
-            if _is_target(layer):
-                relu = _follows(layers, position + 1, nn.ReLU)
-                pool = _pool(layers, position + 1 + relu)
-                x = run_target(layer, x, relu=relu, pool=pool)
-                position += 1 + relu + (pool is not None)
-                last = layer
-                continue
-            x = layer(_tensor(x, last))
-            position += 1
-        return _tensor(x, last)
+            run, position = _run(layers, position)
+            if len(run) == 1 and run[0].joined == 1:
+                x = run[0].layer(x)
+            elif isinstance(run[0].layer, TargetConv2d):
+                x = run_sequence(
+                    run[0].layer.padded(x), [step.target() for step in run], run[0].layer.operator_engine()
+                )
+        return x
 
 
-def _tensor(x: Tensor | Activation, computed_by: TargetConv2d | None) -> Tensor:
-    if isinstance(x, Activation):
-        assert computed_by is not None
-        return as_map(computed_by, x)
-    return x
+@dataclass(frozen=True)
+class _Step:
+    """A layer, and how many layers of the sequence it stands for: a target layer with its ReLU and pooling."""
+
+    layer: nn.Module
+    relu: bool = False
+    pool: Pool | None = None
+
+    @property
+    def joined(self) -> int:
+        return 1 + self.relu + (self.pool is not None)
+
+    def target(self) -> Target:
+        assert isinstance(self.layer, TargetConv2d)
+        return self.layer.target(relu=self.relu, pool=self.pool)
+
+
+def _run(layers: list[nn.Module], position: int) -> tuple[list[_Step], int]:
+    """The layers from `position` on that are computed together, and the position after them."""
+    run: list[_Step] = []
+    while position < len(layers):
+        layer = layers[position]
+        if not _is_target(layer):
+            return (run, position) if run else ([_Step(layer)], position + 1)
+        if run and not _continues(layer, run[0].layer):
+            break
+        relu = _follows(layers, position + 1, nn.ReLU)
+        step = _Step(layer, relu, _pool(layers, position + 1 + relu))
+        run.append(step)
+        position += step.joined
+    return run, position
+
+
+def _continues(layer: TargetConv2d, first: nn.Module) -> bool:
+    """Whether a layer may be computed with those before it: its input needs no other padding, its engine is theirs."""
+    assert isinstance(first, TargetConv2d)
+    return layer.padding_mode == "zeros" and layer.operator_engine() == first.operator_engine()
 
 
 def _is_target(layer: nn.Module) -> TypeGuard[TargetConv2d]:

@@ -65,7 +65,7 @@ with warnings.catch_warnings(record=True) as caught:
     big = torch.rand(4, 32, 12, 12)
     errors.append(error(auto(big), auto.dense(big)))
 grad_fn = model[0](x).grad_fn.name()
-print(json.dumps({"errors": errors, "warnings": [str(w.message) for w in caught], "roi": "Unpack" in grad_fn}))
+print(json.dumps({"errors": errors, "warnings": [str(w.message) for w in caught], "roi": "InRois" in grad_fn}))
 """
 
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from tkn import TargetConv2d
 from tkn.backends.cpu.kernels import Tiles, pack, unpack
 from tkn.backends.cpu.rows import Rows
-from tkn.backends.cpu.stage import Activation, Stage
+from tkn.backends.cpu.stage import Stage
 from tkn.geometry import Geometry, Pool
 from tkn.sequential import TargetSequential
 
@@ -158,19 +158,6 @@ def test_a_chain_whose_first_layer_is_dead(batch: int) -> None:
     assert_same_results(network, x)
 
 
-def staged(
-    x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor, mask: Tensor, known: Tensor, pool: Pool | None
-) -> tuple[Tensor, Tensor, Rows]:
-    """A stage on an input that is known to be zero outside `known` [C, H, W]."""
-    tiles = Tiles.of(len(x), x.dtype)
-    rows = Rows.of(known.numpy())
-    geometry = Geometry(tuple(x.shape[2:]), tuple(weight.shape[2:]), (1, 1), (1, 1), (1, 1))
-    stage = Stage(rows, mask.numpy(), geometry, 1, True, pool, tiles, x.dtype)
-    data = pack(x, rows, tiles).requires_grad_()
-    output = stage(Activation(data, rows, tiles), weight, bias, window)
-    return output.unpack(), data, rows
-
-
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("pool", [None, Pool((2, 2)), Pool((2, 1), average=True)], ids=["none", "max", "average"])
 @pytest.mark.parametrize("channels", [3, 20])
@@ -181,19 +168,22 @@ def test_inputs_known_to_be_zero(batch: int, pool: Pool | None, channels: int) -
     known[:, 5, 5] = True
     mask = torch.rand(18, 8, 9) < 0.5
     x = torch.randn(batch, channels, 8, 9) * known
-    weight = torch.randn(18, channels, 3, 3, requires_grad=True)
-    bias, window = torch.randn(18, requires_grad=True), torch.rand(18, 8, 9, requires_grad=True)
-    output, data, rows = staged(x, weight, bias, window, mask, known, pool)
-    inputs = [x.double().requires_grad_(), *(t.detach().double().requires_grad_() for t in (weight, bias, window))]
+    weight, bias, window = torch.randn(18, channels, 3, 3), torch.randn(18), torch.rand(18, 8, 9)
+    inputs = [t.double().requires_grad_() for t in (x, weight, bias, window)]
     expected = F.relu(F.conv2d(*inputs[:3], padding=1) * inputs[3] * mask)
     if pool is not None:
         expected = (F.avg_pool2d if pool.average else F.max_pool2d)(expected, pool.kernel)
-    assert_near(output, expected)
+    tiles, rows = Tiles.of(batch, x.dtype), Rows.of(known.numpy())
+    geometry = Geometry((8, 9), (3, 3), (1, 1), (1, 1), (1, 1))
+    stage = Stage(rows, mask.numpy(), geometry, 1, True, pool, tiles, x.dtype)
+    data = pack(x, rows, tiles)
+    computed = stage.forward(data, weight, bias, window)
+    assert_near(unpack(computed.output, stage.output, batch), expected)
     downstream = torch.randn(expected.shape)
-    ours = torch.autograd.grad(output, [data, weight, bias, window], downstream)
+    ours = stage.backward(pack(downstream, stage.output, tiles), data, weight, computed, (True,) * 4)
     theirs = torch.autograd.grad(expected, inputs, downstream.double())
-    assert_near(unpack(ours[0], rows, batch), theirs[0] * known)
-    for one, other in zip(ours[1:], theirs[1:], strict=True):
+    assert_near(unpack(ours.x, rows, batch), theirs[0] * known)
+    for one, other in zip((ours.weight, ours.bias, ours.window), theirs[1:], strict=True):
         assert_near(one, other)
 
 

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 import torch
-from engine_cases import results, targeted
-from test_plan import NETWORKS, images, network, plan_of
+from engine_cases import results, same_with_threads, targeted
 from torch import Tensor, nn
 
 from tkn import TargetConv2d
 from tkn.sequential import TargetSequential
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def with_threads(compute: Callable[[], list[Tensor]]) -> None:
-    torch.set_num_threads(1)
-    alone = compute()
-    torch.set_num_threads(2)
-    for _ in range(3):
-        for one, other in zip(alone, compute(), strict=True):
-            assert torch.equal(one, other)
 
 
 # Between, one thread takes larger tiles than two.
@@ -46,25 +27,7 @@ def test_outputs_and_gradients(batch: int, inputs: int, autocast: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return results(chain, x)
 
-    with_threads(compute)
-
-
-@pytest.mark.parametrize("small", [False, True], ids=["rows", "maps"])
-@pytest.mark.parametrize(
-    ("name", "batch"),
-    [
-        *(("plain", batch) for batch in (1, 5, 32, 70)),
-        *(("concatenating", batch) for batch in (1, 5, 32, 70)),
-        *(("tdn10", 40), ("wide", 40)),
-    ],
-)
-def test_plans(name: str, batch: int, small: bool) -> None:
-    """Of one plan, and of plans made for as many threads."""
-    model, x = network(name), images(name, batch)
-    size = NETWORKS[name][1]
-    plan = plan_of(model, size, min(batch, 16) if small else batch, small=small)
-    with_threads(lambda: [plan(x)])
-    with_threads(lambda: [plan_of(model, size, min(batch, 16) if small else batch, small=small)(x)])
+    same_with_threads(compute)
 
 
 def test_many_inputs_are_summed_in_one_order() -> None:
@@ -72,4 +35,4 @@ def test_many_inputs_are_summed_in_one_order() -> None:
     torch.manual_seed(0)
     layer = targeted(TargetConv2d(200, 4, 5, padding=2, engine="roi"), seed=1)
     x = torch.randn(8, 200, 6, 6)
-    with_threads(lambda: [layer(x).detach()])
+    same_with_threads(lambda: [layer(x).detach()])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tkn
-from tkn.backends.cpu.stage import Stage
+from tkn.backends.cpu.chain import Chain
 from tkn.cli import compose
 from tkn.layers import roi_layers
 
@@ -30,9 +30,9 @@ def run(folder: Path, engine: str, *overrides: str) -> tuple[list[dict[str, str]
 
 @pytest.mark.parametrize(("model", "epochs"), [("tkn6", 1), ("tdn10", 2)])
 def test_runs_agree(tmp_path: Path, model: str, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Stage] = []
-    call = Stage.__call__
-    monkeypatch.setattr(Stage, "__call__", lambda self, *args: (calls.append(self), call(self, *args))[1])
+    calls: list[Chain] = []
+    forward = Chain.forward
+    monkeypatch.setattr(Chain, "forward", lambda self, *args: (calls.append(self), forward(self, *args))[1])
     overrides = (f"model={model}", f"trainer.max_epochs={epochs}", "recipe.optimizer.lr=0.01")
     dense, dense_weights = run(tmp_path / "dense", "dense", *overrides)
     assert not calls

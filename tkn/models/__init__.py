@@ -13,7 +13,7 @@ from tkn.models.cnn6 import cnn6
 from tkn.models.common import Convolutions, initialise
 from tkn.models.densenet import dn10, dn40
 from tkn.models.stn import SpatialTransformer, stn
-from tkn.ops.choose import Engine
+from tkn.ops.engines import Engine
 
 #: name -> (builder, targeted)
 _MODELS: dict[str, tuple[Callable[..., nn.Sequential], bool]] = {

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from tkn.geometry import Geometry, pair
 from tkn.layers import RoiLayer, TargetConv2d
-from tkn.ops.target import conv_geometry
 from tkn.roi import roi_mask
 from tkn.sequential import TargetSequential
 
@@ -326,13 +325,19 @@ def _function_operation(n: fx.Node) -> Operation | None:
 def _convolution(module: nn.Conv2d, size: Size) -> Operation | None:
     if module.padding_mode != "zeros":
         return None
-    geometry = conv_geometry(module, size[1:])
+    geometry = _geometry(module, size)
     window = mask = None
     if isinstance(module, TargetConv2d):
         window = module.window(geometry.output_size)
         if module.clip:
             mask = roi_mask(geometry.output_size, module.rois(geometry.output_size))
     return Convolve(module.weight, module.bias, geometry, module.groups, window, mask)
+
+
+def _geometry(module: nn.Conv2d, size: Size) -> Geometry:
+    left, right, top, bottom = module._reversed_padding_repeated_twice
+    kernel, stride, dilation = pair(module.kernel_size), pair(module.stride), pair(module.dilation)
+    return Geometry(size[1:], kernel, stride, (top, left), (bottom, right), dilation)
 
 
 def _batch_norm(module: Any) -> Operation | None:

@@ -13,7 +13,7 @@ from tkn.app.schema import check_rules, typed
 from tkn.attention import ATTENTION
 from tkn.data import check_data_options
 from tkn.models import MODEL_NAMES
-from tkn.ops.choose import ENGINES
+from tkn.ops.engines import ENGINES
 from tkn.training.loggers import check_logger
 from tkn.training.recipe import LR_SCHEDULES, WEIGHT_DECAY_FACTOR, check_optimizer
 

@@ -1,19 +1,28 @@
-"""Compiling kernels.cpp at first use, and keeping the result."""
+"""The kernels of csrc/: compiled and checked once on a machine, in a process of their own, and then opened.
+
+What the compiler makes may be wrong or no instruction of this CPU: then a child process ends, and here torch computes.
+"""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import logging
 import os
 import platform
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import warnings
+from functools import cache
 from pathlib import Path
 
-import ninja
 import torch
+from filelock import FileLock, Timeout
 
 from tkn.app.messages import message
 
@@ -29,12 +38,20 @@ CACHE_VARIABLE = "TKN_CACHE_DIR"
 _REAL = {torch.float32: "float", torch.float64: "double"}
 
 
+#: How long another process may take that compiles the same, and how long a child may.
+_PATIENCE = 900
+#: In the place of a cache folder that can't be written: one of this process.
+_own_cache: list[Path] = []
+
+
 class EngineUnavailable(RuntimeError):
     """The kernels could not be built, or failed their check, on this machine."""
 
 
 def cache_dir() -> Path:
-    """TKN_CACHE_DIR, or tkn in the user's cache folder."""
+    """TKN_CACHE_DIR, or tkn in the user's cache folder; where that can't be written, a folder of this process alone."""
+    if _own_cache:
+        return _own_cache[0]
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen).expanduser()
@@ -59,6 +76,7 @@ def _flags(dtype: torch.dtype) -> list[str]:
     ]
 
 
+@cache
 def _cpu() -> str:
     """What -march=native depends on."""
     try:
@@ -77,13 +95,21 @@ def fingerprint(dtype: torch.dtype) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _build(dtype: torch.dtype, folder: Path) -> Path:
+def folder(dtype: torch.dtype) -> Path:
+    """Where the kernels for `dtype` of this source, CPU and torch are kept."""
+    return cache_dir() / f"tkn_engine_{_REAL[dtype]}_{fingerprint(dtype)}"
+
+
+def compile_kernels(dtype: torch.dtype) -> Path:
+    """Compile the kernels and return the library's path; it raises what the compiler has to say. For the child process:
+    it changes PATH and a logger."""
     # It warns of a CUDA compiler that it did not find, and that nothing here needs.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from torch.utils import cpp_extension  # slow to import
+    import ninja
+    from torch.utils import cpp_extension
 
-    folder.mkdir(parents=True, exist_ok=True)
-    _log.info("compiling the ROI engine's kernels into %s (once)", folder)
+    here = folder(dtype)
+    here.mkdir(parents=True, exist_ok=True)
     flags = _flags(dtype)
     # Also in a virtual environment that is not activated.
     os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
@@ -97,42 +123,96 @@ def _build(dtype: torch.dtype, folder: Path) -> Path:
         *(f for f in flags if f.startswith("-fsan")),
     ]
     cpp_extension.load(
-        folder.name,
+        here.name,
         [str(SOURCE)],
         extra_cflags=flags,
         extra_ldflags=link,
-        build_directory=str(folder),
+        build_directory=str(here),
         is_python_module=False,
     )
-    return folder / f"{folder.name}.so"
+    return _library(dtype)
 
 
-def _open(dtype: torch.dtype) -> ctypes.CDLL:
-    name = f"tkn_engine_{_REAL[dtype]}_{fingerprint(dtype)}"
-    folder = cache_dir() / name
-    passed = folder / "checked"
-    if passed.is_file():
-        try:
-            return ctypes.CDLL(str(folder / f"{name}.so"))
-        except OSError:  # damaged: build it anew
-            shutil.rmtree(folder, ignore_errors=True)
+def _library(dtype: torch.dtype) -> Path:
+    return folder(dtype) / f"{folder(dtype).name}.so"
+
+
+def checked_mark(dtype: torch.dtype) -> Path:
+    """The file that says that the kernels passed their check."""
+    return folder(dtype) / "checked"
+
+
+def use(dtype: torch.dtype, path: Path) -> None:
+    """Compute with the library at `path` from now on. OSError if it is none."""
+    _loaded[dtype] = ctypes.CDLL(str(path))
+
+
+def run_in_child(module: str, *arguments: str) -> str | None:
+    """Run `python -m module arguments` in a process of its own: None if it ends well, else what went wrong."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        CACHE_VARIABLE: str(cache_dir()),
+    }
     try:
-        library = ctypes.CDLL(str(_build(dtype, folder)))
-    except Exception as error:  # no compiler, no ninja, an unknown CPU, an unwritable folder
-        detail = message(error)
-        raise EngineUnavailable(f"the kernels could not be compiled: {detail[:400]}") from error
-    # Late: the check uses the kernels.
-    from tkn.backends.cpu.check import check_kernels
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_PATIENCE,
+        )
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        return f"a process for them could not run: {message(error)}"
+    if done.returncode == 0:
+        return None
+    if done.returncode < 0:
+        return f"their check was ended by {signal.Signals(-done.returncode).name}"
+    lines = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no word of why"]
+    return lines[-1][:400]
 
-    _loaded[dtype] = library
+
+def _open(dtype: torch.dtype) -> None:
+    """Make the kernels usable, compiled and checked if need be. EngineUnavailable with the reason."""
     try:
-        check_kernels(dtype)
-    except Exception as error:
-        raise EngineUnavailable(f"the compiled kernels did not pass their check: {error}") from error
-    finally:
-        del _loaded[dtype]
-    passed.touch()
-    return library
+        with _alone():
+            if not _opened(dtype):
+                _log.info("compiling the ROI engine's kernels into %s (once)", folder(dtype))
+                wrong = run_in_child("tkn.backends.cpu.check", str(dtype).removeprefix("torch."))
+                if wrong is not None:
+                    raise EngineUnavailable(wrong)
+                if not _opened(dtype):
+                    raise EngineUnavailable("they were compiled and checked, and could not be opened")
+    except Timeout as error:
+        raise EngineUnavailable(f"another process compiles them for {_PATIENCE} seconds already") from error
+
+
+def _opened(dtype: torch.dtype) -> bool:
+    """Whether checked kernels were there to be opened; what is damaged is cleared away."""
+    if not checked_mark(dtype).is_file():
+        return False
+    try:
+        use(dtype, _library(dtype))
+    except OSError:
+        shutil.rmtree(folder(dtype), ignore_errors=True)
+        return False
+    return True
+
+
+def _alone() -> FileLock:
+    """A lock that keeps other processes from compiling in the same cache folder."""
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_dir()):
+            pass
+    except OSError as error:
+        _log.info("%s can't be written (%s): the kernels are compiled for this process alone", cache_dir(), error)
+        _own_cache.append(Path(tempfile.mkdtemp(prefix="tkn-")))
+        atexit.register(shutil.rmtree, _own_cache[0], ignore_errors=True)
+    return FileLock(cache_dir() / "compiling.lock", timeout=_PATIENCE)
 
 
 _loaded: dict[torch.dtype, ctypes.CDLL] = {}
@@ -140,21 +220,23 @@ _unavailable: dict[torch.dtype, str] = {}
 _lock = threading.RLock()
 
 
-def available(dtype: torch.dtype) -> bool:
-    """Whether there are kernels for `dtype` here. Compiles and checks them at the first question, which takes seconds;
-    warns, once, if that fails."""
+def available(dtype: torch.dtype, *, may_build: bool = True) -> bool:
+    """Whether there are kernels for `dtype` here. At a machine's first question they are compiled and checked, if
+    `may_build`, in a process of their own, which takes seconds; there is one warning if that fails."""
+    if dtype in _loaded:
+        return True
     if dtype not in _REAL:
         return False
     with _lock:
-        if dtype not in _loaded and dtype not in _unavailable:
-            try:
-                _loaded[dtype] = _open(dtype)
-            except EngineUnavailable as error:
-                _unavailable[dtype] = str(error)
-                warnings.warn(
-                    f"the ROI engine is not available, torch computes instead (same results, slower): {error}",
-                    stacklevel=2,
-                )
+        if dtype in _loaded or dtype in _unavailable or (not may_build and not _opened(dtype)):
+            return dtype in _loaded
+        try:
+            _open(dtype)
+        except EngineUnavailable as error:
+            _unavailable[dtype] = str(error)
+            warnings.warn(
+                f"the ROI engine is not available, torch computes instead (same results, slower): {error}", stacklevel=2
+            )
         return dtype in _loaded
 
 

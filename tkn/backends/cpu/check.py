@@ -1,95 +1,94 @@
-"""Freshly compiled kernels against torch, before their first use."""
+"""Compiles the kernels and holds them against torch: `python -m tkn.backends.cpu.check float32`, in a child process.
+
+It ends with status 0 and a mark in the kernels' folder if they are right, else with a line that says what is wrong.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+import sys
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tkn.backends.cpu.build import EngineUnavailable
-from tkn.backends.cpu.stage import Activation, Stage
-from tkn.geometry import Geometry, Pool
-from tkn.layers import TargetConv2d
-from tkn.plan.graph import build_graph, frozen
-from tkn.plan.plan import Plan
-from tkn.sequential import TargetSequential
+from tkn.app.messages import message
+from tkn.backends.cpu import build
+from tkn.backends.cpu.backend import chain
+from tkn.geometry import Pool
+from tkn.spec import Target, TargetSpec
+from tkn.windows import target_window
 
 _TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-4, torch.float64: 1e-10}
+_SIZE: tuple[int, ...] = (9, 8)
 
 
 def check_kernels(dtype: torch.dtype) -> None:
     """EngineUnavailable if a result or a gradient of the kernels is not torch's."""
-    # Whatever the caller is about: inference, autocast, other defaults.
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.device("cpu"),
-        torch.random.fork_rng(devices=[]),
-    ):
-        torch.manual_seed(0)
-        for batch, channels, pool in ((3, 5, None), (37, 20, Pool((2, 2)))):
-            _check_stage(dtype, batch, channels, pool)
-        if dtype == torch.float32:
-            _check_stage(dtype, 37, 41, None, bfloat16=True)
-            _check_plans()
+    torch.manual_seed(0)
+    for batch, channels, pool in ((3, 5, None), (37, 20, Pool((2, 2)))):
+        _check(dtype, dtype, batch, (channels, 13), pool)
+    if dtype == torch.float32:
+        # Enough channels for pairs, also backward.
+        _check(dtype, torch.bfloat16, 37, (41, 21), None)
 
 
-def _check_stage(dtype: torch.dtype, batch: int, channels: int, pool: Pool | None, *, bfloat16: bool = False) -> None:
-    geometry = Geometry((9, 8), (3, 3), before=(1, 1), after=(1, 1))
-    outputs = 21 if bfloat16 else 13  # enough for pairs backward too
-    mask = torch.zeros(outputs, 9, 8, dtype=torch.bool)
-    for channel in range(len(mask)):
-        mask[channel, channel % 5 : channel % 5 + 3, channel % 4 : channel % 4 + 4] = True
-    x = torch.randn(batch, channels, 9, 8, dtype=dtype, requires_grad=True)
-    weight = torch.randn(outputs, channels, 3, 3, dtype=dtype, requires_grad=True)
-    window = torch.rand(outputs, 9, 8, dtype=dtype, requires_grad=True)
-    kind = torch.bfloat16 if bfloat16 else dtype
+def _check(dtype: torch.dtype, result: torch.dtype, batch: int, channels: tuple[int, int], pool: Pool | None) -> None:
+    inputs, outputs = channels
     # Numbers that need no rounding, so that the same of them are positive.
-    x, weight = (t.detach().to(kind).to(dtype).requires_grad_() for t in (x, weight))
-    packed = Activation.pack(x.to(kind), dtype)
-    stage = Stage(packed.rows, mask.numpy(), geometry, 1, True, pool, packed.tiles, dtype, bfloat16)
-    ours = stage(packed, weight, None, window).unpack(dtype=kind)
-    theirs = F.relu(F.conv2d(x, weight, padding=1) * window * mask)
-    if pool is not None:
-        theirs = F.max_pool2d(theirs, pool.kernel)
-    up = torch.randn_like(theirs)
-    inputs = (x, weight, window)
-    _compare(
-        kind,
-        [ours, *torch.autograd.grad((ours * up).sum(), inputs)],
-        [theirs, *torch.autograd.grad((theirs * up).sum(), inputs)],
-    )
+    x = torch.randn(batch, inputs, *_SIZE).to(result).to(dtype)
+    layers = [_layer(inputs, outputs, dtype, pool)]
+    if result == dtype:
+        layers.append(_layer(outputs, 6, dtype, None))
+    run = chain(tuple(x.shape), dtype, layers, result)
+    ours, saved = run.forward(x)
+    tensors = [x, *(tensor for layer in layers for tensor in layer.tensors)]
+    followed = [t.detach().clone().requires_grad_() for t in tensors]
+    theirs, size = followed[0], _SIZE
+    for position, layer in enumerate(layers):
+        copied = Target(layer.spec, *followed[1 + 4 * position : 5 + 4 * position])
+        theirs = _reference(theirs, copied, size)
+        size = layer.result_size(size)
+    up = torch.randn(theirs.shape).to(result)
+    expected = torch.autograd.grad(theirs, followed, up.to(dtype))
+    found = run.backward(up, x, saved, [True] * len(tensors))
+    _compare(result, [ours, *(grad for grad in found if grad is not None)], [theirs, *expected])
 
 
-def _check_plans() -> None:
-    model = TargetSequential(
-        TargetConv2d(1, 20, 5, padding=2, engine="dense"),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        TargetConv2d(20, 18, 3, padding=1, engine="dense"),
-        nn.BatchNorm2d(18),
-        nn.ReLU(),
-        nn.AvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(18 * 9, 7),
-    )
-    for module in model:
-        if isinstance(module, TargetConv2d):
-            nn.init.uniform_(module.scale, 0.2, 0.8)
-            nn.init.uniform_(module.loc, 0.2, 0.8)
-    model = model.float()
-    graph = build_graph(frozen(model), (1, 12, 12))
-    x = torch.rand(5, 1, 12, 12, dtype=torch.float32)
-    with torch.no_grad():
-        expected = model.eval()(x)
-    for small in (True, False):
-        _compare(torch.float32, [Plan(graph, len(x), small=small)(x)], [expected])
+def _layer(inputs: int, outputs: int, dtype: torch.dtype, pool: Pool | None) -> Target:
+    spec = TargetSpec("cauchy", 0.5, True, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, True, pool)
+    weight = torch.randn(outputs, inputs, 3, 3).bfloat16().to(dtype)
+    loc, scale = 0.2 + 0.6 * torch.rand(2, outputs, dtype=dtype), 0.2 + 0.4 * torch.rand(2, outputs, dtype=dtype)
+    return Target(spec, weight, torch.randn(outputs, dtype=dtype), loc, scale)
 
 
-def _compare(dtype: torch.dtype, ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+def _reference(x: Tensor, layer: Target, size: tuple[int, ...]) -> Tensor:
+    y = F.relu(F.conv2d(x, layer.weight, layer.bias, padding=1) * target_window(layer, size))
+    return y if layer.spec.pool is None else F.max_pool2d(y, layer.spec.pool.kernel)
+
+
+def _compare(kind: torch.dtype, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
     for one, other in zip(ours, theirs, strict=True):
-        error = float((one - other).detach().abs().max() / other.detach().abs().max())
-        if not np.isfinite(error) or error > _TOLERANCE[dtype]:
-            raise EngineUnavailable(f"the compiled kernels for {dtype} compute wrongly (relative error {error:.1e})")
+        error = float((one.double() - other.double()).detach().abs().max() / other.detach().abs().max())
+        if not error <= _TOLERANCE[kind]:  # also NaN
+            raise build.EngineUnavailable(
+                f"the compiled kernels for {kind} compute wrongly (relative error {error:.1e})"
+            )
+
+
+def main() -> None:
+    """Compile, check, mark."""
+    dtype = getattr(torch, sys.argv[1])
+    try:
+        try:
+            build.use(dtype, build.compile_kernels(dtype))
+        except Exception as error:  # no compiler, no ninja, an unknown CPU
+            raise build.EngineUnavailable(f"the kernels could not be compiled: {message(error)[:300]}") from error
+        check_kernels(dtype)
+    except build.EngineUnavailable as error:
+        sys.exit(str(error))
+    build.checked_mark(dtype).touch()
+
+
+if __name__ == "__main__":
+    main()

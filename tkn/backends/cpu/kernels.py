@@ -32,9 +32,13 @@ class Tiles:
     def count(self) -> int:
         return tiles_of(self.batch, self.lanes)
 
+    def shape(self, rows: Rows) -> tuple[int, int, int]:
+        """(tiles, rows, lanes)"""
+        return self.count, rows.count, self.lanes
+
     def empty(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         """Uninitialised rows: [tiles, rows, lanes]."""
-        return torch.empty(self.count, rows.count, self.lanes, dtype=dtype)
+        return torch.empty(self.shape(rows), dtype=dtype, device="cpu")
 
 
 def fill_gather(
@@ -164,7 +168,7 @@ def run_weight_grad(conv: Filled, source_rows: Rows, source: Tensor, grad: Tenso
     count[source_rows.order] = np.diff(source_rows.start)
     padded = (count + width - 1) // width * width * lanes
     start = np.cumsum(padded) - padded
-    columns = torch.empty(tiles * int(padded.sum()) + 8 * width, dtype=source.dtype)
+    columns = torch.empty(tiles * int(padded.sum()) + 8 * width, dtype=source.dtype, device="cpu")
     loaded.tkn_weight_grad(
         byref(conv.struct),
         *_tiled(source),
@@ -207,6 +211,7 @@ def _dense(x: Tensor, rows: Rows) -> Filled:
 def pack(x: Tensor, rows: Rows, tiles: Tiles) -> Tensor:
     """[B, C, H, W] in any layout to rows [tiles, rows, lanes] of its type; lanes without an image are zero."""
     assert x.shape == (tiles.batch, rows.channels, *rows.size)
+    x = x.resolve_neg()  # which a view may owe
     packed = tiles.empty(rows, x.dtype)
     loaded, halves = _moving(x.dtype)
     loaded.tkn_pack(
@@ -225,7 +230,8 @@ def pack(x: Tensor, rows: Rows, tiles: Tiles) -> Tensor:
 def unpack(packed: Tensor, rows: Rows, batch: int, *, channels_last: bool = False) -> Tensor:
     """Rows [tiles, rows, lanes] to [B, C, H, W], zero where there is no row."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.empty(batch, rows.channels, *rows.size, dtype=packed.dtype, memory_format=memory_format)
+    shape = (batch, rows.channels, *rows.size)
+    x = torch.empty(shape, dtype=packed.dtype, device="cpu", memory_format=memory_format)
     loaded, halves = _moving(x.dtype)
     loaded.tkn_unpack(
         byref(_dense(x, rows).struct),

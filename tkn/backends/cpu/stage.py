@@ -1,4 +1,4 @@
-"""Target layers inside their ROIs, with gradients: rows in, rows out.
+"""One target layer inside its ROIs, with gradients: rows in, rows out.
 
 A stage is a target layer and what follows it: convolution, window, ReLU, pooling. Forward, input gradient, weight
 gradient and the window's gradient (and with it those of loc and scale) are all computed inside ROIs only.
@@ -6,27 +6,24 @@ gradient and the window's gradient (and with it those of loc and scale) are all 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tkn.backends.cpu.build import kernels
 from tkn.backends.cpu.kernels import (
     Tiles,
     fill_conv,
     fill_gather,
-    pack,
     run_conv,
     run_conv_bfloat16,
     run_gather,
     run_gather_backward,
     run_weight_grad,
-    unpack,
 )
 from tkn.backends.cpu.rows import Bool, Children, Int32, Rows, pooled_order
 from tkn.backends.cpu.structs import MAX, SUM, Filled
@@ -34,50 +31,23 @@ from tkn.geometry import Geometry, Pool
 
 
 @dataclass(frozen=True)
-class Activation:
-    """An activation of a batch as rows [tiles, rows, lanes]."""
+class Computed:
+    """What a stage made: rows of its output, and for its gradients those of the convolution before the window, and each
+    child's window."""
 
-    data: Tensor
-    rows: Rows
-    tiles: Tiles
-
-    @classmethod
-    def pack(cls, x: Tensor, dtype: torch.dtype | None = None) -> Activation:
-        """All of [B, C, H, W], in rows of `dtype`, its own by default."""
-        dtype = dtype or x.dtype
-        tiles = Tiles.of(len(x), dtype)
-        rows = Rows.full(x.shape[1], (x.shape[2], x.shape[3]))
-        return cls(_Pack.apply(x, rows, tiles).to(dtype), rows, tiles)
-
-    def unpack(self, *, channels_last: bool = False, dtype: torch.dtype | None = None) -> Tensor:
-        """[B, C, H, W] of `dtype`, the rows' own by default, zero where there is no row."""
-        # Converted as rows, of which there are fewer numbers.
-        return _Unpack.apply(self.data.to(dtype or self.data.dtype), self.rows, self.tiles, channels_last)
+    output: Tensor
+    convolved: Tensor
+    window: Tensor
 
 
-class _Pack(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Rows, tiles: Tiles) -> Tensor:
-        ctx.rows, ctx.tiles = rows, tiles
-        ctx.channels_last = x.stride(1) == 1 and x.shape[1] > 1
-        return pack(x, rows, tiles)
+@dataclass(frozen=True)
+class Gradients:
+    """Of a stage: its input's rows, weight, bias, and the window [O, H, W]; None where not asked for."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return unpack(grad.contiguous(), ctx.rows, ctx.tiles.batch, channels_last=ctx.channels_last), None, None
-
-
-class _Unpack(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, data: Tensor, rows: Rows, tiles: Tiles, channels_last: bool) -> Tensor:
-        ctx.rows, ctx.tiles = rows, tiles
-        return unpack(data, rows, tiles.batch, channels_last=channels_last)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return pack(grad, ctx.rows, ctx.tiles), None, None, None
+    x: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    window: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,34 +99,34 @@ class Stage:
         faster = loaded.tkn_bfloat16() and source.channels // self.groups >= loaded.tkn_width()
         return torch.bfloat16 if self.bfloat16 and faster else self.dtype
 
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> None:
         """Rows of `source` to those of `convolved`. `weight` [O, C / groups, kH, kW]."""
         channel = torch.from_numpy(self.convolved.channel)
-        conv = self.forward_conv.having(shift=None if bias is None else bias[channel])
+        conv = self.forward_conv.having(shift=None if bias is None else bias.to(x.dtype)[channel])
         # [O, taps, C / groups]: in float32 no copy for weights in channels_last.
-        return self._run(conv, self.source, x, weight.permute(0, 2, 3, 1), self.convolved)
+        self._run(conv, self.source, x, weight.permute(0, 2, 3, 1), output)
 
-    def input_grad(self, grad: Tensor, weight: Tensor) -> Tensor:
+    def _input_grad(self, grad: Tensor, weight: Tensor) -> Tensor:
         """Rows of `source`, from the gradient of the convolution's outputs."""
         by_group = weight.unflatten(0, (self.groups, -1))
         # [C, taps, O / groups]: the roles of inputs and outputs change.
-        return self._run(self.backward_conv, self.convolved, grad, by_group.permute(0, 2, 3, 4, 1), self.source)
+        output = self.tiles.empty(self.source, grad.dtype)
+        self._run(self.backward_conv, self.convolved, grad, by_group.permute(0, 2, 3, 4, 1), output)
+        return output
 
-    def weight_grad(self, x: Tensor, grad: Tensor) -> Tensor:
+    def _weight_grad(self, x: Tensor, grad: Tensor) -> Tensor:
         """[O, taps, C / groups], from rows of the input and from the gradient of the convolution's outputs."""
         dtype = self._multiplied(self.source)
         per_group = self.source.channels // self.groups
-        weight_grad = torch.zeros(self.convolved.channels, self.geometry.taps, per_group, dtype=x.dtype)
+        weight_grad = torch.zeros(self.convolved.channels, self.geometry.taps, per_group, dtype=x.dtype, device="cpu")
         run_weight_grad(self.forward_conv, self.source, x.to(dtype), grad.to(dtype), weight_grad)
         return weight_grad
 
-    def _run(self, conv: Filled, source: Rows, x: Tensor, weight: Tensor, output: Rows) -> Tensor:
-        y = self.tiles.empty(output, x.dtype)
+    def _run(self, conv: Filled, source: Rows, x: Tensor, weight: Tensor, output: Tensor) -> None:
         if self._multiplied(source) == torch.bfloat16:
-            run_conv_bfloat16(conv.having(weight=weight.bfloat16().contiguous()), source, x, y)
+            run_conv_bfloat16(conv.having(weight=weight.bfloat16().contiguous()), source, x, output)
         else:
-            run_conv(conv.having(weight=weight.contiguous()), x, y)
-        return y
+            run_conv(conv.having(weight=weight.to(x.dtype).contiguous()), x, output)
 
     @cached_property
     def child_row(self) -> Int32:
@@ -177,7 +147,7 @@ class Stage:
         outside = torch.from_numpy(self.children.missing) > 0
         return torch.where(outside, 0.0, -torch.inf).to(self.dtype)
 
-    def epilogue(self, window: Tensor) -> Filled:
+    def _epilogue(self, window: Tensor) -> Filled:
         """Window, ReLU and pooling. `window`: of each child."""
         average = self.pool if self.pool is not None and self.pool.average else None
         maximum = self.pool is not None and not self.pool.average
@@ -191,42 +161,65 @@ class Stage:
             init=self.init,
         )
 
-    def __call__(self, x: Activation, weight: Tensor, bias: Tensor | None, window: Tensor) -> Activation:
-        """`weight` [O, C / groups, kH, kW], `bias` [O], `window` [O, H, W]."""
-        return Activation(_Stage.apply(x.data, weight, bias, window, self), self.output, self.tiles)
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor, room: Sequence[Tensor] | None = None
+    ) -> Computed:
+        """Rows of `source` -> rows of `output`. `weight` [O, C / groups, kH, kW], `bias` [O], `window` [O, H, W].
 
+        `room`: where to put the results, of `room_shapes`; by default new tensors.
+        """
+        if room is None:
+            room = [torch.empty(shape, dtype=x.dtype, device="cpu") for shape in self.room_shapes()]
+        output, convolved, weights = room
+        self._convolve(x, weight, bias, convolved)
+        torch.index_select(window.reshape(-1), 0, self.child_index, out=weights)
+        run_gather(self._epilogue(weights), convolved, output)
+        return Computed(output, convolved, weights)
 
-class _Stage(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor, stage: Stage) -> Tensor:
-        convolved = stage.convolve(x, weight.detach(), None if bias is None else bias.detach())
-        weights = window.detach().reshape(-1)[stage.child_index]
-        output = stage.tiles.empty(stage.output, x.dtype)
-        run_gather(stage.epilogue(weights), convolved, output)
-        ctx.save_for_backward(x, weight, convolved, weights)
-        ctx.stage, ctx.window_shape = stage, window.shape
-        return output
+    def room_shapes(self) -> list[tuple[int, ...]]:
+        """Of the tensors that `forward` fills: output, convolved, window."""
+        return [
+            self.tiles.shape(self.output),
+            self.tiles.shape(self.convolved),
+            (len(self.children.entry),),
+        ]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        stage: Stage = ctx.stage
-        x, weight, convolved, weights = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, needs_window, _ = ctx.needs_input_grad
-        grad_convolved = torch.empty_like(convolved)
-        sums = torch.empty_like(weights)
-        run_gather_backward(stage.epilogue(weights), convolved, grad.contiguous(), grad_convolved, sums)
+    def backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor, computed: Computed, needs: tuple[bool, bool, bool, bool]
+    ) -> Gradients:
+        """From the gradient of the output's rows. `needs`: whether x, weight, bias and window need theirs."""
+        needs_x, needs_weight, needs_bias, needs_window = needs
+        grad_convolved = torch.empty_like(computed.convolved)
+        sums = torch.empty_like(computed.window)
+        run_gather_backward(self._epilogue(computed.window), computed.convolved, grad, grad_convolved, sums)
         grad_x = grad_weight = grad_bias = grad_window = None
         if needs_window:
-            grad_window = torch.zeros(ctx.window_shape, dtype=x.dtype)
-            grad_window.view(-1)[stage.child_index] = sums
+            outputs, (height, width) = self.convolved.channels, self.convolved.size
+            grad_window = torch.zeros(outputs, height, width, dtype=x.dtype, device="cpu")
+            grad_window.view(-1)[self.child_index] = sums
         if needs_bias:
-            per_entry = grad_convolved[:, torch.from_numpy(stage.convolved.row).long()].sum(dim=(0, 2))
-            channel = torch.from_numpy(stage.convolved.channel).long()
-            grad_bias = torch.zeros(len(weight), dtype=x.dtype).index_add_(0, channel, per_entry)
+            per_entry = grad_convolved[:, torch.from_numpy(self.convolved.row).long()].sum(dim=(0, 2))
+            channel = torch.from_numpy(self.convolved.channel).long()
+            grad_bias = torch.zeros(len(weight), dtype=x.dtype, device="cpu").index_add_(0, channel, per_entry)
         if needs_weight:
-            taps = stage.weight_grad(x, grad_convolved)
+            taps = self._weight_grad(x, grad_convolved)
             grad_weight = taps.unflatten(1, weight.shape[2:]).permute(0, 3, 1, 2)
         if needs_x:
-            grad_x = stage.input_grad(grad_convolved, weight.detach())
-        return grad_x, grad_weight, grad_bias, grad_window, None
+            grad_x = self._input_grad(grad_convolved, weight)
+        return Gradients(grad_x, grad_weight, grad_bias, grad_window)
+
+    def nbytes(self) -> int:
+        """What the lists take: those of the forward pass, and as much for the backward pass's, made when it comes."""
+        assert self.forward_conv.struct
+        return 2 * sum(_bytes_of(value) for value in vars(self).values())
+
+
+def _bytes_of(value: object) -> int:
+    if isinstance(value, Tensor | np.ndarray):
+        return value.nbytes
+    if isinstance(value, Filled):
+        return sum(_bytes_of(kept) for kept in value.kept.values())
+    if isinstance(value, Rows | Children):
+        # The whole rows and their tables of an input that every layer of its size shares count for each.
+        return sum(_bytes_of(kept) for kept in vars(value).values() if not isinstance(kept, Rows))
+    return 0

@@ -212,11 +212,11 @@ class Filled:
 
     def __init__(self, struct: Structure, kept: dict[str, Any] | None = None) -> None:
         self.struct = struct
-        self._kept = dict(kept or {})
+        self.kept = dict(kept or {})
 
     def having(self, **values: Any) -> Filled:
         """A copy with other values: numbers, and arrays or tensors (or None) that stay alive with it."""
-        copy = Filled(type(self.struct).from_buffer_copy(self.struct), self._kept)
+        copy = Filled(type(self.struct).from_buffer_copy(self.struct), self.kept)
         copy._set(values)
         return copy
 
@@ -233,4 +233,4 @@ class Filled:
             else:
                 setattr(self.struct, name, value)
                 continue
-            self._kept[name] = value
+            self.kept[name] = value

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tkn.tracing import followed
+from tkn.tracing import torch_must_follow
 
 #: With fewer channels in or out the transforms cost more than the products save.
 LEAST_CHANNELS = 128
@@ -124,18 +123,24 @@ def _transforms(
 
 class _FourierConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, transforms: _Transforms) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, transforms: _Transforms, padding: tuple[int, int]) -> Tensor:
         inputs = transforms.input(x.permute(2, 3, 0, 1))
         weights = transforms.kernel(weight.permute(2, 3, 1, 0))
-        needs_x, needs_weight, _ = ctx.needs_input_grad
-        ctx.save_for_backward(inputs if needs_weight else None, weights if needs_x else None)
-        ctx.transforms = transforms
+        needs_x, needs_weight, _, _ = ctx.needs_input_grad
+        # x and weight themselves for gradients of gradients alone.
+        ctx.save_for_backward(inputs if needs_weight else None, weights if needs_x else None, x, weight)
+        ctx.transforms, ctx.padding = transforms, padding
         return _as_map(transforms.output.transposed(torch.bmm(inputs, weights)))
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        inputs, weights = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        inputs, weights, x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of these are asked for: torch's own have them
+            wanted = [*ctx.needs_input_grad[:2], False]
+            one, padding = [1, 1], list(ctx.padding)
+            backward = torch.ops.aten.convolution_backward
+            grads = backward(grad, x, weight, None, one, padding, one, False, [0, 0], 1, wanted)
+            return grads[0], grads[1], None, None
         transforms: _Transforms = ctx.transforms
         grad_x = grad_weight = None
         with torch.autocast(grad.device.type, enabled=False):  # in the forward's type
@@ -144,7 +149,7 @@ class _FourierConvolution(torch.autograd.Function):
                 grad_x = _as_map(transforms.input.transposed(torch.bmm(grads, weights.mT)))
             if inputs is not None:
                 grad_weight = transforms.kernel.transposed(torch.bmm(inputs.mT, grads)).permute(3, 2, 0, 1)
-        return grad_x, grad_weight, None
+        return grad_x, grad_weight, None, None
 
 
 def _as_map(x: Tensor) -> Tensor:
@@ -156,7 +161,7 @@ def fourier_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, paddin
     """`torch.nn.functional.conv2d` up to rounding: x [B, C, H, W], weight [O, C, kH, kW], bias [O] -> [B, O, H', W'].
 
     Stride 1, no dilation, no groups, zeros around: fewer than the kernel is long, else ValueError, as for maps smaller
-    than the kernel. The result is in channels-last memory format. No gradients of gradients. Under autocast it computes
+    than the kernel. The result is in channels-last memory format. Under autocast it computes
     in autocast's type, as torch does; bfloat16 is rounded twice as much as tap by tap.
     """
     kernel, size = tuple(weight.shape[2:]), tuple(x.shape[2:])
@@ -167,12 +172,29 @@ def fourier_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, paddin
         dtype = torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
             return fourier_conv2d(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), padding)
-    y = _FourierConvolution.apply(x, weight, _transforms(size, kernel, padding, x.dtype, x.device))
+    y = _FourierConvolution.apply(x, weight, _transforms(size, kernel, padding, x.dtype, x.device), padding)
     return y if bias is None else y + bias[:, None, None]
 
 
 def _possible(size: tuple[int, ...], kernel: tuple[int, ...], padding: tuple[int, ...]) -> bool:
     return all(p < k <= n + 2 * p for n, k, p in zip(size, kernel, padding, strict=True))
+
+
+def convolve_by_frequencies(x: Tensor, weight: Tensor, bias: Tensor | None, top: int, left: int) -> Tensor:
+    """`torch.nn.functional.conv2d` with padding (top, left), in the frequency domain where that is faster."""
+    if _is_faster(x, weight, (top, left)):
+        return fourier_conv2d(x, weight, bias, (top, left))
+    return F.conv2d(x, weight, bias, padding=(top, left))
+
+
+def _is_faster(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> bool:
+    # On a GPU it was not tried; torch's own errors, and its unbatched inputs.
+    if x.device.type != "cpu" or torch_must_follow(x) or x.dim() != 4 or x.shape[1] != weight.shape[1] or 0 in x.shape:
+        return False
+    kernel, size = tuple(weight.shape[2:]), tuple(x.shape[2:])
+    if not _possible(size, kernel, padding):
+        return False
+    return _transforms(size, kernel, padding, x.dtype, x.device).pay(len(x), x.shape[1], len(weight))
 
 
 class _Forward:
@@ -183,18 +205,7 @@ class _Forward:
         self.padding = (layer.padding[0], layer.padding[1])
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._pays(x, weight):
-            return fourier_conv2d(x, weight, bias, self.padding)
-        return F.conv2d(x, weight, bias, padding=self.padding)
-
-    def _pays(self, x: Tensor, weight: Tensor) -> bool:
-        # On a GPU it was not tried; torch's own errors, and its unbatched inputs.
-        if x.device.type != "cpu" or followed(x) or x.dim() != 4 or x.shape[1] != weight.shape[1] or 0 in x.shape:
-            return False
-        kernel, size = tuple(weight.shape[2:]), tuple(x.shape[2:])
-        if not _possible(size, kernel, self.padding):
-            return False
-        return _transforms(size, kernel, self.padding, x.dtype, x.device).pay(len(x), x.shape[1], len(weight))
+        return convolve_by_frequencies(x, weight, bias, *self.padding)
 
 
 def suited(model: nn.Module) -> dict[str, nn.Conv2d]:

@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tkn.tracing import followed
+from tkn.tracing import torch_must_follow
 
 
 def weigh(activation: Tensor, window: Tensor) -> Tensor:
     """activation [B, C, *size] or [C, *size] times window [C, *size], of the same type."""
-    if activation.dim() == window.dim() or activation.device.type != "cpu" or followed(activation):
+    if activation.dim() == window.dim() or activation.device.type != "cpu" or torch_must_follow(activation):
         return activation * window
-    if _channels_last(activation):
-        # In the activation's memory format, or each product would jump through the window.
-        window = window.movedim(0, -1).contiguous().movedim(-1, 0)
-    return _Weigh.apply(activation, window)
+    return _Weigh.apply(activation, in_layout_of(window, activation))
+
+
+def in_layout_of(window: Tensor, activation: Tensor) -> Tensor:
+    """The window [C, *size] in the activation's memory format, or each product would jump through it."""
+    return window.movedim(0, -1).contiguous().movedim(-1, 0) if _channels_last(activation) else window
 
 
 class _Weigh(torch.autograd.Function):
@@ -34,14 +36,14 @@ class _Weigh(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):  # in the forward's type
             return (
                 None if window is None else grad * window,
-                None if activation is None else _sum(grad * activation),
+                None if activation is None else sum_over_batch(grad * activation),
             )
 
 
-def _sum(x: Tensor) -> Tensor:
+def sum_over_batch(x: Tensor) -> Tensor:
     """[B, C, *size] -> [C, *size], by a matrix product: tens of times as fast as torch's sum over a first axis."""
     if _channels_last(x):
-        return _sum(x.movedim(1, -1)).movedim(-1, 0)
+        return sum_over_batch(x.movedim(1, -1)).movedim(-1, 0)
     return (x.new_ones(1, len(x)) @ x.reshape(len(x), prod(x.shape[1:]))).view(x.shape[1:])
 
 

@@ -7,19 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
 from tkn.app.files import write_whole
-from tkn.app.messages import unknown
 from tkn.backends.cpu.build import available, cache_dir, fingerprint
 
 _log = logging.getLogger(__name__)
-
-Engine = Literal["auto", "dense", "roi"]
-ENGINES: tuple[str, ...] = get_args(Engine)
 
 #: Above this share of the dense multiply-adds inside the ROIs there is nothing to win by measuring.
 MOST_SHARE = 0.9
@@ -28,25 +22,6 @@ LEAST_WORK = 4_000_000
 #: Layers are measured anew when their share of the dense multiply-adds moves into another of so many parts.
 _SHARES = 20
 _REPEATS = 3
-
-
-def check_engine(name: str) -> Engine:
-    """`name`, if it is an engine; else ValueError with the nearest."""
-    if name not in ENGINES:
-        raise ValueError(unknown("engine", name, ENGINES))
-    return name  # type: ignore[return-value]
-
-
-def supported(x: Tensor, *parameters: Tensor) -> str | None:
-    """None if the ROI engine can compute x, else why not."""
-    for tensor in (x, *parameters):
-        if tensor.device.type != "cpu":
-            return f"the ROI engine works on the CPU, not on {tensor.device}"
-    if x.dtype not in (torch.float32, torch.float64):
-        return f"the ROI engine computes in float32 or float64, not in {x.dtype}"
-    if any(parameter.dtype != x.dtype for parameter in parameters):
-        return f"the ROI engine needs parameters of the input's type, {x.dtype}"
-    return None
 
 
 def part_of(share: float) -> int:
@@ -140,3 +115,7 @@ def measure(run: Callable[[], object]) -> float:
         run()
         seconds.append(time.perf_counter() - started)
     return min(seconds)
+
+
+def is_faster(backend: object, work: object) -> bool:
+    return work.share < 0.5 and work.macs > LEAST_WORK
