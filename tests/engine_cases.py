@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -223,11 +224,12 @@ def cases(count: int, seed: int, *, batches: tuple[int, ...], large: bool) -> li
     return chosen
 
 
-def python(code: str, **environment: str) -> Any:
-    """Runs a program in a process of its own; what it prints last, as JSON."""
+def python(code: str, folder: Path | None = None, **environment: str) -> Any:
+    """Runs a program in a process of its own, in `folder`; what it prints last, as JSON."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
