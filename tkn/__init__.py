@@ -15,6 +15,7 @@ from tkn.layers import (
 )
 from tkn.macs import count_macs
 from tkn.models import build_model
+from tkn.ops.tuning import tune
 from tkn.penalty import scale_penalty
 from tkn.plan.plan import accelerate, load_plan
 
@@ -35,6 +36,7 @@ __all__ = [
     "run",
     "scale_penalty",
     "targetize",
+    "tune",
 ]
 
 __version__ = "0.1.0"

@@ -14,6 +14,7 @@ from tkn.attention import attention_function, correlated_gaussian_window, separa
 from tkn.backends.torch.fourier import uses_fourier
 from tkn.backends.torch.weigh import weigh
 from tkn.geometry import Pool
+from tkn.ops.eager import explain
 from tkn.ops.engines import FOURIER, Engine, check_engine
 from tkn.ops.operator import run_one
 from tkn.ops.reference import reference
@@ -255,6 +256,10 @@ class _TargetConv(RoiLayer):
     def dense(self, input: Tensor) -> Tensor:
         """The whole map's convolution, times the window, zero outside the ROIs if `clip`: what any engine gives."""
         return reference(self.padded(input), (self.target(),), fourier=uses_fourier(self))
+
+    def why(self, input: Tensor) -> str:
+        """Which engine would compute `input` now, and why: "roi", or "dense: " and a reason."""
+        return explain(self.padded(input), self.target(), self.operator_engine())
 
     def padded(self, input: Tensor) -> Tensor:
         """The input with the padding of a `padding_mode` other than "zeros" around it."""

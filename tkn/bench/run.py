@@ -24,12 +24,13 @@ from tkn.app.messages import message
 from tkn.app.versions import package_versions
 from tkn.bench.config import check_config
 from tkn.bench.engines import ENGINES, Prepared, prepare_inference, prepare_training
-from tkn.bench.machine import OtherLoad, describe_machine, load_average
+from tkn.bench.machine import describe_machine, load_average
 from tkn.bench.measure import Plan, time_interleaved
 from tkn.bench.memory import MEASURED, measure_memory
 from tkn.bench.networks import Network, build_networks, images_and_labels
 from tkn.bench.report import cost_figure, memory_table, speedups_table, timings_table
 from tkn.bench.speedups import speedups
+from tkn.load import OtherLoad
 from tkn.report.figures import save_figure
 from tkn.training.memory import keep_freed_memory
 

@@ -20,9 +20,20 @@ def run(x: Tensor, targets: Sequence[Target], engine: str) -> Tensor:
     """The layers on x [B, C, *size] or [C, *size]. ValueError if engine "roi" can't compute them."""
     call = how_called(x, targets)
     _, fourier = split_engine(engine)
-    for segment in sticky(x, targets, engine, call, segments):
+    return compute(x, sticky(x, targets, engine, call, segments), call, fourier)
+
+
+def compute(x: Tensor, made: Sequence[Segment], call: Call, fourier: bool) -> Tensor:
+    """The segments one after the other."""
+    for segment in made:
         x = _compute(x, segment, call, fourier)
     return x
+
+
+def explain(x: Tensor, target: Target, engine: str) -> str:
+    """Which engine would compute the layer on x now, and why."""
+    (segment,) = segments(x, (target,), engine, how_called(x, (target,)))
+    return "roi" if segment.backend is not None else f"dense: {segment.why}"
 
 
 def how_called(x: Tensor, targets: Sequence[Target]) -> Call:

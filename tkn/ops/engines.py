@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tkn.app.messages import unknown
+from tkn.costs import Factors
 from tkn.spec import Target
-from tkn.work import Work
 
 Engine = Literal["auto", "dense", "roi"]
 ENGINES: tuple[str, ...] = get_args(Engine)
@@ -60,8 +60,8 @@ class Backend(Protocol):
     def live(self, shape: tuple[int, ...], dtype: torch.dtype, targets: Sequence[Target], result: torch.dtype) -> float:
         """The share of the numbers that the last of `targets` gives on that are not known to be zero."""
 
-    def seconds(self, work: Work) -> float:
-        """What a layer is estimated to take."""
+    def factors(self) -> Factors:
+        """How much longer than by costs.json this machine takes, by engine and kind of numbers."""
 
     def chain(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from tkn.ops import tuned
 from tkn.ops.choice import is_faster
 from tkn.ops.engines import Backend, backend_of, split_engine
 from tkn.spec import Target
@@ -38,6 +39,10 @@ class Call:
     training: bool
     needs_x: bool
     may_build: bool
+
+
+#: Told of every call that must choose; for `tkn.tune`.
+observer: Callable[[Tensor, Sequence[Target], Backend, bool, Call], None] | None = None
 
 
 def segments(x: Tensor, targets: Sequence[Target], engine: str, call: Call) -> list[Segment]:
@@ -84,21 +89,42 @@ def _reason_not(backend: Backend | None, x: Tensor, targets: Sequence[Target], c
 
 
 def _faster(x: Tensor, targets: Sequence[Target], backend: Backend, fourier: bool, call: Call) -> list[Segment]:
-    made: list[Segment] = []
-    shape = start = tuple(x.shape)  # of this layer's input, and of that of the run of ROI layers before it
-    for position, target in enumerate(targets):
-        before = made[-1].targets if made and made[-1].backend is not None else ()
-        if not before:
-            start = shape
-        live = backend.live(start, x.dtype, before, call.dtype) if before else 1.0
-        work = work_of(shape, target, live, call, needs_x=call.needs_x or position > 0, fourier=fourier)
-        chosen = backend if target.spec.clip and is_faster(backend, work) else None
-        if made and made[-1].backend is chosen:
-            made[-1] = Segment((*made[-1].targets, target), chosen, made[-1].why)
+    if observer is not None:
+        observer(x, targets, backend, fourier, call)
+    works = works_of(tuple(x.shape), targets, call, fourier)
+    known = tuned.found(works)
+    if known is not None and len(known) == len(targets):
+        return joined(targets, known, backend, "torch was faster when tkn.tune measured it")
+    inside: list[bool] = []
+    start = 0  # of the run of layers inside their ROIs before this one
+    for position, (target, work) in enumerate(zip(targets, works, strict=True)):
+        if start < position and inside[-1]:
+            shape = (work.batch, works[start].channels, *works[start].size)
+            live = backend.live(shape, x.dtype, targets[start:position], call.dtype)
         else:
-            made.append(Segment((target,), chosen, "" if chosen else "torch is faster by the cost model"))
-        shape = (shape[0], len(target.weight), *target.result_size(shape[2:]))
+            start, live = position, 1.0
+        inside.append(target.spec.clip and is_faster(backend, replace(work, live=live)))
+    return joined(targets, inside, backend, "torch is estimated to be faster")
+
+
+def joined(targets: Sequence[Target], inside: Sequence[bool], backend: Backend, why: str) -> list[Segment]:
+    """Segments of layers in a row that are computed alike: `inside` their ROIs by `backend`, or by torch, `why`."""
+    made: list[Segment] = []
+    for target, chosen in zip(targets, inside, strict=True):
+        if made and (made[-1].backend is not None) == chosen:
+            made[-1] = replace(made[-1], targets=(*made[-1].targets, target))
+        else:
+            made.append(Segment((target,), backend if chosen else None, "" if chosen else why))
     return made
+
+
+def works_of(shape: tuple[int, ...], targets: Sequence[Target], call: Call, fourier: bool) -> list[Work]:
+    """Each layer on what the ones before give it, which may be anything where it is not yet known to be zero."""
+    works = []
+    for position, target in enumerate(targets):
+        works.append(work_of(shape, target, 1.0, call, needs_x=call.needs_x or position > 0, fourier=fourier))
+        shape = (shape[0], len(target.weight), *target.result_size(shape[2:]))
+    return works
 
 
 def work_of(shape: tuple[int, ...], target: Target, live: float, call: Call, *, needs_x: bool, fourier: bool) -> Work:

@@ -15,8 +15,9 @@ from torch import nn
 from tkn.app.files import write_whole
 from tkn.app.messages import message
 from tkn.backends.cpu.build import available
-from tkn.bench.machine import OtherLoad, describe_machine
+from tkn.bench.machine import describe_machine
 from tkn.bench.measure import Plan, time_interleaved
+from tkn.load import OtherLoad
 from tkn.models import BASE, build_model
 from tkn.plan.plan import accelerate
 from tkn.report.groups import Group

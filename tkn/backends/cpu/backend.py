@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from tkn.backends.cpu.chain import Chain
 from tkn.backends.cpu.kernels import Tiles
 from tkn.backends.cpu.rows import Rows
 from tkn.backends.cpu.stage import Stage
+from tkn.costs import Factors
 from tkn.kept import Kept
 from tkn.roi import roi_mask
 from tkn.spec import Target
@@ -45,6 +49,20 @@ def reason_not(x: Tensor, targets: Sequence[Target], *, autocast: bool) -> str |
             if parameter is not None and parameter.dtype != expected:
                 return f"the ROI engine needs parameters of the input's type, {expected}, not {parameter.dtype}"
     return None
+
+
+def factors() -> Factors:
+    """What was measured when the kernels were compiled; nothing where the machine was too busy for it."""
+    return _read_factors(build.factors_file())
+
+
+@cache
+def _read_factors(path: Path) -> Factors:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {engine: {kind: float(factor) for kind, factor in kinds.items()} for engine, kinds in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 def available(dtype: torch.dtype, *, may_build: bool) -> bool:

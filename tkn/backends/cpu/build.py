@@ -29,7 +29,6 @@ from tkn.app.messages import message
 _log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).parent / "csrc" / "kernels.cpp"
-_HEADERS = tuple(SOURCE.with_name(name) for name in ("vector.h", "rows.h", "bfloat16.h", "weight_grad.h", "maps.h"))
 #: Compiler flags beyond the engine's own, e.g. "-mno-avx512f" to build the AVX2 kernels on a CPU with AVX-512.
 FLAGS_VARIABLE = "TKN_ENGINE_CFLAGS"
 #: Where compiled kernels and measurements are kept.
@@ -90,9 +89,13 @@ def _cpu() -> str:
 
 def fingerprint(dtype: torch.dtype) -> str:
     """Names a build: it changes with the source, the flags, the CPU, the compiler's name and torch."""
-    sources = [path.read_text(encoding="utf-8") for path in (SOURCE, *_HEADERS)]
-    parts = [*sources, *_flags(dtype), _cpu(), os.environ.get("CXX", ""), torch.__version__]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return _fingerprint(SOURCE, *_flags(dtype), _cpu(), os.environ.get("CXX", ""), torch.__version__)
+
+
+@cache
+def _fingerprint(source: Path, *parts: str) -> str:
+    sources = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
+    return hashlib.sha256("\0".join([*sources, *parts]).encode()).hexdigest()[:16]
 
 
 def folder(dtype: torch.dtype) -> Path:
@@ -140,6 +143,11 @@ def _library(dtype: torch.dtype) -> Path:
 def checked_mark(dtype: torch.dtype) -> Path:
     """The file that says that the kernels passed their check."""
     return folder(dtype) / "checked"
+
+
+def factors_file() -> Path:
+    """Where the machine's factors of the cost model are kept, beside the kernels that they hold for."""
+    return folder(torch.float32) / "factors.json"
 
 
 def use(dtype: torch.dtype, path: Path) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tkn.app.messages import message
 from tkn.backends.cpu import build
 from tkn.backends.cpu.backend import chain
+from tkn.backends.cpu.factors import keep_factors
 from tkn.geometry import Pool
 from tkn.spec import Target, TargetSpec
 from tkn.windows import target_window
@@ -87,6 +88,9 @@ def main() -> None:
         check_kernels(dtype)
     except build.EngineUnavailable as error:
         sys.exit(str(error))
+    if dtype == torch.float32:
+        # Not kept where the machine is busy: then the cost model's own constants hold.
+        keep_factors()
     build.checked_mark(dtype).touch()
 
 
