@@ -81,20 +81,21 @@ class RoiLayer(nn.Module):
 
         In float64 if loc and scale are, else in float32, also for parameters of half precision.
         """
-        return separable_window(self._checked(size), self.loc, self.scale, self.attention_function, self.scale_unit)
+        size = self._checked_size(size)
+        return separable_window(size, self.loc, self.scale, self.attention_function, self.scale_unit)
 
     def rois(self, size: tuple[int, ...]) -> Tensor:
         """Every kernel's ROI (Eq. 15) on a map of spatial size `size`: int64 [C, dims, 2], (lo, hi) half-open."""
-        return roi_bounds(self._checked(size), self.loc, self.scale)
+        return roi_bounds(self._checked_size(size), self.loc, self.scale)
 
     def project_(self, size: tuple[int, ...]) -> None:
         """Clip loc and scale in place for maps of spatial size `size` (Sec. 3.5); call it after an optimiser's step.
 
         Along an axis shorter than min_size the ROIs stay the whole axis.
         """
-        project_(self._checked(size), self.loc, self.scale, self.min_size)
+        project_(self._checked_size(size), self.loc, self.scale, self.min_size)
 
-    def _checked(self, size: tuple[int, ...]) -> tuple[int, ...]:
+    def _checked_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         size = tuple(size)
         if len(size) != self.num_dims or min(size) < 1:
             raise ValueError(f"size={size} must have {self.num_dims} positive numbers for {type(self).__name__}")
@@ -112,11 +113,15 @@ class RoiLayer(nn.Module):
             )
         return size
 
+    def _learned_with(self) -> dict[str, Any]:
+        """What gives loc and scale their meaning: it travels in the metadata of state dicts."""
+        return {"attention": self.attention, "scale_unit": self.scale_unit}
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # Not a dict of the user's own, which holds tensors alone.
         if hasattr(destination, "_metadata"):
-            destination._metadata[prefix[:-1]] |= {"attention": self.attention, "scale_unit": self.scale_unit}
+            destination._metadata.setdefault(prefix[:-1], {}).update(self._learned_with())
 
     def _load_from_state_dict(
         self,
@@ -128,7 +133,7 @@ class RoiLayer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        ours = {"attention": self.attention, "scale_unit": self.scale_unit}
+        ours = self._learned_with()
         theirs = {key: local_metadata[key] for key in ours if key in local_metadata}
         if theirs.items() <= ours.items():
             super()._load_from_state_dict(
@@ -274,7 +279,7 @@ class AttentiveRegularization2d(_AttentiveRegularization):
         """The attention maps F_att on a map of spatial size (H, W), before clipping: [C, H, W]."""
         if self.rho is None:
             return super().window(size)
-        height, width = self._checked(size)
+        height, width = self._checked_size(size)
         return correlated_gaussian_window((height, width), self.loc, self.scale, self.rho, self.scale_unit)
 
     def project_(self, size: tuple[int, ...]) -> None:
