@@ -130,3 +130,29 @@ def test_correlated_formula(rho: float, row: int, column_: int) -> None:
     alpha = fx**2 - 2 * rho * fx * fy + fy**2
     assert window[0, row, column_].item() == pytest.approx(exp(-alpha / 2), rel=1e-12)
     assert window.max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_parameters_have_windows_of_float32(dtype: torch.dtype) -> None:
+    """On maps so large that neighbouring pixels have the same coordinate in half precision."""
+    generator = torch.Generator().manual_seed(0)
+    loc, scale = torch.rand(2, 5, generator=generator).to(dtype), torch.full((2, 5), 0.05, dtype=dtype)
+    rho = torch.tensor([-0.5, 0.0, 0.2, 0.4, 0.9], dtype=dtype)
+    for function in FUNCTIONS.values():
+        window = separable_window((224, 300), loc, scale, function, 0.5)
+        assert window.dtype == torch.float32
+        expected = separable_window((224, 300), loc.double(), scale.double(), function, 0.5)
+        torch.testing.assert_close(window.double(), expected, rtol=0, atol=2e-5)
+    window = correlated_gaussian_window((224, 300), loc, scale, rho, 0.5)
+    assert window.dtype == torch.float32
+    expected = correlated_gaussian_window((224, 300), loc.double(), scale.double(), rho.double(), 0.5)
+    torch.testing.assert_close(window.double(), expected, rtol=0, atol=2e-5)
+
+
+def test_half_precision_parameters_have_gradients_of_their_own_type() -> None:
+    loc, scale = column(0.4, 0.7).bfloat16().requires_grad_(), column(0.3, 0.2).bfloat16().requires_grad_()
+    wide = [parameter.detach().double().requires_grad_() for parameter in (loc, scale)]
+    separable_window((40, 50), loc, scale, gaussian, 0.5).square().sum().backward()
+    separable_window((40, 50), *wide, gaussian, 0.5).square().sum().backward()
+    for parameter, reference in zip((loc, scale), wide, strict=True):
+        torch.testing.assert_close(parameter.grad, reference.grad.bfloat16(), rtol=0.02, atol=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -151,8 +152,10 @@ def test_the_model_may_be_one_convolution(inplace: bool) -> None:
     conv = nn.Conv2d(2, 3, 3)
     targeted = targetize(conv, inplace=inplace)
     assert isinstance(targeted, TargetConv2d)
+    assert (targeted is conv) == inplace
     assert (targeted.weight is conv.weight) == inplace
-    assert torch.equal(whole_maps(targeted)(image()), conv(image()))
+    expected = nn.functional.conv2d(image(), conv.weight, conv.bias)
+    assert torch.equal(whole_maps(targeted)(image()), expected)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -168,6 +171,192 @@ def test_keeps_mode_type_and_padding_mode(training: bool) -> None:
     assert not layer.weight.requires_grad
     assert layer.bias.requires_grad
     assert torch.equal(whole_maps(targeted)(image().double()), model(image().double()))
+
+
+def test_in_place_the_modules_stay_the_same_objects() -> None:
+    model = plain_cnn()
+    modules = dict(model.named_modules())
+    targetize(model, inplace=True)
+    assert dict(model.named_modules()) == modules
+    assert isinstance(modules["2.0"], TargetConv2d)
+
+
+def seen_by_hooks(conv: nn.Conv2d) -> list[str]:
+    """What the hooks of `conv`, registered here, are called for in a forward and backward pass and a state dict."""
+    seen: list[str] = []
+    conv.register_forward_pre_hook(lambda *_: seen.append("before"))
+    conv.register_forward_hook(lambda *_: seen.append("after"))
+    conv.register_full_backward_pre_hook(lambda *_: seen.append("before backward"))
+    conv.register_full_backward_hook(lambda *_: seen.append("after backward"))
+    conv.register_state_dict_post_hook(lambda *_: seen.append("saved"))
+    conv.register_load_state_dict_post_hook(lambda *_: seen.append("loaded"))
+    conv.weight.register_hook(lambda _: seen.append("weight"))
+    return seen
+
+
+def run_forward_and_back(model: nn.Module) -> None:
+    model(image().requires_grad_()).sum().backward()
+    model.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("engine", ["dense", "roi"])
+def test_hooks_stay(engine: Any) -> None:
+    model = plain_cnn()
+    seen = seen_by_hooks(model[2][0])
+    handle = model[2][0].register_forward_hook(lambda *_: seen.append("removed"))
+    run_forward_and_back(model)
+    plain = sorted(seen)
+    assert len(plain) == 8
+    seen.clear()
+    targetize(model, engine=engine, inplace=True)
+    run_forward_and_back(model)
+    assert sorted(seen) == plain
+    seen.clear()
+    handle.remove()
+    model(image())
+    assert seen == ["before", "after"]
+
+
+def test_hooks_of_a_copy_are_those_that_torch_copies() -> None:
+    model = plain_cnn()
+    seen: list[str] = []
+    model[2][0].register_forward_hook(lambda *_: seen.append("after"))
+    targetize(model)(image())
+    assert seen == ["after"]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_attributes_and_buffers_stay(inplace: bool) -> None:
+    model = plain_cnn()
+    conv = model[2][0]
+    conv.name_of_the_users = ["kept"]
+    conv.register_buffer("calls", torch.tensor(3))
+    conv.register_parameter("gain", nn.Parameter(torch.ones(2)))
+    conv.sub = nn.Linear(1, 1)
+    targeted = targetize(model, inplace=inplace)
+    layer = targeted[2][0]
+    assert layer.name_of_the_users == ["kept"]
+    assert layer.calls.item() == 3
+    assert list(layer.state_dict()) == ["weight", "gain", "loc", "scale", "calls", "sub.weight", "sub.bias"]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_parameters_stay_as_they_are(inplace: bool) -> None:
+    model = plain_cnn().to(torch.bfloat16, memory_format=torch.channels_last)
+    model[2][0].weight.requires_grad_(False)
+    targeted = targetize(model, inplace=inplace)
+    layer = targeted[2][0]
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not layer.weight.is_contiguous()
+    assert {p.dtype for p in targeted.parameters()} == {torch.bfloat16}
+    assert not layer.weight.requires_grad
+    assert layer.loc.requires_grad  # what the user did not freeze
+    assert layer.scale.requires_grad
+
+
+def test_a_model_on_the_meta_device_gets_its_values_later() -> None:
+    with torch.device("meta"):
+        model = plain_cnn()
+    targeted = targetize(model)
+    assert {p.device.type for p in targeted.parameters()} == {"meta"}
+    targeted.to_empty(device="cpu")
+    for module in targeted.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert targeted[0].rois((4, 5)).tolist() == [[[0, 4], [0, 5]]] * 4
+    assert targeted(image()).isfinite().all()
+
+
+def test_a_default_device_changes_nothing() -> None:
+    with torch.device("meta"):
+        targeted = targetize(plain_cnn().to_empty(device="cpu"))
+    assert {p.device.type for p in targeted.parameters()} == {"cpu"}
+    assert targeted[0].scale.eq(1).all()
+
+
+def test_conversion_draws_no_random_numbers() -> None:
+    model = plain_cnn()
+    state = torch.get_rng_state()
+    targetize(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["scale", "loc", "block", "rois", "attention", "engine"])
+def test_attributes_that_a_target_layer_would_overwrite(name: str) -> None:
+    model = plain_cnn()
+    setattr(model[2][0], name, 0.5)
+    with pytest.raises(ValueError, match=rf"layer '2\.0' has attributes that a target layer needs: {name}$"):
+        targetize(model, inplace=True)
+    assert roi_layers(model) == {}
+
+
+def test_a_forward_of_the_instances_own_is_refused() -> None:
+    model = plain_cnn()
+    model[0].forward = lambda x: x
+    with pytest.raises(ValueError, match="layer '0' has attributes that a target layer needs: forward"):
+        targetize(model)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_dense_checkpoints_load_into_targeted_networks(dims: int) -> None:
+    model, targeted = plain_cnn(dims), targetize(plain_cnn(dims))
+    with torch.no_grad():
+        for parameter in (*model.parameters(), *targeted.parameters()):
+            parameter.normal_()
+    assert targeted.load_state_dict(model.state_dict(), strict=True) == ([], [])
+    assert all(torch.equal(targeted.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert all(layer.loc.eq(0.5).all() and layer.scale.eq(1).all() for layer in roi_layers(targeted).values())
+
+
+class Named(nn.Module):
+    """As timm's models: it names parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(1, 2, 8, 7))
+        self.body = nn.Sequential(
+            nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), nn.Conv2d(3, 2, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x + self.position)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"position"}
+
+
+MAKERS: dict[str, Any] = {
+    "sequential": (plain_cnn, {"0.loc", "0.scale", "2.0.loc", "2.0.scale"}),
+    "named": (Named, {"position", "body.0.loc", "body.0.scale", "body.2.loc", "body.2.scale"}),
+    "one convolution": (lambda: nn.Conv2d(2, 2, 3), {"loc", "scale"}),
+    "used twice": (Siamese, {"left.loc", "left.scale"}),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    "duplicate",
+    [lambda model: model, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["", "copy", "pickle"],
+)
+def test_no_weight_decay_names_loc_and_scale(kind: str, inplace: bool, duplicate: Any) -> None:
+    make, names = MAKERS[kind]
+    targeted = targetize(make(), inplace=inplace)
+    duplicated = duplicate(targeted)
+    assert type(duplicated) is type(targeted)
+    assert duplicated.no_weight_decay() == names
+    assert names <= dict(duplicated.named_parameters()).keys()
+    duplicated.no_weight_decay().clear()
+    assert duplicated.no_weight_decay() == names
+    whole_maps(duplicated)
+    assert torch.equal(duplicated(image()), whole_maps(targeted)(image()))
+
+
+def test_no_weight_decay_after_a_second_conversion() -> None:
+    targeted = targetize(targetize(Named(), ["body.0"]), ["body.2"])
+    assert targeted.no_weight_decay() == MAKERS["named"][1]
+    assert Named().no_weight_decay() == {"position"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import pickle
 from collections.abc import Callable
@@ -229,6 +230,10 @@ def test_defaults_are_those_of_torch(dims: int) -> None:
     assert [name for name, _ in layer.named_parameters()] == ["weight", "bias", "loc", "scale"]
     assert torch.equal(layer.weight, conv.weight)
     assert torch.equal(layer.bias, conv.bias)
+    torch.manual_seed(0)
+    conv = CONVOLUTIONS[dims](2, 4, 3, dtype=torch.float64)
+    torch.manual_seed(0)
+    assert torch.equal(TARGETS[dims](2, 4, 3, dtype=torch.float64).weight, conv.weight)
     assert (layer.stride, layer.padding, layer.dilation) == (conv.stride, conv.padding, conv.dilation)
     assert (layer.attention, layer.scale_unit, layer.clip, layer.block) == ("cauchy", 0.5, True, 0)
     assert layer.min_size == (3,) * dims
@@ -311,9 +316,95 @@ def test_bfloat16_layer() -> None:
     torch.testing.assert_close(layer(x).float(), expected, rtol=0.05, atol=0.03)
 
 
-def test_dtype_and_device_of_all_parameters() -> None:
-    layer = TargetConv2d(2, 3, 3, dtype=torch.float64, device="meta")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_windows_of_large_maps(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = AttentiveRegularization2d(8, clip=True)
+    with torch.no_grad():
+        layer.loc.uniform_()
+        layer.scale.fill_(0.05)
+    layer.to(dtype)
+    expected = copy.deepcopy(layer).double()(torch.ones(1, 8, 224, 224, dtype=torch.float64))
+    assert layer.window((224, 224)).dtype == torch.float32
+    output = layer(torch.ones(1, 8, 224, 224, dtype=dtype))
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double(), expected, rtol=torch.finfo(dtype).eps, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_projection_holds_a_layer_of_half_precision_during_training(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = AttentiveRegularization2d(64, clip=True, dtype=dtype)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=1.0)
+    for _ in range(5):
+        optimiser.zero_grad()
+        (layer(torch.ones(1, 64, 30, 300, dtype=dtype)).float() * torch.randn(64, 30, 300)).sum().backward()
+        optimiser.step()
+        layer.project_((30, 300))
+        assert layer.rois((30, 300)).diff(dim=-1).min() >= 3
+    assert layer.rois((30, 300)).diff(dim=-1).min() < 6
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **where: TargetConv2d(2, 3, 3, **where),
+        lambda **where: AttentiveRegularization1d(3, **where),
+        lambda **where: AttentiveRegularization2d(3, attention="gaussian", learn_rho=True, **where),
+    ],
+    ids=["target", "1d", "rho"],
+)
+def test_dtype_and_device_of_all_parameters(make: Callable[..., RoiLayer]) -> None:
+    layer = make(dtype=torch.float64, device="meta")
     assert {(p.dtype, p.device.type) for p in layer.parameters()} == {(torch.float64, "meta")}
+
+
+def same_state(layer: nn.Module, other: nn.Module) -> bool:
+    here, there = layer.state_dict(), other.state_dict()
+    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
+
+
+STARTED = {
+    **{f"target{dims}d": lambda kind=kind: kind(2, 4, 3, groups=2) for dims, kind in TARGETS.items()},
+    **{f"regularization{dims}d": lambda kind=kind: kind(4) for dims, kind in REGULARIZATIONS.items()},
+    "rho": lambda: AttentiveRegularization2d(4, attention="gaussian", rho=0.3),
+    "learned_rho": lambda: AttentiveRegularization2d(4, attention="gaussian", rho=-0.2, learn_rho=True),
+}
+
+
+@pytest.mark.parametrize("kind", STARTED)
+def test_reset_parameters_starts_the_layer_again(kind: str) -> None:
+    torch.manual_seed(0)
+    fresh, layer = STARTED[kind](), STARTED[kind]()
+    with torch.no_grad():
+        for tensor in layer.state_dict().values():
+            tensor.fill_(0.1)
+    torch.manual_seed(0)
+    layer.reset_parameters()
+    assert same_state(layer, fresh)
+
+
+@pytest.mark.parametrize("kind", STARTED)
+def test_a_layer_made_on_the_meta_device_starts_as_any_other(kind: str) -> None:
+    torch.manual_seed(0)
+    fresh = STARTED[kind]()
+    with torch.device("meta"):
+        layer = STARTED[kind]()
+    assert all(tensor.is_meta for tensor in layer.state_dict().values())
+    layer.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in layer.state_dict().values():
+            tensor.fill_(torch.nan)  # whatever was in the memory
+    torch.manual_seed(0)
+    layer.reset_parameters()
+    assert same_state(layer, fresh)
+
+
+def test_skipped_initialisation() -> None:
+    layer = nn.utils.skip_init(TargetConv1d, 2, 3, 3, padding=1)
+    assert {p.device.type for p in layer.parameters()} == {"cpu"}
+    layer.reset_parameters()
+    assert layer.rois((4,)).tolist() == [[[0, 4]]] * 3
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
@@ -347,6 +438,151 @@ def test_state_dict_round_trip(layer: RoiLayer) -> None:
     assert fresh.state_dict().keys() == layer.state_dict().keys()
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), layer.state_dict().values(), strict=True))
     assert torch.equal(fresh.window((4, 5, 6)[: layer.num_dims]), layer.window((4, 5, 6)[: layer.num_dims]))
+
+
+def saved_and_loaded(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def without_metadata_of_ours(state: Any) -> Any:
+    """A state dict as it was before the attention function's name travelled with it."""
+    for entry in state._metadata.values():
+        entry.pop("attention", None)
+        entry.pop("scale_unit", None)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("made", "loading", "message"),
+    [
+        ({"attention": "gaussian"}, {}, r"attention=gaussian, scale_unit=0\.5, not attention=cauchy, scale_unit=0\.5"),
+        ({"scale_unit": 1.0}, {}, r"attention=cauchy, scale_unit=1\.0, not attention=cauchy, scale_unit=0\.5"),
+    ],
+)
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_learned_with_another_window_are_refused(
+    made: dict[str, Any], loading: dict[str, Any], message: str, saved: bool, strict: bool
+) -> None:
+    model = nn.Sequential(nn.Sequential(TargetConv2d(1, 2, 3, **made)), AttentiveRegularization2d(2, **made))
+    other = nn.Sequential(nn.Sequential(TargetConv2d(1, 2, 3, **loading)), AttentiveRegularization2d(2, **loading))
+    nn.init.constant_(model[0][0].scale, 0.3)
+    state = model.state_dict()
+    assert state.keys() == {"0.0.weight", "0.0.bias", "0.0.loc", "0.0.scale", "1.loc", "1.scale"}
+    if saved:
+        state = saved_and_loaded(state)
+    for layer in ("0.0", "1"):
+        with pytest.raises(RuntimeError, match=rf"\b{layer}\.loc and scale were learned with {message}"):
+            other.load_state_dict(state, strict=strict)
+    assert other[0][0].scale.eq(1).all()
+    with pytest.raises(RuntimeError, match=r"\tloc and scale were learned with"):
+        other[1].load_state_dict(model[1].state_dict())
+
+
+@pytest.mark.parametrize("keep", [saved_and_loaded, dict, without_metadata_of_ours, copy.deepcopy])
+def test_weights_learned_with_the_same_window_or_an_unknown_one_are_loaded(keep: Callable[[Any], Any]) -> None:
+    options = {"attention": "gaussian", "scale_unit": 1.0}
+    layer, other = TargetConv2d(1, 2, 3, **options), TargetConv2d(1, 2, 3, **options)
+    nn.init.constant_(layer.scale, 0.3)
+    other.load_state_dict(keep(layer.state_dict()))
+    assert same_state(other, layer)
+
+
+def test_the_attention_functions_name_travels_with_a_users_own_destination() -> None:
+    destination: dict[str, Any] = {}
+    layer = TargetConv2d(1, 2, 3)
+    layer.state_dict(destination=destination, prefix="layer.")
+    assert destination.keys() == {f"layer.{name}" for name in ("weight", "bias", "loc", "scale")}
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_weights_of_a_dense_convolution_mean_the_whole_map(dims: int) -> None:
+    torch.manual_seed(0)
+    conv, layer = CONVOLUTIONS[dims](1, 2, 3), TARGETS[dims](1, 2, 3)
+    nn.init.constant_(layer.loc, 0.1)
+    nn.init.constant_(layer.scale, 0.3)
+    state = conv.state_dict()
+    assert layer.load_state_dict(state, strict=True) == ([], [])
+    assert state.keys() == {"weight", "bias"}
+    assert torch.equal(layer.weight, conv.weight)
+    assert layer.loc.eq(0.5).all()
+    assert layer.scale.eq(1).all()
+
+
+def test_weights_of_a_dense_convolution_take_the_place_of_a_layers_on_the_meta_device() -> None:
+    conv = nn.Conv2d(1, 2, 3, dtype=torch.float64)
+    layer = TargetConv2d(1, 2, 3, device="meta")
+    layer.load_state_dict(conv.state_dict(), assign=True)
+    assert {(p.dtype, p.device.type, p.requires_grad) for p in layer.parameters()} == {(torch.float64, "cpu", True)}
+    assert layer.rois((4, 4)).tolist() == [[[0, 4], [0, 4]]] * 2
+
+
+def test_only_a_state_dict_with_the_layers_weight_resets_its_attention() -> None:
+    model = nn.Sequential(TargetConv2d(1, 2, 3), nn.Linear(2, 2), AttentiveRegularization2d(2))
+    nn.init.constant_(model[0].scale, 0.3)
+    head = {f"1.{name}": tensor for name, tensor in nn.Linear(2, 2).state_dict().items()}
+    missing, _ = model.load_state_dict(head, strict=False)
+    assert missing == ["0.weight", "0.bias", "0.loc", "0.scale", "2.loc", "2.scale"]
+    assert model[0].scale.eq(torch.tensor(0.3)).all()
+    damaged = model.state_dict()
+    del damaged["0.loc"]
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "0\.loc"'):
+        model.load_state_dict(damaged)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_batch_normalisation_is_not_fused_into_a_target_layer(dims: int, bias: bool) -> None:
+    layer = TARGETS[dims](2, 3, 3, bias=bias).eval()
+    norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims](3).eval()
+    with pytest.raises(ValueError, match=f"a TargetConv{dims}d can't be fused with the batch normalisation after it"):
+        nn.utils.fuse_conv_bn_eval(layer, norm)
+    nn.utils.fuse_conv_bn_eval(CONVOLUTIONS[dims](2, 3, 3).eval(), norm)
+    weight = nn.Parameter(torch.ones_like(layer.weight))
+    layer.weight = weight  # as anyone may
+    assert layer.weight is weight
+
+
+@pytest.mark.parametrize(
+    ("layer", "names"),
+    [
+        (TargetConv1d(2, 3, 3), {"loc", "scale"}),
+        (TargetConv2d(2, 3, 3), {"loc", "scale"}),
+        (TargetConv3d(2, 3, 3), {"loc", "scale"}),
+        (AttentiveRegularization2d(3, attention="gaussian", rho=0.3), {"loc", "scale"}),
+        (AttentiveRegularization2d(3, attention="gaussian", learn_rho=True), {"loc", "scale", "rho"}),
+    ],
+    ids=["1d", "2d", "3d", "rho", "learned rho"],
+)
+def test_no_weight_decay(layer: RoiLayer, names: set[str]) -> None:
+    assert layer.no_weight_decay() == names
+    assert names <= dict(layer.named_parameters()).keys()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"loc": torch.zeros(3)},
+        {"loc": torch.full((2, 1), 0.5)},
+        {"scale": torch.ones(3, 3)},
+        {"loc": torch.full((2, 3), 0.5, dtype=torch.float64)},
+        {"scale": torch.ones(2, 3, device="meta")},
+        {"loc": torch.zeros(2, 3, dtype=torch.complex64), "scale": torch.ones(2, 3, dtype=torch.complex64)},
+    ],
+    ids=["dims", "channels", "axes", "type", "device", "complex"],
+)
+@pytest.mark.parametrize("method", ["rois", "window", "project_"])
+@pytest.mark.parametrize("kind", [TargetConv2d, AttentiveRegularization2d])
+def test_loc_and_scale_that_do_not_fit(kind: type[RoiLayer], method: str, changed: dict[str, Tensor]) -> None:
+    layer = AttentiveRegularization2d(3) if kind is AttentiveRegularization2d else TargetConv2d(1, 3, 3)
+    for name, value in changed.items():
+        setattr(layer, name, nn.Parameter(value))
+    message = rf"loc and scale of {kind.__name__} must be of shape \[2, 3\], of one .*: loc is \["
+    with pytest.raises(ValueError, match=message):
+        getattr(layer, method)((5, 6))
 
 
 def test_repr() -> None:
@@ -393,8 +629,10 @@ def test_min_size_of_the_kernel_limits_each_axis() -> None:
     layer.project_((9, 11))
     sides = layer.rois((9, 11)).diff(dim=-1).squeeze(-1)
     assert sides.amin(dim=0).tolist() == [3, 5]
-    with pytest.raises(ValueError, match=r"^min_size=5 (?=.*axis 1)(?=.*\b4 pixels)"):
-        layer.project_((8, 4))
+    nn.init.zeros_(layer.scale)
+    layer.project_((9, 4))
+    sides = layer.rois((9, 4)).diff(dim=-1).squeeze(-1)
+    assert sides.amin(dim=0).tolist() == [3, 4]  # the map has no more
 
 
 def test_projection_holds_a_layer_during_training() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from math import sqrt
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from tkn import AttentiveRegularization2d, TargetConv1d, TargetConv2d, TargetConv3d, count_macs, targetize
@@ -232,6 +235,53 @@ def test_counts_in_the_models_own_type_and_twice_the_same() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert count_macs(model, (1, 6, 6)) == count_macs(model, (1, 6, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_counts_in_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = targetize(nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2)))
+    place_roi(model[0], 1, (1, 2), (4, 4), (6, 6))
+    assert count_macs(copy.deepcopy(model).to(dtype), (1, 6, 6)) == count_macs(model, (1, 6, 6))
+
+
+def dense_and_targeted() -> tuple[nn.Module, nn.Module]:
+    dense = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 2))
+    targeted = nn.Sequential(nn.Sequential(TargetConv2d(1, 3, 3)), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 2))
+    return dense, targeted
+
+
+@pytest.mark.parametrize("mode", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"])
+def test_rois_without_values_cannot_be_counted(mode: Callable[[], Any]) -> None:
+    with mode():
+        dense, targeted = dense_and_targeted()
+        report = count_macs(dense, (1, 6, 6))
+        with pytest.raises(ValueError, match=r"layer '0\.0' depend on its loc and scale, which have no values here"):
+            count_macs(targeted, (1, 6, 6))
+        with pytest.raises(ValueError, match="depend on its loc and scale"):
+            count_macs(AttentiveRegularization2d(3), (3, 6, 6))
+    assert report == count_macs(dense_and_targeted()[0], (1, 6, 6))
+
+
+def test_a_default_device_changes_no_count() -> None:
+    _, targeted = dense_and_targeted()
+    expected = count_macs(targeted, (1, 6, 6))
+    with torch.device("meta"):
+        assert count_macs(targeted, (1, 6, 6)) == expected
+        assert count_macs(nn.Flatten(), (1, 6, 6)).layers == ()
+
+
+class Telling(nn.Linear):
+    """A layer of the user's own that returns more than a tensor."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return super().forward(x), 1
+
+
+def test_a_layer_that_returns_more_than_a_tensor_is_reported() -> None:
+    with pytest.warns(UserWarning, match=r"not counted: \(model\) \(Telling\)$"):
+        report = count_macs(Telling(2, 3), (2,))
+    assert report.layers == ()
 
 
 def test_report_as_text() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tkn import AttentiveRegularization1d, TargetConv2d, build_model, scale_penalty
 from tkn.layers import roi_layers
@@ -64,3 +68,38 @@ def test_zero_without_roi_layers() -> None:
 def test_negative_factors(l2: float, beta: float) -> None:
     with pytest.raises(ValueError, match=rf"l2={l2} and beta={beta} .* must not be negative"):
         scale_penalty(nn.Identity(), l2, beta)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_sum_is_of_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(TargetConv2d(1, 999, 3, dtype=dtype), TargetConv2d(999, 1, 3, block=1))
+    with torch.no_grad():
+        for layer in model:
+            layer.scale.uniform_()
+    penalty = scale_penalty(model, 1e-3, 2.0)
+    assert penalty.dtype == torch.float32
+    squares = [layer.scale.detach().double().square().sum().item() for layer in model]
+    assert penalty.item() == pytest.approx(1e-3 * (squares[0] + 2 * squares[1]), rel=1e-5)
+    penalty.backward()
+    assert model[0].scale.grad.dtype == dtype
+    torch.testing.assert_close(model[0].scale.grad, 2e-3 * model[0].scale.detach())
+
+
+@pytest.mark.parametrize("make", [lambda: TargetConv2d(1, 3, 3), lambda: nn.Conv2d(1, 3, 3)], ids=["target", "dense"])
+@pytest.mark.parametrize("mode", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"])
+def test_without_values(make: Callable[[], nn.Module], mode: Callable[[], Any]) -> None:
+    with mode():
+        model = make()
+        penalty = scale_penalty(model, 1.0)
+    assert penalty.shape == ()
+    assert penalty.device == next(model.parameters()).device
+
+
+@pytest.mark.parametrize("make", [lambda: TargetConv2d(1, 3, 3), lambda: nn.Conv2d(1, 3, 3)], ids=["target", "dense"])
+def test_the_penalty_is_where_the_model_is(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    expected = scale_penalty(model, 1.0)
+    with torch.device("meta"):
+        penalty = scale_penalty(model, 1.0)
+    assert torch.equal(penalty, expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tkn.convert import targetize
+from tkn.decay import parameter_groups
 from tkn.layers import (
     AttentiveRegularization1d,
     AttentiveRegularization2d,
@@ -33,6 +34,7 @@ __all__ = [
     "build_model",
     "count_macs",
     "load_plan",
+    "parameter_groups",
     "run",
     "scale_penalty",
     "targetize",

@@ -31,13 +31,23 @@ def attention_function(name: str) -> Callable[[Tensor], Tensor]:
     return ATTENTION[name]
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32 if it is of half precision, else `x` itself."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def pixel_centres(length: int, like: Tensor) -> Tensor:
     """The centres (i + 0.5) / L of an axis of `length` pixels, as fractions of it: [L], in `like`'s type and place."""
     return (torch.arange(length, dtype=like.dtype, device=like.device) + 0.5) / length
 
 
 def standardised(length: int, loc: Tensor, scale: Tensor, scale_unit: float) -> Tensor:
-    """z = (x - loc) / (scale_unit * scale) at every pixel centre of one axis (Eqs. 6, 7): [C] and [C] -> [C, L]."""
+    """z = (x - loc) / (scale_unit * scale) at every pixel centre of one axis (Eqs. 6, 7): [C] and [C] -> [C, L].
+
+    In float64 if loc and scale are, else in float32.
+    """
+    # In half precision neighbouring pixels of a large map would share a coordinate.
+    loc, scale = at_least_float32(loc), at_least_float32(scale)
     return (pixel_centres(length, loc) - loc[:, None]) / (scale_unit * scale[:, None])
 
 
@@ -46,7 +56,8 @@ def separable_window(
 ) -> Tensor:
     """The outer product of the axes' windows (Eq. 13).
 
-    `size`: the map's spatial size; `loc`, `scale`: [dims, C], fractions of the map's side. Returns [C, *size].
+    `size`: the map's spatial size; `loc`, `scale`: [dims, C], fractions of the map's side. Returns [C, *size], in
+    float64 if loc and scale are, else in float32; NaN in a kernel's loc or scale makes its window NaN.
     """
     window = function(standardised(size[0], loc[0], scale[0], scale_unit))
     for axis in range(1, len(size)):
@@ -59,7 +70,7 @@ def separable_window(
 def correlated_gaussian_window(
     size: tuple[int, int], loc: Tensor, scale: Tensor, rho: Tensor, scale_unit: float
 ) -> Tensor:
-    """The bivariate Gaussian of Eqs. 4-7 with correlation `rho` [C]: [C, H, W].
+    """The bivariate Gaussian of Eqs. 4-7 with correlation `rho` [C]: [C, H, W], of the same type as `separable_window`.
 
     exp(-alpha / 2) with alpha = f(x)^2 - 2 rho f(x) f(y) + f(y)^2: Eq. 4 prints exp(-alpha), which at rho = 0 would
     not be the separable window of Eqs. 10-13.

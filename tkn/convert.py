@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
+import torch
 from torch import nn
 
 from tkn.app.messages import unknown
-from tkn.layers import MinSize, TargetConv1d, TargetConv2d, TargetConv3d
+from tkn.decay import attention_parameters, own_exclusions
+from tkn.layers import MinSize, RoiLayer, TargetConv1d, TargetConv2d, TargetConv3d
 from tkn.ops.engines import Engine
 from tkn.sequential import TargetSequential
 
@@ -36,12 +39,15 @@ def targetize(
     Args:
         layers: which plain convolutions (not subclasses or parametrized ones): names as in `model.named_modules()`, or
             a function (name, module) -> bool over them; by default all with a kernel larger than one pixel.
-        attention, scale_unit, min_size, clip, engine: as in `TargetConv2d` (engine: for 2-D convolutions).
+        attention, scale_unit, min_size, clip, engine: as in `TargetConv2d`.
         blocks: the power of beta in each layer's scale penalty, by name; 0 for layers not named.
-        inplace: change `model` itself (its parameters stay the same objects) instead of a copy.
+        inplace: change `model` itself (its modules and parameters stay the same objects) instead of a copy.
 
-    Returns the targeted model; at the start every ROI is the whole map. ValueError for a name that is not there, or is
-    not a plain convolution, and if nothing is chosen.
+    Returns the targeted model; at the start every ROI is the whole map. All else of a convolution stays: its hooks,
+    attributes, mode, and the type, device, memory format and requires_grad of its parameters; loc and scale have the
+    weight's type and device, and require gradients. The model's `no_weight_decay()` names loc and scale beside what it
+    named before. ValueError for a name that is not there or not a plain convolution, if nothing is chosen, and for an
+    attribute that a target layer would overwrite; `model` is then as it was.
     """
     if not inplace:
         model = copy.deepcopy(model)
@@ -49,27 +55,29 @@ def targetize(
     chosen = _choose(model, convolutions, layers)
     for name in set(blocks or ()) - set(chosen):
         raise ValueError(unknown("layer in blocks", name, chosen))
-    replaced: dict[nn.Module, nn.Module] = {
+    # All of them first: what is impossible shows before anything is changed.
+    targets = {
         conv: _target_layer(
+            name,
             conv,
             attention=attention,
             scale_unit=scale_unit,
             min_size=min_size,
             clip=clip,
             block=(blocks or {}).get(name, 0),
-            **({"engine": engine} if isinstance(conv, nn.Conv2d) else {}),
+            engine=engine,
         )
         for name, conv in chosen.items()
     }
-    if model in replaced:
-        return replaced[model]
-    # Every parent, so that a convolution used in two places stays one.
-    for parent in list(model.modules()):
-        for child_name, child in parent._modules.items():
-            if child in replaced:
-                parent._modules[child_name] = replaced[child]
-                if type(parent) is nn.Sequential:
-                    parent.__class__ = TargetSequential
+    for conv, target in targets.items():
+        _become(conv, target)
+    for parent in model.modules():
+        if type(parent) is nn.Sequential and any(child in targets for child in parent):
+            parent.__class__ = TargetSequential
+    if not isinstance(model, RoiLayer):
+        # The names, and no method bound to the model, which could not be unpickled.
+        names = attention_parameters(model) | own_exclusions(model)
+        model.no_weight_decay = partial(set, names)  # type: ignore[assignment]
     return model
 
 
@@ -98,24 +106,31 @@ def _choose(
     return chosen
 
 
-def _target_layer(conv: nn.Module, **attention: object) -> nn.Module:
+def _target_layer(name: str, conv: nn.Module, **options: object) -> RoiLayer:
+    """The target layer that `conv` is to be, on the meta device: it has no values, and draws no random ones."""
     assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     if "weight" not in conv._parameters:
         raise ValueError(f"the weight of {conv} is not a plain parameter (weight_norm, pruning): make it one first")
-    layer = _TARGETS[type(conv)](
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        conv.bias is not None,
-        padding_mode=conv.padding_mode,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
-        **attention,
+    geometry = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    target: RoiLayer = _TARGETS[type(conv)](
+        *geometry, conv.groups, conv.bias is not None, device="meta", dtype=conv.weight.dtype, **options
     )
-    layer.weight = conv.weight
-    layer.bias = conv.bias
-    return layer.train(conv.training)
+    plain = type(conv)(1, 1, 1, device="meta")
+    needed = (set(dir(target)) - set(dir(plain))) | {"forward", "_conv_forward"}
+    taken = sorted(needed & {*vars(conv), *conv._parameters, *conv._buffers, *conv._modules})
+    if taken:
+        raise ValueError(f"layer {name!r} has attributes that a target layer needs: {', '.join(taken)}")
+    return target
+
+
+def _become(conv: nn.Module, target: RoiLayer) -> None:
+    """Make `conv` the layer `target`, with the values that it has; loc and scale start as the whole map."""
+    conv.__class__ = type(target)
+    assert isinstance(conv, TargetConv1d | TargetConv2d | TargetConv3d)
+    for name, value in vars(target).items():
+        if name not in vars(conv):
+            setattr(conv, name, value)
+    for name, parameter in target.named_parameters(recurse=False):
+        if name not in conv._parameters:
+            conv.register_parameter(name, nn.Parameter(torch.empty_like(parameter, device=conv.weight.device)))
+    conv.reset_attention()

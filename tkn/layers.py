@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import fusion
 
 from tkn.attention import attention_function, correlated_gaussian_window, separable_window
 from tkn.backends.torch.fourier import uses_fourier
@@ -22,6 +24,9 @@ from tkn.roi import project_, roi_bounds, roi_mask
 from tkn.spec import Target, TargetSpec
 
 MinSize = int | Literal["kernel"]
+
+#: Where loc and scale start: every ROI is the whole map (Sec. 3.4).
+_WHOLE_MAP = {"loc": 0.5, "scale": 1.0}
 
 
 class RoiLayer(nn.Module):
@@ -43,8 +48,8 @@ class RoiLayer(nn.Module):
         min_size: tuple[int, ...],
         clip: bool,
         block: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
         if not scale_unit > 0:
             raise ValueError(f"scale_unit={scale_unit} must be positive")
@@ -59,41 +64,97 @@ class RoiLayer(nn.Module):
         self.min_size = min_size
         self.clip = clip
         self.block = block
-        self.loc = nn.Parameter(torch.full((self.num_dims, channels), 0.5, device=device, dtype=dtype))
-        self.scale = nn.Parameter(torch.ones(self.num_dims, channels, device=device, dtype=dtype))
+        for name, value in _WHOLE_MAP.items():
+            start = torch.full((self.num_dims, channels), value, device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(start))
+
+    @property
+    def num_kernels(self) -> int:
+        """C: how many windows and ROIs the layer has."""
+        raise NotImplementedError
 
     def reset_attention(self) -> None:
         """loc = 0.5, scale = 1: every ROI is the whole map (Sec. 3.4)."""
-        nn.init.constant_(self.loc, 0.5)
-        nn.init.constant_(self.scale, 1.0)
+        for name, value in _WHOLE_MAP.items():
+            nn.init.constant_(self.get_parameter(name), value)
+
+    def no_weight_decay(self) -> set[str]:
+        """The names of the layer's parameters that weight decay must leave alone: the scale penalty is theirs."""
+        return set(_WHOLE_MAP)
 
     def window(self, size: tuple[int, ...]) -> Tensor:
-        """The attention maps F_att (Eq. 13) on a map of spatial size `size`, before clipping: [C, *size]."""
-        return separable_window(self._checked(size), self.loc, self.scale, self.attention_function, self.scale_unit)
+        """The attention maps F_att (Eq. 13) on a map of spatial size `size`, before clipping: [C, *size].
+
+        In float64 if loc and scale are, else in float32, also for parameters of half precision.
+        """
+        size = self._checked_size(size)
+        return separable_window(size, self.loc, self.scale, self.attention_function, self.scale_unit)
 
     def rois(self, size: tuple[int, ...]) -> Tensor:
         """Every kernel's ROI (Eq. 15) on a map of spatial size `size`: int64 [C, dims, 2], (lo, hi) half-open."""
-        return roi_bounds(self._checked(size), self.loc, self.scale)
+        return roi_bounds(self._checked_size(size), self.loc, self.scale)
 
     def project_(self, size: tuple[int, ...]) -> None:
         """Clip loc and scale in place for maps of spatial size `size` (Sec. 3.5); call it after an optimiser's step.
 
-        ValueError if min_size is larger than the map.
+        Along an axis shorter than min_size the ROIs stay the whole axis.
         """
-        project_(self._checked(size), self.loc, self.scale, self.min_size)
+        project_(self._checked_size(size), self.loc, self.scale, self.min_size)
 
-    def _checked(self, size: tuple[int, ...]) -> tuple[int, ...]:
+    def _checked_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         size = tuple(size)
         if len(size) != self.num_dims or min(size) < 1:
             raise ValueError(f"size={size} must have {self.num_dims} positive numbers for {type(self).__name__}")
+        loc, scale, shape = self.loc, self.scale, (self.num_dims, self.num_kernels)
+        if not (
+            loc.shape == scale.shape == shape
+            and loc.dtype == scale.dtype
+            and loc.device == scale.device
+            and loc.is_floating_point()
+        ):
+            raise ValueError(
+                f"loc and scale of {type(self).__name__} must be of shape {list(shape)}, of one floating-point type "
+                f"and on one device: loc is {list(loc.shape)}, {loc.dtype} on {loc.device}, "
+                f"scale {list(scale.shape)}, {scale.dtype} on {scale.device}"
+            )
         return size
+
+    def _learned_with(self) -> dict[str, Any]:
+        """What gives loc and scale their meaning: it travels in the metadata of state dicts."""
+        return {"attention": self.attention, "scale_unit": self.scale_unit}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Not a dict of the user's own, which holds tensors alone.
+        if hasattr(destination, "_metadata"):
+            destination._metadata.setdefault(prefix[:-1], {}).update(self._learned_with())
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        ours = self._learned_with()
+        theirs = {key: local_metadata[key] for key in ours if key in local_metadata}
+        if theirs.items() <= ours.items():
+            super()._load_from_state_dict(
+                state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            )
+        else:
+            of_theirs, of_ours = (", ".join(f"{k}={v}" for k, v in side.items()) for side in (theirs, ours))
+            error_msgs.append(f"{prefix}loc and scale were learned with {of_theirs}, not {of_ours}")
 
     def _weigh(self, activation: Tensor) -> Tensor:
         """Activation [B, C, *size] or [C, *size] times the window, zero outside the ROIs if `clip`."""
         size = tuple(activation.shape[-self.num_dims :])
         window = self.window(size)
         if self.clip:
-            window = window * roi_mask(size, self.rois(size))
+            window = torch.where(roi_mask(size, self.rois(size)), window, 0.0)
         return weigh(activation, window.to(activation.dtype))
 
     def _attention_repr(self) -> str:
@@ -114,10 +175,21 @@ class _AttentiveRegularization(RoiLayer):
         min_size: int = 3,
         clip: bool = False,
         block: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.num_channels = num_channels
-        self._init_attention(num_channels, attention, scale_unit, (min_size,) * self.num_dims, clip, block)
+        least = (min_size,) * self.num_dims
+        self._init_attention(num_channels, attention, scale_unit, least, clip, block, device, dtype)
+
+    @property
+    def num_kernels(self) -> int:
+        return self.num_channels
+
+    def reset_parameters(self) -> None:
+        """As `reset_attention`: the layer has no other parameters."""
+        self.reset_attention()
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() not in (self.num_dims + 1, self.num_dims + 2) or input.shape[-1 - self.num_dims] != (
@@ -140,9 +212,10 @@ class AttentiveRegularization1d(_AttentiveRegularization):
         num_channels: C.
         attention: "cauchy" (Eq. 3) or "gaussian" (Eq. 2).
         scale_unit: the window is f((x - loc) / (scale_unit * scale)), x, loc and scale in fractions of the side.
-        min_size: pixels of the ROI's side that `project_` keeps.
+        min_size: pixels of the ROI's side that `project_` keeps, where the map has as many.
         clip: zero outside the ROI (Sec. 3.5) instead of the soft window alone.
         block: which power of beta multiplies this layer's scale penalty.
+        device, dtype: of the parameters.
 
     `loc` and `scale` have shape [dims, C].
     """
@@ -172,33 +245,55 @@ class AttentiveRegularization2d(_AttentiveRegularization):
         block: int = 0,
         rho: float = 0.0,
         learn_rho: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            num_channels, attention=attention, scale_unit=scale_unit, min_size=min_size, clip=clip, block=block
+            num_channels,
+            attention=attention,
+            scale_unit=scale_unit,
+            min_size=min_size,
+            clip=clip,
+            block=block,
+            device=device,
+            dtype=dtype,
         )
         if not -1 < rho < 1:
             raise ValueError(f"rho={rho} must lie within (-1, 1)")
         if (rho or learn_rho) and attention != "gaussian":
             raise ValueError(f"rho is defined for attention='gaussian' only (Eqs. 4, 5), not for {attention!r}")
+        self.initial_rho = float(rho)
+        start = torch.full((num_channels,), self.initial_rho, device=device, dtype=dtype)
         if learn_rho:
-            self.rho = nn.Parameter(torch.full((num_channels,), float(rho)))
+            self.rho = nn.Parameter(start)
         elif rho:
-            self.register_buffer("rho", torch.full((num_channels,), float(rho)))
+            self.register_buffer("rho", start)
         else:
             self.rho = None
+
+    def reset_attention(self) -> None:
+        """loc = 0.5, scale = 1, and `rho` as it was given."""
+        super().reset_attention()
+        if self.rho is not None:
+            nn.init.constant_(self.rho, self.initial_rho)
+
+    def no_weight_decay(self) -> set[str]:
+        """The names of the layer's parameters that weight decay must leave alone: loc, scale and a learned rho."""
+        return super().no_weight_decay() | ({"rho"} if isinstance(self.rho, nn.Parameter) else set())
 
     def window(self, size: tuple[int, ...]) -> Tensor:
         """The attention maps F_att on a map of spatial size (H, W), before clipping: [C, H, W]."""
         if self.rho is None:
             return super().window(size)
-        height, width = self._checked(size)
+        height, width = self._checked_size(size)
         return correlated_gaussian_window((height, width), self.loc, self.scale, self.rho, self.scale_unit)
 
     def project_(self, size: tuple[int, ...]) -> None:
         super().project_(size)
         if isinstance(self.rho, nn.Parameter):
             # Beyond 1 the form of Eq. 5 is indefinite and the window grows without bound.
-            self.rho.data.clamp_(-0.99, 0.99)
+            with torch.no_grad():
+                self.rho.clamp_(-0.99, 0.99)
 
 
 class AttentiveRegularization3d(_AttentiveRegularization):
@@ -244,11 +339,52 @@ class _TargetConv(RoiLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        convolution = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
-        super().__init__(*convolution, device, dtype)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device=device,
+            dtype=dtype,
+        )
         least = self.kernel_size if min_size == "kernel" else (min_size,) * self.num_dims
         self._init_attention(out_channels, attention, scale_unit, least, clip, block, device, dtype)
         self.engine = check_engine(engine)
+
+    @property
+    def num_kernels(self) -> int:
+        return self.out_channels
+
+    def reset_parameters(self) -> None:
+        """Weight and bias as torch's convolutions start, and every ROI the whole map."""
+        super().reset_parameters()  # type: ignore[misc]  # the concrete classes' other base has it
+        # torch calls it before loc and scale are there.
+        if "scale" in self._parameters:
+            self.reset_attention()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # A dense convolution's weights: every ROI is the whole map.
+        weight = state_dict.get(prefix + "weight")
+        if isinstance(weight, Tensor) and not any(prefix + name in state_dict for name in _WHOLE_MAP):
+            for name, value in _WHOLE_MAP.items():
+                shape = self.num_dims, self.num_kernels
+                state_dict[prefix + name] = torch.full(shape, value, device=weight.device, dtype=weight.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch.nn.utils.fuse_conv_bn_eval would put a batch normalisation before the window instead of after it. Only
+        # the caller tells its assignment from any other.
+        if name == "weight" and sys._getframe(1).f_globals.get("__name__") == fusion.__name__:
+            raise ValueError(
+                f"a {type(self).__name__} can't be fused with the batch normalisation after it: "
+                "its window comes between the two"
+            )
+        super().__setattr__(name, value)
 
     def forward(self, input: Tensor) -> Tensor:
         return run_one(self.padded(input), self.target(), self.operator_engine())
@@ -299,13 +435,13 @@ class TargetConv2d(_TargetConv, nn.Conv2d):
     Args beyond the convolution's:
         attention: "cauchy" (Eq. 3) or "gaussian" (Eq. 2).
         scale_unit: the window is f((x - loc) / (scale_unit * scale)), x, loc and scale in fractions of the side.
-        min_size: pixels of the ROI's side that `project_` keeps; "kernel" is the kernel's own size.
+        min_size: pixels of the ROI's side that `project_` keeps, where the map has as many; "kernel" is the kernel's
+            own size.
         clip: zero outside the ROI; False leaves the soft window alone.
         block: which power of beta multiplies this layer's scale penalty: 0, 1, 2 for Convolution (1), (2), (3).
-
         engine: what computes it. "dense": torch's convolution, then the mask. "roi": inside the ROIs only, forward and
-            backward, on the CPU in float32 or float64 (elsewhere a ValueError). "auto": the faster, measured once for
-            each layer, batch size and state of the ROIs; "dense" wherever "roi" can't compute.
+            backward, in two dimensions on the CPU (elsewhere a ValueError). "auto": the faster by estimate, or as
+            `tkn.tune` measured it; "dense" wherever "roi" can't compute. `why` says which, and the reason.
 
     `loc` and `scale` have shape [dims, Cout]. ValueError for impossible arguments.
     """

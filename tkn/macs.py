@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tkn.layers import RoiLayer
+from tkn.layers import RoiLayer, roi_layers
 from tkn.roi import roi_areas
 
 
@@ -180,7 +181,7 @@ def _count(name: str, module: nn.Module, output: Tensor) -> LayerCount:
     return LayerCount(name, type(module).__name__, map_size, parameters, dense, roi, mean_roi)
 
 
-class _Tracer(TorchDispatchMode):
+class _Counter(TorchDispatchMode):
     """Counts layers as they run, and notes multiplying operations that run outside of a counted layer."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -199,10 +200,11 @@ class _Tracer(TorchDispatchMode):
 
     def after(self, module: nn.Module, _args: object, output: object) -> None:
         leaf = next(module.children(), None) is None
-        if _formula(module) or isinstance(module, RoiLayer):
-            assert isinstance(output, Tensor)
+        formula = _formula(module)
+        if (formula or isinstance(module, RoiLayer)) and isinstance(output, Tensor):
             self.rows.append(_count(self.names[module], module, output))
-        elif leaf and not isinstance(module, _FREE) and type(module).__module__.startswith("torch."):
+        # A user's subclass may return more than a tensor.
+        elif formula or (leaf and not isinstance(module, _FREE) and type(module).__module__.startswith("torch.")):
             self.note(type(module).__name__)
         self.running.pop()
 
@@ -214,15 +216,15 @@ class _Tracer(TorchDispatchMode):
 
 
 @contextmanager
-def _hooked(model: nn.Module, tracer: _Tracer) -> Iterator[None]:
+def _hooked(model: nn.Module, counter: _Counter) -> Iterator[None]:
     handles = []
     for module in model.modules():
-        handles.append(module.register_forward_pre_hook(tracer.before))
-        handles.append(module.register_forward_hook(tracer.after))
+        handles.append(module.register_forward_pre_hook(counter.before))
+        handles.append(module.register_forward_hook(counter.after))
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), tracer:
+        with torch.no_grad(), counter:
             yield
     finally:
         for handle in handles:
@@ -236,13 +238,19 @@ def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> MacsReport:
 
     Runs the model once, in evaluation mode, on an image of zeros; the model is left as it was. A layer that runs twice
     counts twice. Layers and matrix products that have no formula here are listed in `unknown`, with a UserWarning: the
-    totals leave them out. Elementwise products cost nothing, as in the paper.
+    totals leave them out. Elementwise products cost nothing, as in the paper. ValueError if loc and scale have no
+    values, on the meta device or in a FakeTensorMode.
     """
-    like = next(model.parameters(), torch.zeros(()))
-    tracer = _Tracer(model)
-    with _hooked(model, tracer):
+    for name, layer in roi_layers(model).items():
+        if layer.loc.is_meta or isinstance(layer.loc, FakeTensor):
+            raise ValueError(
+                f"the multiply-adds of layer {name!r} depend on its loc and scale, which have no values here"
+            )
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
+    counter = _Counter(model)
+    with _hooked(model, counter):
         model(torch.zeros(1, *input_size, dtype=like.dtype, device=like.device))
-    if tracer.unknown:
-        warnings.warn(f"multiply-adds not counted: {', '.join(tracer.unknown)}", stacklevel=2)
+    if counter.unknown:
+        warnings.warn(f"multiply-adds not counted: {', '.join(counter.unknown)}", stacklevel=2)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return MacsReport(tuple(tracer.rows), parameters, tuple(tracer.unknown))
+    return MacsReport(tuple(counter.rows), parameters, tuple(counter.unknown))

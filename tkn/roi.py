@@ -7,13 +7,15 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from tkn.attention import at_least_float32
+
 
 def roi_bounds(size: tuple[int, ...], loc: Tensor, scale: Tensor) -> Tensor:
     """The pixels inside every kernel's ROI (Eq. 15), half-open, cut to the map.
 
     Along each axis the ROI is the interval [(loc - scale / sqrt 2) L, (loc + scale / sqrt 2) L]; a pixel is inside if
     its centre i + 0.5 is. `size`: the map's spatial size; `loc`, `scale`: [dims, C], fractions of the map's side.
-    Returns int64 [C, dims, 2] with (lo, hi) last.
+    Returns int64 [C, dims, 2] with (lo, hi) last. NaN in loc or scale, or a negative scale, makes a ROI empty: lo = hi.
     """
     device = loc.device
     if device.type == "mps":  # which has no float64
@@ -54,13 +56,19 @@ def project_(size: tuple[int, ...], loc: Tensor, scale: Tensor, min_size: tuple[
     """Clip loc and scale [dims, C] in place so that every ROI keeps `min_size` pixels per axis (Sec. 3.5).
 
     scale is held in [min_size / (sqrt 2 L), 1]: a ROI's side is at least min_size pixels. loc is held so that at least
-    min_size pixels of the ROI lie inside the map. ValueError if min_size is larger than the map.
+    min_size pixels of the ROI lie inside the map. A min_size larger than the map means the whole map. In half precision
+    the limits are narrower by what rounding may cost. NaN stays NaN.
     """
-    for axis, (length, least) in enumerate(zip(size, min_size, strict=True)):
-        if least > length:
-            raise ValueError(f"min_size={least} is larger than axis {axis}, {length} pixels, of the map")
-        # A little more than the bound: rounding must not push two centres out of a ROI that just holds them.
-        margin = max(1e-6, torch.finfo(scale.dtype).eps)
-        scale[axis].clamp_(min=least / (sqrt(2) * length) * (1 + margin), max=1)
-        half = scale[axis] / sqrt(2)
-        loc[axis].copy_(loc[axis].maximum(least / length - half).minimum(1 - least / length + half))
+    eps = torch.finfo(scale.dtype).eps
+    # A little more than the bound: rounding must not push two centres out of a ROI that just holds them.
+    margin = max(1e-6, eps)
+    # Half precision rounds a loc of less than 2 by as much; in float32 it is far less than a pixel.
+    rounding = eps / 2 if eps > 1e-6 else 0.0
+    for axis, (length, wanted) in enumerate(zip(size, min_size, strict=True)):
+        least = min(wanted, length)
+        scale[axis].copy_(at_least_float32(scale[axis]).clamp(min=least / (sqrt(2) * length) * (1 + margin), max=1))
+        half = at_least_float32(scale[axis]) / sqrt(2)
+        # The middle of the map is always allowed.
+        lowest = (least / length - half + rounding).clamp(max=0.5)
+        highest = (1 - least / length + half - rounding).clamp(min=0.5)
+        loc[axis].copy_(at_least_float32(loc[axis]).maximum(lowest).minimum(highest))

@@ -22,7 +22,8 @@ def target_window(target: Target, size: tuple[int, ...]) -> Tensor:
     loc, scale = _flat(target.loc), _flat(target.scale)
     window = separable_window(size, loc, scale, attention_function(target.spec.attention), target.spec.scale_unit)
     if target.spec.clip:
-        window = window * roi_mask(size, roi_bounds(size, loc, scale))
+        # Not a product: what is no number in a broken loc or scale must not spread.
+        window = torch.where(roi_mask(size, roi_bounds(size, loc, scale)), window, 0.0)
     return window.unflatten(0, (len(target.loc), -1)) if target.per_image else window
 
 

@@ -161,9 +161,7 @@ def test_infinite_scales_give_the_baseline(baseline: str, targeted: str) -> None
     plain, model = smallest(baseline).eval(), smallest(targeted).eval()
     for name, weight in plain.named_parameters():
         assert torch.equal(weight, model.get_parameter(name))
-    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
-    assert unexpected == []
-    assert set(missing) == {f"{name}.{which}" for name in roi_layers(model) for which in ("loc", "scale")}
+    model.load_state_dict(plain.state_dict())
     x = torch.randn(3, 1, LEAST[baseline], LEAST[baseline])
     with torch.no_grad():
         assert not torch.equal(model(x), plain(x))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import csv
 import errno
-import fcntl
 import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-_TEMPORARY = re.compile(r"\..+-\d+(\.\w+)?")
+from filelock import FileLock, Timeout
+
+#: What the project's temporary files begin with: no other program's do.
+_PREFIX = ".tkn-"
+#: As `whole_file` makes them; not the lock.
+_TEMPORARY = re.compile(re.escape(_PREFIX) + r".+-\d+(\.\w+)?")
+_LOCK = f"{_PREFIX}lock"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextmanager
@@ -24,7 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, from which some libraries tell a format. OSError that names `path` if it cannot
     be written, as on a full disk.
     """
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f"{_PREFIX}{path.stem}-{os.getpid()}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -57,20 +63,24 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 def own_folder(folder: Path) -> Iterator[None]:
     """Keep other processes out of the block for the same folder, and clear away what killed ones had half written.
 
-    ValueError if another one is in it. File systems without locks keep nobody out.
+    ValueError, at once, if another one is in it. File systems without locks keep nobody out. The lock is a file in the
+    folder, gone at the block's end; that of a killed process locks nothing.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    lock = FileLock(folder / _LOCK, fallback_to_soft=False)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder} is in use: another process runs in it") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-        for path in folder.glob(".*"):
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{folder} is in use: another process runs in it") from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        for path in folder.glob(f"{_PREFIX}*"):
             if path.is_file() and _TEMPORARY.fullmatch(path.name):
                 path.unlink()
         yield
     finally:
-        os.close(descriptor)
+        # While it is locked: one that has opened it meanwhile sees that it is gone. Windows removes no open file.
+        with suppress(OSError):
+            (folder / _LOCK).unlink()
+        lock.release()

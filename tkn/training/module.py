@@ -154,10 +154,7 @@ class TargetedTraining(pl.LightningModule):
     def project(self) -> None:
         """Clip every layer's loc and scale to valid ROIs (Sec. 3.5)."""
         for name, layer in roi_layers(self.learning).items():
-            try:
-                layer.project_(self.map_sizes[name])
-            except ValueError as error:
-                raise ValueError(f"attention.{error} of layer {name}") from error
+            layer.project_(self.map_sizes[name])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

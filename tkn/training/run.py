@@ -164,7 +164,8 @@ def _train_and_test(
         # Last: a folder with a summary is a finished run.
         write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         console.print(results_table(summary))
-        files = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
+        shown = (path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        files = ", ".join(sorted(shown))
         console.print(f"in {folder}: {files}", soft_wrap=True, markup=False, highlight=False)
     return summary, {"data": datamodule.data, "module": module, "trainer": trainer}
 
