@@ -18,7 +18,7 @@ from tkn.backends.torch.weigh import weigh
 from tkn.geometry import Pool
 from tkn.ops.eager import explain
 from tkn.ops.engines import FOURIER, Engine, check_engine
-from tkn.ops.operator import run_one
+from tkn.ops.operator import by_torch
 from tkn.ops.reference import reference
 from tkn.roi import project_, roi_bounds, roi_mask
 from tkn.spec import Target, TargetSpec
@@ -387,7 +387,24 @@ class _TargetConv(RoiLayer):
         super().__setattr__(name, value)
 
     def forward(self, input: Tensor) -> Tensor:
-        return run_one(self.padded(input), self.target(), self.operator_engine())
+        engine = self.operator_engine()
+        if by_torch(engine):
+            return self.dense(input)
+        return torch.ops.tkn.target_conv(
+            self.padded(input),
+            self.weight,
+            self.bias,
+            self.loc,
+            self.scale,
+            self.attention,
+            self.scale_unit,
+            self.clip,
+            self.stride,
+            self._zeros(),
+            self.dilation,
+            self.groups,
+            engine,
+        )
 
     def dense(self, input: Tensor) -> Tensor:
         """The whole map's convolution, times the window, zero outside the ROIs if `clip`: what any engine gives."""
@@ -405,11 +422,18 @@ class _TargetConv(RoiLayer):
 
     def target(self, *, relu: bool = False, pool: Pool | None = None) -> Target:
         """The layer as its operator takes it, with the ReLU and the pooling after it."""
-        around = self._reversed_padding_repeated_twice if self.padding_mode == "zeros" else [0] * 2 * self.num_dims
-        padding = tuple(zip(around[::2], around[1::2], strict=True))[::-1]
+        zeros = self._zeros()
+        padding = tuple(zip(zeros[::2], zeros[1::2], strict=True))
         attention = self.attention, self.scale_unit, self.clip
         spec = TargetSpec(*attention, self.stride, padding, self.dilation, self.groups, relu, pool)
         return Target(spec, self.weight, self.bias, self.loc, self.scale)
+
+    def _zeros(self) -> list[int]:
+        """The operator's padding: zeros before and after the first axis, then the next."""
+        if self.padding_mode != "zeros":
+            return [0] * 2 * self.num_dims
+        around = self._reversed_padding_repeated_twice  # of the last axis first
+        return [zeros for axis in range(len(around) - 2, -1, -2) for zeros in around[axis : axis + 2]]
 
     def operator_engine(self) -> str:
         """The operator's `engine`: the layer's, and whether dense convolutions may be in the frequency domain."""

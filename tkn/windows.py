@@ -34,17 +34,18 @@ def _flat(parameter: Tensor) -> Tensor:
 
 def kept_window(target: Target, size: tuple[int, ...], dtype: torch.dtype, *, masked: bool = True) -> Tensor:
     """The window in `dtype`, `masked` as `target_window` has it or without zeros outside the ROIs: without gradients,
-    and the same tensor again while loc and scale hold the same numbers."""
-    target = target if masked else replace(target, spec=replace(target.spec, clip=False))
-    if not readable(target):
-        return target_window(target, size).to(dtype)
+    and for `readable` loc and scale the same tensor again while they hold the same numbers."""
     spec = target.spec
-    key = (size, dtype, spec.attention, spec.scale_unit, spec.clip, *content(target.loc, target.scale))
+    clip = spec.clip and masked
+    if target.loc.device.type != "cpu":
+        return target_window(replace(target, spec=replace(spec, clip=clip)), size).to(dtype)
+    key = (size, dtype, spec.attention, spec.scale_unit, clip, *content(target.loc, target.scale))
 
     def make() -> Tensor:
         # Not a tensor of inference mode: those could not be saved for a backward pass.
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-            copied = replace(target, loc=target.loc.detach().clone(), scale=target.scale.detach().clone())
+            loc, scale = target.loc.detach().clone(), target.scale.detach().clone()
+            copied = Target(replace(spec, clip=clip), target.weight, None, loc, scale)
             return target_window(copied, size).to(dtype)
 
     return _made.get(key, make, lambda window: window.numel() * window.itemsize)

@@ -500,6 +500,18 @@ def test_maps_smaller_than_the_kernel() -> None:
             layer(engine, padding=0)(torch.rand(2, 3, 2, 2))
 
 
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    network, x = chain(), images()
+    expected = results(network, x)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(network)
+        for one, other in zip(results(parallel, x), expected, strict=True):
+            assert_near(one, other, 1e-6)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_lists_are_kept_up_to_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept(200_000)
     monkeypatch.setattr(backend, "_stages", kept)

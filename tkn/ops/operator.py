@@ -163,39 +163,17 @@ torch.library.register_fake("tkn::target_backward", _fake_backward, lib=library)
 flops.register()
 
 
-def run_one(x: Tensor, target: Target, engine: str) -> Tensor:
-    """One layer: [B, C, *size] or [C, *size] -> [B, O, *size'] or [O, *size']."""
-    if _by_torch(engine):
-        return reference(x, (target,), fourier=split_engine(engine)[1])
-    spec = target.spec
-    return torch.ops.tkn.target_conv(
-        x,
-        target.weight,
-        target.bias,
-        target.loc,
-        target.scale,
-        spec.attention,
-        spec.scale_unit,
-        spec.clip,
-        spec.stride,
-        [zeros for around in spec.padding for zeros in around],
-        spec.dilation,
-        spec.groups,
-        engine,
-    )
-
-
-def _by_torch(engine: str) -> bool:
+def by_torch(engine: str) -> bool:
     """Whether torch must see operations of its own: to transform them, to write TorchScript or ONNX, which know no
     others, or to compile dense layers and join them with what is around."""
     if torch.compiler.is_compiling():
-        return engine.startswith("dense")
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or transformed()
+        return engine.startswith("dense") or torch.onnx.is_in_onnx_export()
+    return torch.jit.is_tracing() or transformed()
 
 
 def run_sequence(x: Tensor, targets: Sequence[Target], engine: str) -> Tensor:
     """The layers one after the other as one operation: [B, C, *size] -> [B, O, *size']."""
-    if _by_torch(engine):
+    if by_torch(engine):
         return reference(x, targets, fourier=split_engine(engine)[1])
     tensors = [t for target in targets for t in target.tensors]
     return torch.ops.tkn.target_sequence(x, tensors, encode(targets), engine)
