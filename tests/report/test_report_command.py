@@ -20,10 +20,11 @@ import tkn
 from tkn.bench.measure import Plan
 from tkn.cli import compose
 from tkn.data import load_data
-from tkn.report import pictures, timing
+from tkn.report import timing
 from tkn.report.build import build_report
 from tkn.report.cli import main
-from tkn.report.collect import collect
+from tkn.report.figures import pictures
+from tkn.report.runs.collect import collect
 from tkn.report.timing import measure_timings, read_timings
 
 TINY = ("data=mnist", "data.source=embedded", "data.limit=64", "recipe.batch_size=32", "trainer.limit_val_batches=1")

@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import Logger
 import tkn
 from tkn.cli import compose
 from tkn.training.config import check_config
-from tkn.training.loggers import LOGGERS, RunLog, TensorBoardConfig
+from tkn.training.loggers.log import LOGGERS, RunLog, TensorBoardConfig
 from tkn.training.module import TargetedTraining
 
 TINY = ("model=tdn10", "model.dropout=0.2", "data=mnist", "data.source=embedded", "data.limit=64")

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
 from tkn.bench.engines import ENGINES
-from tkn.report.figures import COLOURS
+from tkn.drawing.figures import COLOURS
 
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 #: A network's kind by its points' filling: told apart without colours too.

@@ -25,7 +25,7 @@ from tkn.layers import RoiLayer, roi_layers
 from tkn.macs import count_macs
 from tkn.models import build_model
 from tkn.roi import roi_areas
-from tkn.training.checkpoint import load_weights
+from tkn.training.records.checkpoint import load_weights
 
 _NETWORK = ("model", "input_size", "num_outputs", "attention", "scale_unit", "min_size")
 _TOP = (*_NETWORK, "macs_dense", "macs_roi", "trained", "layers")

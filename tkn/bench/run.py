@@ -20,6 +20,7 @@ from rich.console import Console
 
 from tkn.app.command import output_folder
 from tkn.app.files import write_whole
+from tkn.app.memory import keep_freed_memory
 from tkn.app.messages import message
 from tkn.app.versions import package_versions
 from tkn.bench.config import check_config
@@ -30,9 +31,8 @@ from tkn.bench.memory import MEASURED, measure_memory
 from tkn.bench.networks import Network, build_networks, images_and_labels
 from tkn.bench.report import cost_figure, memory_table, speedups_table, timings_table
 from tkn.bench.speedups import speedups
+from tkn.drawing.figures import save_figure
 from tkn.load import OtherLoad
-from tkn.report.figures import save_figure
-from tkn.training.memory import keep_freed_memory
 
 _log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from tkn.bench.measure import Plan, time_interleaved
 from tkn.load import OtherLoad
 from tkn.models import BASE, build_model
 from tkn.plan.plan import accelerate
-from tkn.report.groups import Group
-from tkn.report.roi_states import trained_model
-from tkn.report.runs import Run
+from tkn.report.runs.groups import Group
+from tkn.report.runs.roi_states import trained_model
+from tkn.report.runs.run import Run
 
 NAME = "timings.json"
 _PLAN = Plan(rounds=5, repeats=10, seconds=1.0, warmup=0.2)

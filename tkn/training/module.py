@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from tkn.data.base import Task
-from tkn.data.module import Batches
 from tkn.layers import clipped, roi_layers
 from tkn.macs import MacsReport, count_macs
 from tkn.penalty import scale_penalty
 from tkn.training.averaging import MovingAverage
-from tkn.training.graph import StepGraphs, possible
+from tkn.training.batches import Batches
+from tkn.training.cuda_graphs import StepGraphs, possible
 from tkn.training.recipe import build_optimizer, build_schedule
 
 #: Looking at a loss waits for the GPU, so there only every so many steps.
@@ -86,7 +86,7 @@ class TargetedTraining(pl.LightningModule):
             acts.
         recipe: optimizer, weight_decay_as and the schedule's keys (Sec. 4.2), attention_lr_factor, label_smoothing,
             ema_decay.
-        identity: plain data that tells what a checkpoint is of (see `tkn.training.checkpoint`).
+        identity: plain data that tells what a checkpoint is of (see `tkn.training.records.checkpoint`).
         cuda_graphs: on a CUDA GPU, start the kernels of the forward and backward pass at once; for one process only.
     """
 

@@ -24,27 +24,27 @@ from rich.console import Console
 
 from tkn.app.command import output_folder
 from tkn.app.files import own_folder, write_whole
+from tkn.app.memory import keep_freed_memory
 from tkn.app.signals import Interrupted, Signals
 from tkn.backends.torch.fourier import use_fourier
 from tkn.data import load_data
-from tkn.data.module import TensorDataModule
+from tkn.drawing.figures import attention_maps, save_figure, training_curves
+from tkn.drawing.tables import layers_table, results_table
 from tkn.layers import roi_layers
 from tkn.models import build_model
-from tkn.report.figures import attention_maps, save_figure, training_curves
-from tkn.report.tables import layers_table, results_table
-from tkn.training.callbacks import History, ProgressBar
-from tkn.training.checkpoint import check_continuation, identify, load_weights, read_checkpoint
+from tkn.training.batches import TensorDataModule
 from tkn.training.config import LIGHTNING_KEYS, check_config
-from tkn.training.earlier import earlier_run
-from tkn.training.graph import may_capture
-from tkn.training.loggers import RunLog, open_log
-from tkn.training.memory import keep_freed_memory
+from tkn.training.cuda_graphs import may_capture
+from tkn.training.loggers.log import RunLog, open_log
 from tkn.training.module import TargetedTraining
 from tkn.training.processes import run_processes
 from tkn.training.prune import Prune
-from tkn.training.roi_history import RoiHistory
-from tkn.training.saving import LastAndBest, WholeFiles
-from tkn.training.summary import describe_source, run_title, summarise
+from tkn.training.records.checkpoint import check_continuation, identify, load_weights, read_checkpoint
+from tkn.training.records.earlier import earlier_run
+from tkn.training.records.history import History, ProgressBar
+from tkn.training.records.roi_history import RoiHistory
+from tkn.training.records.saving import LastAndBest, WholeFiles
+from tkn.training.records.summary import describe_source, run_title, summarise
 
 _log = logging.getLogger(__name__)
 

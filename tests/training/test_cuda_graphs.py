@@ -11,7 +11,7 @@ from training.runs import TINY, assert_same_run
 
 import tkn
 from tkn.cli import compose
-from tkn.training import graph, module
+from tkn.training import cuda_graphs, module
 
 
 class CalledAgain:
@@ -48,7 +48,7 @@ def test_runs_with_and_without_graphs_learn_the_same(
     config = compose(*TINY, "data.limit=208", "recipe.epochs=2", *overrides)
     tkn.run(config, tmp_path / "plain")
     monkeypatch.setattr(module, "possible", lambda _device: True)
-    monkeypatch.setattr(graph, "Captured", CalledAgain)
+    monkeypatch.setattr(cuda_graphs, "Captured", CalledAgain)
     monkeypatch.setattr(CalledAgain, "captured", 0)
     monkeypatch.setattr(CalledAgain, "replays", 0)
     tkn.run(config, tmp_path / "graphs")
@@ -71,4 +71,4 @@ def test_runs_with_and_without_graphs_learn_the_same(
     ],
 )
 def test_which_runs_may_be_captured(override: str, expected: bool) -> None:
-    assert graph.may_capture(compose(f"trainer.{override}").trainer) is expected
+    assert cuda_graphs.may_capture(compose(f"trainer.{override}").trainer) is expected

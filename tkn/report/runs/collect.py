@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tkn.report.runs import Run, read_run
+from tkn.report.runs.run import Run, read_run
 
 
 def collect(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
 
 from tkn.app.files import whole_file
-from tkn.report.figures import BETWEEN_COLOUR, ROI_COLOUR
-from tkn.report.mosaic import Mosaic
-from tkn.report.roi_states import MANY_KERNELS, RoiStates, layer_title
+from tkn.drawing.figures import BETWEEN_COLOUR, ROI_COLOUR
+from tkn.drawing.mosaic import Mosaic
+from tkn.report.runs.roi_states import MANY_KERNELS, RoiStates, layer_title
 
 _WIDTH = 760
 _MARGIN = 12

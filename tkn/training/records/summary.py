@@ -13,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from tkn.app.versions import package_versions
 from tkn.backends.torch.fourier import uses_fourier
 from tkn.data.base import is_whole
-from tkn.data.module import TensorDataModule
-from tkn.training.callbacks import History, shortened
-from tkn.training.graph import possible
+from tkn.training.batches import TensorDataModule
+from tkn.training.cuda_graphs import possible
 from tkn.training.module import TargetedTraining
+from tkn.training.records.history import History, shortened
 
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy")
 

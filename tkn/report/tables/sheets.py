@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tkn.report.groups import Group, Section, plus_minus
-from tkn.report.runs import Run
+from tkn.report.runs.groups import Group, Section, plus_minus
+from tkn.report.runs.run import Run
 
 _NAMES = {"error": "error", "mse": "MSE", "mae": "MAE"}
 _ERROR_TITLES = {**_NAMES, "error": "error (%)"}

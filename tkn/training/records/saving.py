@@ -16,8 +16,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from tkn.app.files import whole_file
 from tkn.app.signals import Interrupted, Signals
-from tkn.training.callbacks import History
 from tkn.training.module import TargetedTraining
+from tkn.training.records.history import History
 
 #: A killed run loses no more than so much work.
 _SAVE_SECONDS = 600.0

@@ -15,7 +15,7 @@ from tkn.app.schema import flatten
 from tkn.cli import compose
 from tkn.models import BASE
 from tkn.report.paper import PAPER, PaperRow, paper_experiment
-from tkn.report.runs import Run, clipped_errors, short_source
+from tkn.report.runs.run import Run, clipped_errors, short_source
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tkn.report.groups import Group, Section, Statistic
+from tkn.report.runs.groups import Group, Section, Statistic
 
 
 @dataclass(frozen=True)

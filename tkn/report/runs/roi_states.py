@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from tkn.app.messages import message
 from tkn.bench.rois import model_of_checkpoint
+from tkn.drawing.mosaic import Mosaic, make_mosaic
 from tkn.layers import AttentiveRegularization2d, roi_layers
-from tkn.report.mosaic import Mosaic, make_mosaic
-from tkn.report.runs import Run
+from tkn.report.runs.run import Run
 
 #: Layers of more than these need larger pictures.
 MANY_KERNELS = 64

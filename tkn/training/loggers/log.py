@@ -25,11 +25,11 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from tkn.app.files import write_whole
 from tkn.app.messages import message, unknown
 from tkn.app.schema import check_rules, typed
-from tkn.data.module import TensorDataModule
-from tkn.report.figures import attention_maps
-from tkn.training.callbacks import History
+from tkn.drawing.figures import attention_maps
+from tkn.training.batches import TensorDataModule
 from tkn.training.module import TargetedTraining
-from tkn.training.summary import describe_source, run_title
+from tkn.training.records.history import History
+from tkn.training.records.summary import describe_source, run_title
 
 #: In a run's folder: which run of a tracker it is, so that it goes on there when it is continued.
 RECORD = "logger.json"

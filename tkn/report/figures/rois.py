@@ -9,10 +9,10 @@ from math import ceil
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from tkn.report.figures import draw_mosaic
-from tkn.report.mosaic import mosaic_side
-from tkn.report.roi_states import MANY_KERNELS, RoiStates, layer_title
-from tkn.report.style import PAGE, print_style, wrapped
+from tkn.drawing.figures import draw_mosaic
+from tkn.drawing.mosaic import mosaic_side
+from tkn.report.figures.style import PAGE, print_style, wrapped
+from tkn.report.runs.roi_states import MANY_KERNELS, RoiStates, layer_title
 
 #: A figure has at most so many layers, then it goes on in the next.
 _LAYERS = 6

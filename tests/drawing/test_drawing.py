@@ -13,9 +13,9 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from tkn import build_model, count_macs
+from tkn.drawing.figures import attention_maps, save_figure, training_curves
+from tkn.drawing.tables import layers_table, results_table
 from tkn.layers import roi_layers
-from tkn.report.figures import attention_maps, save_figure, training_curves
-from tkn.report.tables import layers_table, results_table
 
 
 def _text(renderable: object) -> str:

@@ -6,8 +6,8 @@ import torch
 from matplotlib.figure import Figure
 
 from tkn.data.base import DataSet, is_whole
-from tkn.report.runs import short_source
-from tkn.report.style import PAGE, print_style, wrapped
+from tkn.report.figures.style import PAGE, print_style, wrapped
+from tkn.report.runs.run import short_source
 
 _ROWS, _COLUMNS = 2, 7
 _NAMES = {"mnist": "MNIST", "tlmnist": "tlMNIST", "svhn": "SVHN", "gtsrb": "GTSRB", "pain": "UNBC-McMaster Pain"}

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from tkn.app.files import csv_text
 from tkn.app.schema import flatten
-from tkn.report.groups import Section
-from tkn.report.runs import Run
-from tkn.report.sheets import Column, Sheet
+from tkn.report.runs.groups import Section
+from tkn.report.runs.run import Run
+from tkn.report.tables.sheets import Column, Sheet
 
 
 def terminal_table(sheet: Sheet) -> Table:

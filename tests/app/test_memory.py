@@ -9,7 +9,7 @@ import sys
 _FAULTS = """
 import resource, sys
 import numpy as np
-from tkn.training.memory import keep_freed_memory
+from tkn.app.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
 from tkn.attention import ATTENTION, standardised
+from tkn.drawing.figures import COLOURS
 from tkn.layers import AttentiveRegularization2d
-from tkn.report.figures import COLOURS
-from tkn.report.style import PAGE, plain_axis, print_style, wrapped
+from tkn.report.figures.style import PAGE, plain_axis, print_style, wrapped
 
 SCALE_UNIT = 0.5
 _LINES = {"gaussian": (COLOURS[0], "-"), "cauchy": (COLOURS[1], "--")}

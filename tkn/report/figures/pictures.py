@@ -9,17 +9,17 @@ from typing import Any
 from tkn.app.messages import message
 from tkn.data import check_data_options, load_data
 from tkn.data.base import DataSet, is_whole
-from tkn.report.attention_figure import SCALE_UNIT, attention_functions
-from tkn.report.groups import Group, Section
-from tkn.report.roi_animation import save_animation
-from tkn.report.roi_figure import attention_pages
-from tkn.report.roi_states import read_states
-from tkn.report.runs import Run, short_source
-from tkn.report.samples_figure import data_samples
-from tkn.report.style import Picture, save_print, slug
+from tkn.report.figures.animation import save_animation
+from tkn.report.figures.attention import SCALE_UNIT, attention_functions
+from tkn.report.figures.rois import attention_pages
+from tkn.report.figures.samples import data_samples
+from tkn.report.figures.style import Picture, save_print, slug
+from tkn.report.figures.tradeoff import tradeoff_pages
+from tkn.report.figures.tradeoff_points import Panel, operations_gain, panels
+from tkn.report.runs.groups import Group, Section
+from tkn.report.runs.roi_states import read_states
+from tkn.report.runs.run import Run, short_source
 from tkn.report.timing import time_gain
-from tkn.report.tradeoff import Panel, operations_gain, panels
-from tkn.report.tradeoff_figure import tradeoff_pages
 
 
 def attention_picture(folder: Path) -> Picture:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tkn.data.base import DataSet, Split
-from tkn.data.module import Batches, TensorDataModule
+from tkn.training.batches import Batches, TensorDataModule
 
 
 def _split(count: int) -> Split:

@@ -13,10 +13,10 @@ from matplotlib.offsetbox import AnnotationBbox, TextArea
 from matplotlib.path import Path
 from matplotlib.transforms import Bbox
 
-from tkn.report.figures import COLOURS
-from tkn.report.runs import short_source
-from tkn.report.style import PAGE, plain_axis, print_style, wrapped
-from tkn.report.tradeoff import Panel, Point, pareto_front
+from tkn.drawing.figures import COLOURS
+from tkn.report.figures.style import PAGE, plain_axis, print_style, wrapped
+from tkn.report.figures.tradeoff_points import Panel, Point, pareto_front
+from tkn.report.runs.run import short_source
 
 #: What a colour and marker stand for: an attention and its beta, or (None) whatever its beta.
 _Kind = tuple[str, float | None]

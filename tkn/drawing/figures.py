@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import nn
 
 from tkn.app.files import whole_file
+from tkn.drawing.mosaic import Mosaic, make_mosaic, mosaic_side
 from tkn.layers import roi_layers
-from tkn.report.mosaic import Mosaic, make_mosaic, mosaic_side
 
 #: Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
