@@ -35,13 +35,15 @@ from tkn.models import build_model
 from tkn.training.batches import TensorDataModule
 from tkn.training.config import LIGHTNING_KEYS, check_config
 from tkn.training.cuda_graphs import may_capture
-from tkn.training.loggers.log import RunLog, open_log
+from tkn.training.loggers.log import RunLog
+from tkn.training.loggers.trackers import open_log
 from tkn.training.module import TargetedTraining
 from tkn.training.processes import run_processes
+from tkn.training.progress import ProgressBar
 from tkn.training.prune import Prune
 from tkn.training.records.checkpoint import check_continuation, identify, load_weights, read_checkpoint
 from tkn.training.records.earlier import earlier_run
-from tkn.training.records.history import History, ProgressBar
+from tkn.training.records.history import History
 from tkn.training.records.roi_history import RoiHistory
 from tkn.training.records.saving import LastAndBest, WholeFiles
 from tkn.training.records.summary import describe_source, run_title, summarise
