@@ -12,10 +12,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tkn.app.schema import flatten
-from tkn.cli import compose
 from tkn.models import BASE
 from tkn.report.paper import PAPER, PaperRow, paper_experiment
 from tkn.report.runs.run import Run, clipped_errors, short_source
+from tkn.training.compose import compose
 
 
 @dataclass(frozen=True)
