@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from tkn.app.messages import message
-from tkn.bench.rois import model_of_checkpoint
 from tkn.drawing.mosaic import Mosaic, make_mosaic
 from tkn.layers import AttentiveRegularization2d, roi_layers
 from tkn.report.runs.run import Run
+from tkn.training.records.checkpoint import checkpoint_network
 
 #: Layers of more than these need larger pictures.
 MANY_KERNELS = 64
@@ -62,13 +62,10 @@ def checkpoint_path(run: Run) -> Path:
 
 def trained_model(run: Run) -> tuple[nn.Module, dict[str, Any]]:
     """The network of the run's checkpoint and what it says of itself. ValueError if it is missing or damaged."""
-    path = checkpoint_path(run)
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
     try:
-        return model_of_checkpoint(path)
+        return checkpoint_network(checkpoint_path(run))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(message(error).removeprefix("rois.path=")) from error
+        raise ValueError(message(error)) from error
 
 
 def read_states(run: Run) -> RoiStates:

@@ -1,4 +1,4 @@
-"""Reading checkpoints with clear errors before anything is built on them."""
+"""Reading checkpoints, with clear errors before anything is built on them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from tkn.app.messages import first_line
 from tkn.app.schema import flatten
+from tkn.models import build_model
 
 _log = logging.getLogger(__name__)
 
@@ -32,16 +33,43 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
 
     FileNotFoundError if it is not there, ValueError if it is damaged, foreign or of another network.
     """
+    checkpoint = _read(path, "checkpoint=")
+    for key in ("model", "input_size", "num_outputs", "attention"):
+        _require_same(path, key, checkpoint["tkn"][key], identity[key])
+    return checkpoint
+
+
+def checkpoint_network(path: Path, option: str = "") -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a run's checkpoint, in evaluation mode, clipped to its ROIs, and its identity (see `identify`).
+
+    FileNotFoundError if it is not there, ValueError if it is damaged or not of tkn-run; `option`: what messages put
+    before the path, such as "rois.path=".
+    """
+    checkpoint = _read(path, option)
+    identity = checkpoint["tkn"]
+    attention = identity["config"]["attention"]
+    model = build_model(
+        identity["model"],
+        tuple(identity["input_size"]),
+        identity["num_outputs"],
+        attention=attention["name"],
+        scale_unit=attention["scale_unit"],
+        min_size=attention["min_size"],
+        clip=True,
+    )
+    load_weights(model, checkpoint)
+    return model.eval(), identity
+
+
+def _read(path: Path, option: str) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint={path} is not a file")
+        raise FileNotFoundError(f"{option}{path} is not a file")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds
-        raise ValueError(f"checkpoint={path} is damaged or not a checkpoint: {first_line(error)}") from error
-    if not isinstance(checkpoint, dict) or "tkn" not in checkpoint:
-        raise ValueError(f"checkpoint={path} was not written by tkn-run")
-    for key in ("model", "input_size", "num_outputs", "attention"):
-        _require_same(path, key, checkpoint["tkn"][key], identity[key])
+        raise ValueError(f"{option}{path} is damaged or not a checkpoint: {first_line(error)}") from error
+    if not isinstance(checkpoint, dict) or "config" not in checkpoint.get("tkn", ()):
+        raise ValueError(f"{option}{path} was not written by tkn-run")
     return checkpoint
 
 
