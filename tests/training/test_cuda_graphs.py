@@ -47,7 +47,7 @@ def test_runs_with_and_without_graphs_learn_the_same(
 ) -> None:
     config = compose(*TINY, "data.limit=208", "recipe.epochs=2", *overrides)
     tkn.run(config, tmp_path / "plain")
-    monkeypatch.setattr(module, "possible", lambda _device: True)
+    monkeypatch.setattr(module, "supports_cuda_graphs", lambda _device: True)
     monkeypatch.setattr(cuda_graphs, "Captured", CalledAgain)
     monkeypatch.setattr(CalledAgain, "captured", 0)
     monkeypatch.setattr(CalledAgain, "replays", 0)

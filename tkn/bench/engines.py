@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -66,7 +66,7 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
-class Engine:
+class TimedEngine:
     """What runs dense networks (a peer) or targeted ones, in inference, training or both.
 
     infer: (network in evaluation mode, images [B, C, H, W], threads) -> Inference.
@@ -76,12 +76,12 @@ class Engine:
     infer: Callable[[nn.Module, Tensor, int], Inference] | None = None
     train: TrainingOptions | None = None
     #: the ROI engine: what speed-ups are told of
-    ours: bool = field(default=False)
+    ours: bool = False
     #: false for a network that it would compute as another engine does
-    suits: Callable[[nn.Module], object] = field(default=lambda _network: True)
+    applies_to: Callable[[nn.Module], bool] = lambda _network: True
 
 
-def prepare_inference(engine: Engine, network: nn.Module, images: Tensor, threads: int) -> Prepared:
+def prepare_inference(engine: TimedEngine, network: nn.Module, images: Tensor, threads: int) -> Prepared:
     """Ready `engine`, its outputs held against torch eager's on the same images [B, C, H, W].
 
     The call is for within torch.inference_mode(). ValueError if the outputs differ by more than TOLERANCE; whatever a
@@ -100,7 +100,7 @@ def prepare_inference(engine: Engine, network: nn.Module, images: Tensor, thread
     return Prepared(inference.call, difference, inference.precision, inference.notes)
 
 
-def prepare_training(engine: Engine, network: nn.Module, images: Tensor, labels: Tensor) -> Prepared:
+def prepare_training(engine: TimedEngine, network: nn.Module, images: Tensor, labels: Tensor) -> Prepared:
     """Ready training steps of `engine`, its gradients held against torch eager's on the same batch.
 
     A step is zero_grad, forward, cross entropy, backward, SGD (momentum 0.9, Nesterov); with target layers the scale
@@ -271,21 +271,25 @@ def _gradients(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Te
     return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
 
-ENGINES: dict[str, Engine] = {
-    "torch": Engine(infer=_eager(False), train=TrainingOptions()),
-    "torch-channels-last": Engine(infer=_eager(True), train=TrainingOptions(channels_last=True)),
-    "torch-compile": Engine(infer=_compiled(None), train=TrainingOptions(compiled=True)),
-    "torch-compile-frozen": Engine(infer=_compiled({"freezing": True})),
-    "fourier": Engine(
-        infer=_eager(True, fourier=True), train=TrainingOptions(channels_last=True, fourier=True), suits=suited
+TIMED_ENGINES: dict[str, TimedEngine] = {
+    "torch": TimedEngine(infer=_eager(False), train=TrainingOptions()),
+    "torch-channels-last": TimedEngine(infer=_eager(True), train=TrainingOptions(channels_last=True)),
+    "torch-compile": TimedEngine(infer=_compiled(None), train=TrainingOptions(compiled=True)),
+    "torch-compile-frozen": TimedEngine(infer=_compiled({"freezing": True})),
+    "fourier": TimedEngine(
+        infer=_eager(True, fourier=True),
+        train=TrainingOptions(channels_last=True, fourier=True),
+        applies_to=lambda network: bool(suited(network)),
     ),
-    "onnxruntime": Engine(infer=_onnxruntime),
-    "openvino": Engine(infer=_openvino(reduced=False)),
-    "openvino-reduced": Engine(infer=_openvino(reduced=True)),
-    "torch-masked": Engine(targeted=True, infer=_eager(False), train=TrainingOptions()),
-    "torch-masked-channels-last": Engine(targeted=True, infer=_eager(True), train=TrainingOptions(channels_last=True)),
-    "tkn": Engine(targeted=True, infer=_tkn, train=TrainingOptions(target_engine="roi"), ours=True),
-    "tkn-channels-last": Engine(
+    "onnxruntime": TimedEngine(infer=_onnxruntime),
+    "openvino": TimedEngine(infer=_openvino(reduced=False)),
+    "openvino-reduced": TimedEngine(infer=_openvino(reduced=True)),
+    "torch-masked": TimedEngine(targeted=True, infer=_eager(False), train=TrainingOptions()),
+    "torch-masked-channels-last": TimedEngine(
+        targeted=True, infer=_eager(True), train=TrainingOptions(channels_last=True)
+    ),
+    "tkn": TimedEngine(targeted=True, infer=_tkn, train=TrainingOptions(target_engine="roi"), ours=True),
+    "tkn-channels-last": TimedEngine(
         targeted=True, train=TrainingOptions(channels_last=True, target_engine="roi"), ours=True
     ),
 }

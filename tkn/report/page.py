@@ -138,14 +138,14 @@ def _differences(arguments: Sequence[str], config: Mapping[str, Any]) -> list[st
         if key not in config:
             differences.append(f"~{key}")
         elif key not in named or named[key] != config[key]:
-            differences.append(f"{'' if key in named else '+'}{key}={_hydra(config[key])}")
+            differences.append(f"{'' if key in named else '+'}{key}={_override_value(config[key])}")
     return differences
 
 
-def _hydra(value: Any) -> str:
+def _override_value(value: Any) -> str:
     """A value as an override has it on a shell's command line."""
     if isinstance(value, list):
-        return f"'[{','.join(map(_hydra, value))}]'"
+        return f"'[{','.join(map(_override_value, value))}]'"
     return str(value) if isinstance(value, str | float) else json.dumps(value)
 
 

@@ -15,8 +15,8 @@ Result = TypeVar("Result")
 _FIRST_STEPS = 3
 
 
-def possible(device: torch.device) -> bool:
-    """Whether the device has such graphs."""
+def supports_cuda_graphs(device: torch.device) -> bool:
+    """Whether the device has CUDA graphs."""
     return device.type == "cuda"
 
 

@@ -20,7 +20,7 @@ from tkn.macs import MacsReport, count_macs
 from tkn.penalty import scale_penalty
 from tkn.training.averaging import MovingAverage
 from tkn.training.batches import Batches
-from tkn.training.cuda_graphs import StepGraphs, possible
+from tkn.training.cuda_graphs import StepGraphs, supports_cuda_graphs
 from tkn.training.recipe import build_optimizer, build_schedule
 
 #: Looking at a loss waits for the GPU, so there only every so many steps.
@@ -173,7 +173,7 @@ class TargetedTraining(pl.LightningModule):
         # From now on the tensors stay where they are.
         if self.raw is not None:
             self._average = MovingAverage(self.model, self.raw, self.recipe["ema_decay"])
-        if self.cuda_graphs and possible(self.device):
+        if self.cuda_graphs and supports_cuda_graphs(self.device):
             self._graphs = StepGraphs(self._losses, self.project, self.learning.parameters())
 
     def setup(self, stage: str) -> None:

@@ -93,7 +93,7 @@ class Group:
     @cached_property
     def remarks(self) -> list[str]:
         """What a reader of the row should know."""
-        remarks = list(dict.fromkeys(remark for run in self.runs for remark in run.remarks if _of_row(remark)))
+        remarks = list(dict.fromkeys(remark for run in self.runs for remark in run.remarks if _belongs_in_row(remark)))
         if self.first.soft:
             clipped = [(name, self.statistic(f"{name}_clipped")) for name in clipped_errors(self.common)]
             texts = [f"{name} {plus_minus(statistic, name)}" for name, statistic in clipped if statistic]
@@ -103,8 +103,8 @@ class Group:
         return remarks
 
 
-def _of_row(remark: str) -> bool:
-    """Not what the section's heading or the row's own figures say."""
+def _belongs_in_row(remark: str) -> bool:
+    """Whether neither the section's heading nor the row's own figures say the remark."""
     return not remark.startswith(("not the whole data set", "the error is without clipping"))
 
 

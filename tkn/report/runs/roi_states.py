@@ -37,7 +37,7 @@ class RoiStates:
 
     @property
     def kernels(self) -> int:
-        """Of the layer that has most."""
+        """How many the layer with most has."""
         return max(loc.shape[2] for loc, _scale, _size in self.layers.values())
 
     def mosaic(self, layer: str, state: int) -> Mosaic:

@@ -32,7 +32,7 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
 
     def brief(self) -> Sheet:
-        """The same with the brief columns alone."""
+        """The table with the brief columns alone."""
         kept = [index for index, column in enumerate(self.columns) if column.brief]
         rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
         return Sheet(self.title, self.note, tuple(self.columns[index] for index in kept), rows)
@@ -46,7 +46,7 @@ def millions(macs: float, deviation: float | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """With a unit that gives it two to four digits."""
+    """The time in a unit that gives it two to four digits."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -34,7 +34,7 @@ def _now(device: torch.device) -> float | torch.cuda.Event:
 
 
 def _seconds(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
-    """Between two moments of one device."""
+    """The seconds between two moments of one device."""
     if isinstance(start, float):
         assert isinstance(end, float)
         return end - start
@@ -63,12 +63,12 @@ class History(Callback):
 
     @property
     def wall_seconds(self) -> float:
-        """Of the run until now, with those of the run that it continues."""
+        """The run's seconds until now, with those of the run that it continues."""
         return self.earlier_seconds + time.perf_counter() - self.run_started
 
     @property
     def epoch_seconds(self) -> float:
-        """Of this epoch until now."""
+        """This epoch's seconds until now, with those before the run was continued."""
         return self.earlier_epoch_seconds + time.perf_counter() - self.epoch_started
 
     def on_fit_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:

@@ -14,7 +14,7 @@ from tkn.app.versions import package_versions
 from tkn.backends.torch.fourier import uses_fourier
 from tkn.data.base import is_whole
 from tkn.training.batches import TensorDataModule
-from tkn.training.cuda_graphs import possible
+from tkn.training.cuda_graphs import supports_cuda_graphs
 from tkn.training.module import TargetedTraining
 from tkn.training.records.history import History, shortened
 
@@ -82,7 +82,7 @@ def summarise(
         "precision": str(trainer.precision),
         "compiled": config.trainer.compile,
         "fourier": _in_frequencies(config, module, trainer),
-        "cuda_graphs": module.cuda_graphs and possible(trainer.strategy.root_device),
+        "cuda_graphs": module.cuda_graphs and supports_cuda_graphs(trainer.strategy.root_device),
         "device": _device(trainer),
         "versions": package_versions(*_PACKAGES),
         "target_layers": [
