@@ -21,6 +21,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from tkn.app.memory import keep_freed_memory
 from tkn.app.messages import message, unknown
 from tkn.app.signals import Interrupted, interrupt
 
@@ -71,6 +72,7 @@ class Command:
         failures: list[Exception] = []
 
         def task(config: DictConfig) -> object:
+            keep_freed_memory()  # here, as a launcher may have started another process for it
             try:
                 return run(config)
             except Exception as error:

@@ -20,7 +20,6 @@ from rich.console import Console
 
 from tkn.app.command import output_folder
 from tkn.app.files import write_whole
-from tkn.app.memory import keep_freed_memory
 from tkn.app.messages import message
 from tkn.app.versions import package_versions
 from tkn.bench.config import check_config
@@ -60,7 +59,6 @@ def bench(config: DictConfig | Mapping[str, Any], output_dir: str | Path | None 
     (folder / "bench.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished
     config_path = folder / "config.yaml"
     write_whole(config_path, OmegaConf.to_yaml(config))
-    keep_freed_memory()  # as runs do: else large batches' times are those of clearing pages
     with _threads(config.threads) as threads:
         result = _header(config, networks, threads)
         if (load := result["load_average"]["start"]) is not None and load > 0.5:

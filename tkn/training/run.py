@@ -94,6 +94,7 @@ def run(
 
 def _run_in_group(config: DictConfig, folder: Path, rank: int, *, continued: Path | None) -> dict[str, Any]:
     """The run as each of several processes does it."""
+    keep_freed_memory()  # of a process that is there for the run alone
     with Signals() as signals:
         return _run(config, folder, continued, signals, rank)[0]
 
@@ -105,7 +106,6 @@ def _run(
 
     `continued`: the checkpoint to go on from, or to test.
     """
-    keep_freed_memory()
     history = History(folder / "metrics.csv")
     with open_log(config, folder, history) if rank == 0 else nullcontext() as log:
         return _train_and_test(config, folder, history, log, continued, signals, rank)
