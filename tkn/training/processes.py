@@ -32,10 +32,13 @@ _TORCH = logging.getLogger("torch.multiprocessing.spawn")
 def run_processes(task: ProcessRun, config: DictConfig, folder: Path, count: int) -> dict[str, Any]:
     """Call `task` in `count` new processes; returns the summary of the first.
 
-    Lightning itself would start this process's command line again, which in a sweep is the whole sweep. What the first
-    process logs is handled here, and the signals that come here are handed on to all. Raises what the first process to
-    fail raised (ValueError, OSError; ChildProcessError for other errors), when the others have been stopped; and
-    `Interrupted` if a signal came.
+    What the first process logs is handled here, and the signals that come here are handed on to all. Raises what the
+    first process to fail raised (ValueError, OSError; ChildProcessError for other errors), when the others have been
+    stopped; and `Interrupted` if a signal came.
+
+    Lightning itself, and torchrun, would start this process's command line again, which in a sweep is the whole sweep.
+    torchrun's function elastic_launch kills processes that go on for 30 seconds after a signal, be it in a long step or
+    while they save, and hands over neither the errors nor what is logged.
     """
     context = mp.get_context("spawn")
     records, outcomes = context.Queue(), context.SimpleQueue()
