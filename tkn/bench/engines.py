@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tkn.backends.cpu.build import available
 from tkn.backends.torch.fourier import suited, use_fourier
 from tkn.layers import TargetConv2d, roi_layers
 from tkn.macs import count_macs
 from tkn.penalty import scale_penalty
+from tkn.plan.plan import accelerate
 
 #: Allowed differences from torch eager, as a part of the largest output. Engines sum in other orders, or in bfloat16.
 TOLERANCE = {"float32": 1e-3, "reduced": 0.1}
@@ -238,18 +240,14 @@ def _openvino(reduced: bool) -> Callable[[nn.Module, Tensor, int], Inference]:
 
 
 def _tkn(network: nn.Module, images: Tensor, _threads: int) -> Inference:
-    import tkn
-
     _require_roi_engine()
-    plan = tkn.accelerate(network, batch_size=len(images), input_size=tuple(images.shape[1:]))
+    plan = accelerate(network, batch_size=len(images), input_size=tuple(images.shape[1:]))
     notes = (f"by torch: {', '.join(plan.fallbacks)}",) if plan.fallbacks else ()
     return Inference(lambda: plan(images), notes=notes)
 
 
 def _require_roi_engine() -> None:
     """RuntimeError where the kernels can't be had: torch would compute, and be timed, in their place."""
-    from tkn.backends.cpu.build import available
-
     if not available(torch.float32):
         raise RuntimeError("the ROI engine's kernels are not available on this machine")
 
