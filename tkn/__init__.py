@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tkn import moved  # noqa: F401  # old import paths
 from tkn.convert import targetize
 from tkn.decay import parameter_groups
 from tkn.layers import (

@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from tkn.app.command import CONFIG_DIR, Command
+from tkn.training.compose import TKN_RUN, compose
 
-__all__ = ["CONFIG_DIR", "compose", "main"]
+__all__ = ["compose", "main"]
+
+
+def main() -> None:
+    """Run tkn-run on the process's arguments; exit status 1 and one line on stderr if it fails (130 on Ctrl-C)."""
+    TKN_RUN.main(_load_run, _load_check)
 
 
 def _load_run() -> Callable[[DictConfig], object]:
@@ -21,19 +26,3 @@ def _load_check() -> Callable[[DictConfig], object]:
     from tkn.training.config import check_config
 
     return check_config
-
-
-_COMMAND = Command("tkn-run", CONFIG_DIR, _load_run, _load_check, open_keys=("recipe.optimizer.",))
-
-
-def main() -> None:
-    """Run tkn-run on the process's arguments; exit status 1 and one line on stderr if it fails (130 on Ctrl-C)."""
-    _COMMAND.main()
-
-
-def compose(*overrides: str) -> DictConfig:
-    """The configuration that tkn-run would make of these arguments, for `tkn.run`: compose("model=dn10", "seed=1").
-
-    ValueError with the nearest valid name for an unknown one.
-    """
-    return _COMMAND.compose(*overrides)

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from tkn.bench import measure, run
 from tkn.bench.cli import compose, main
-from tkn.bench.engines import ENGINES, Engine, TrainingOptions
+from tkn.bench.engines import TIMED_ENGINES, TimedEngine, TrainingOptions
 from tkn.bench.memory import measure_memory
 from tkn.bench.report import cost_figure, timings_table
 from tkn.bench.rois import generate_rois, save_rois
@@ -42,8 +42,8 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_whole_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    ours = Engine(targeted=True, infer=ENGINES["torch-masked"].infer, train=TrainingOptions(), ours=True)
-    monkeypatch.setitem(ENGINES, "tkn", ours)
+    ours = TimedEngine(targeted=True, infer=TIMED_ENGINES["torch-masked"].infer, train=TrainingOptions(), ours=True)
+    monkeypatch.setitem(TIMED_ENGINES, "tkn", ours)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     threads = torch.get_num_threads()
     engines = "engines=[torch,torch-channels-last,onnxruntime,torch-masked,tkn]"

@@ -15,7 +15,14 @@ import tkn
 from tkn.bench import engines
 from tkn.bench.cli import compose
 from tkn.bench.config import check_config
-from tkn.bench.engines import ENGINES, Engine, Inference, TrainingOptions, prepare_inference, prepare_training
+from tkn.bench.engines import (
+    TIMED_ENGINES,
+    Inference,
+    TimedEngine,
+    TrainingOptions,
+    prepare_inference,
+    prepare_training,
+)
 from tkn.bench.networks import Network, build_networks, images_and_labels
 from tkn.layers import TargetConv2d, roi_layers
 from tkn.macs import count_macs
@@ -52,13 +59,13 @@ def test_several_shares_make_several_networks() -> None:
 @pytest.mark.parametrize("name", ["torch", "torch-channels-last", "torch-masked", "torch-masked-channels-last"])
 def test_torch(config: DictConfig, networks: dict[str, Network], name: str) -> None:
     images, labels = images_and_labels(config, 3)
-    network = networks["targeted" if ENGINES[name].targeted else "thinned"].model
+    network = networks["targeted" if TIMED_ENGINES[name].targeted else "thinned"].model
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    inference = prepare_inference(ENGINES[name], network, images, threads=1)
+    inference = prepare_inference(TIMED_ENGINES[name], network, images, threads=1)
     assert inference.difference < 1e-5
     with torch.inference_mode():
         torch.testing.assert_close(inference.call(), network(images), rtol=1e-4, atol=1e-4)
-    training = prepare_training(ENGINES[name], network, images, labels)
+    training = prepare_training(TIMED_ENGINES[name], network, images, labels)
     assert training.difference < 1e-4
     training.call()
     training.call()
@@ -70,11 +77,11 @@ def test_torch(config: DictConfig, networks: dict[str, Network], name: str) -> N
 def test_fourier_computes_large_convolutions(config: DictConfig, networks: dict[str, Network]) -> None:
     images, labels = images_and_labels(config, 64)
     network = tkn.build_model("cnn6", (1, 12, 12), 10).eval()
-    assert ENGINES["fourier"].suits(network)
-    assert not ENGINES["fourier"].suits(networks["baseline"].model)
-    inference = prepare_inference(ENGINES["fourier"], network, images, threads=1)
+    assert TIMED_ENGINES["fourier"].applies_to(network)
+    assert not TIMED_ENGINES["fourier"].applies_to(networks["baseline"].model)
+    inference = prepare_inference(TIMED_ENGINES["fourier"], network, images, threads=1)
     assert 0 < inference.difference < 1e-5
-    training = prepare_training(ENGINES["fourier"], network, images, labels)
+    training = prepare_training(TIMED_ENGINES["fourier"], network, images, labels)
     assert 0 < training.difference < 1e-4
     training.call()
 
@@ -86,13 +93,13 @@ def _wrong(network: nn.Module, images: Tensor, _threads: int) -> Inference:
 def test_wrong_outputs_are_refused(config: DictConfig, networks: dict[str, Network]) -> None:
     images, _ = images_and_labels(config, 2)
     with pytest.raises(ValueError, match=r"its outputs differ from torch's by 0\.01 of their size, more than 0\.001"):
-        prepare_inference(Engine(infer=_wrong), networks["baseline"].model, images, 1)
-    reduced = Engine(infer=lambda *args: Inference(_wrong(*args).call, precision="reduced"))
+        prepare_inference(TimedEngine(infer=_wrong), networks["baseline"].model, images, 1)
+    reduced = TimedEngine(infer=lambda *args: Inference(_wrong(*args).call, precision="reduced"))
     assert prepare_inference(reduced, networks["baseline"].model, images, 1).precision == "reduced"
-    nothing = Engine(infer=lambda *_: Inference(lambda: torch.full((2, 10), torch.nan)))
+    nothing = TimedEngine(infer=lambda *_: Inference(lambda: torch.full((2, 10), torch.nan)))
     with pytest.raises(ValueError, match="differ from torch's by nan"):
         prepare_inference(nothing, networks["baseline"].model, images, 1)
-    other = Engine(infer=lambda *_: Inference(lambda: torch.zeros(2, 9)))
+    other = TimedEngine(infer=lambda *_: Inference(lambda: torch.zeros(2, 9)))
     with pytest.raises(ValueError, match=r"outputs have shape \(2, 9\)"):
         prepare_inference(other, networks["baseline"].model, images, 1)
 
@@ -109,7 +116,9 @@ def test_wrong_gradients_are_refused(
 
     monkeypatch.setattr(engines, "_training_network", scaled)
     with pytest.raises(ValueError, match="its gradients differ"):
-        prepare_training(Engine(train=TrainingOptions(channels_last=True)), networks["baseline"].model, images, labels)
+        prepare_training(
+            TimedEngine(train=TrainingOptions(channels_last=True)), networks["baseline"].model, images, labels
+        )
 
 
 def test_a_training_step_of_a_targeted_network_projects(
@@ -118,7 +127,7 @@ def test_a_training_step_of_a_targeted_network_projects(
     images, labels = images_and_labels(config, 2)
     projected: list[tuple[int, ...]] = []
     monkeypatch.setattr(TargetConv2d, "project_", lambda _self, size: projected.append(size))
-    prepared = prepare_training(ENGINES["torch-masked"], networks["targeted"].model, images, labels)
+    prepared = prepare_training(TIMED_ENGINES["torch-masked"], networks["targeted"].model, images, labels)
     assert not projected
     prepared.call()
     assert projected == [(12, 12)] * 2 + [(6, 6)] * 2 + [(3, 3)] * 2
@@ -133,7 +142,7 @@ def test_missing_peers(
     images, _ = images_and_labels(config, 1)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ModuleNotFoundError) as error:
-        prepare_inference(ENGINES[name], networks["baseline"].model, images, 1)
+        prepare_inference(TIMED_ENGINES[name], networks["baseline"].model, images, 1)
     assert error.value.name == missing
 
 
@@ -154,8 +163,8 @@ def test_this_engine_is_asked_for_a_plan(
         asked.append((batch_size, input_size))
         return Plan(model=model)
 
-    monkeypatch.setattr(tkn, "accelerate", accelerate, raising=False)
+    monkeypatch.setattr(engines, "accelerate", accelerate)
     monkeypatch.setattr(engines, "_require_roi_engine", lambda: None)
-    prepared = prepare_inference(ENGINES["tkn"], networks["targeted"].model, images, 1)
+    prepared = prepare_inference(TIMED_ENGINES["tkn"], networks["targeted"].model, images, 1)
     assert asked == [(2, (1, 12, 12))]
     assert prepared.notes == ("by torch: fc",)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from tkn.bench import measure
-from tkn.bench.measure import Plan, summarise, time_interleaved
+from tkn.bench.measure import Sampling, summarise, time_interleaved
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def _call(clock: list[float], log: list[str], name: str, seconds: float) -> Call
 def test_turns_and_samples(clock: list[float]) -> None:
     log: list[str] = []
     calls = {name: _call(clock, log, name, seconds) for name, seconds in (("fast", 0.25), ("slow", 2.0))}
-    timings, failures = time_interleaved(calls, Plan(rounds=4, repeats=7, seconds=4.0, warmup=0.5), seed=0)
+    timings, failures = time_interleaved(calls, Sampling(rounds=4, repeats=7, seconds=4.0, warmup=0.5), seed=0)
     assert not failures
     # fast: a second a round is more than two calls; slow: two calls a round are more than a second.
     assert (timings["fast"].n, timings["slow"].n) == (16, 8)
@@ -57,7 +57,7 @@ def test_a_failing_call_drops_out_alone(clock: list[float]) -> None:
             raise MemoryError("no more")
 
     calls = {"bad": fails_later, "good": _call(clock, log, "good", 1.0)}
-    timings, failures = time_interleaved(calls, Plan(rounds=3, repeats=3, seconds=0, warmup=0), seed=0)
+    timings, failures = time_interleaved(calls, Sampling(rounds=3, repeats=3, seconds=0, warmup=0), seed=0)
     assert list(timings) == ["good"]
     assert timings["good"].n == 3
     assert str(failures["bad"]) == "no more"

@@ -14,7 +14,7 @@ from tkn import build_model, count_macs
 from tkn.bench.rois import generate_rois, load_rois, main, read_rois, save_rois
 from tkn.cli import compose
 from tkn.layers import roi_layers
-from tkn.training.checkpoint import identify
+from tkn.training.records.checkpoint import identify
 
 ROOT = Path(__file__).parents[2]
 

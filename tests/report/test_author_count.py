@@ -10,7 +10,7 @@ import torch
 from made_runs import LAYERS, write_rois, write_run
 
 from tkn.report.author_count import author_count, author_pixels
-from tkn.report.runs import read_run
+from tkn.report.runs.run import read_run
 
 
 def test_pixels() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from made_runs import EMBEDDED, config_text, summary_of, write_run
 
-from tkn.report.collect import collect
-from tkn.report.runs import Run, read_run
+from tkn.report.runs.collect import collect
+from tkn.report.runs.run import Run, read_run
 
 
 def _only(folder: Path) -> Run:

@@ -13,11 +13,11 @@ import pytest
 from made_runs import EMBEDDED, write_run
 
 from tkn.cli import compose
-from tkn.report.collect import collect
-from tkn.report.formats import groups_csv, markdown_table, runs_csv
-from tkn.report.groups import Section, sections
 from tkn.report.paper import PAPER
-from tkn.report.sheets import duration, left_out_sheet, millions, remarks_sheet, result_sheets
+from tkn.report.runs.collect import collect
+from tkn.report.runs.groups import Section, sections
+from tkn.report.tables.formats import groups_csv, markdown_table, runs_csv
+from tkn.report.tables.sheets import duration, left_out_sheet, millions, remarks_sheet, result_sheets
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "conf" / "experiment"

@@ -20,19 +20,19 @@ from PIL import Image
 from tkn.data import load_data
 from tkn.data.base import DataSet
 from tkn.layers import AttentiveRegularization2d
-from tkn.report.attention_figure import attention_functions
-from tkn.report.collect import collect
-from tkn.report.groups import sections
-from tkn.report.pictures import attention_pictures, sample_pictures
-from tkn.report.roi_animation import save_animation
-from tkn.report.roi_figure import attention_pages, shown_epochs
-from tkn.report.roi_states import RoiStates, read_states
-from tkn.report.runs import Run, read_run
-from tkn.report.samples_figure import data_samples
-from tkn.report.style import save_print
+from tkn.report.figures.animation import save_animation
+from tkn.report.figures.attention import attention_functions
+from tkn.report.figures.pictures import attention_pictures, sample_pictures
+from tkn.report.figures.rois import attention_pages, shown_epochs
+from tkn.report.figures.samples import data_samples
+from tkn.report.figures.style import save_print
+from tkn.report.figures.tradeoff import tradeoff_figure, tradeoff_pages
+from tkn.report.figures.tradeoff_points import operations_gain, panels, pareto_front
+from tkn.report.runs.collect import collect
+from tkn.report.runs.groups import sections
+from tkn.report.runs.roi_states import RoiStates, read_states
+from tkn.report.runs.run import Run, read_run
 from tkn.report.timing import time_gain
-from tkn.report.tradeoff import operations_gain, panels, pareto_front
-from tkn.report.tradeoff_figure import tradeoff_figure, tradeoff_pages
 
 
 def _assert_legible(figure: Figure) -> None:

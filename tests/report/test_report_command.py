@@ -17,13 +17,14 @@ from made_runs import write_rois, write_run
 from rich.console import Console
 
 import tkn
-from tkn.bench.measure import Plan
+from tkn.bench.measure import Sampling
 from tkn.cli import compose
 from tkn.data import load_data
-from tkn.report import pictures, timing
+from tkn.report import timing
 from tkn.report.build import build_report
 from tkn.report.cli import main
-from tkn.report.collect import collect
+from tkn.report.figures import pictures
+from tkn.report.runs.collect import collect
 from tkn.report.timing import measure_timings, read_timings
 
 TINY = ("data=mnist", "data.source=embedded", "data.limit=64", "recipe.batch_size=32", "trainer.limit_val_batches=1")
@@ -137,7 +138,7 @@ def test_a_report_repeats_and_is_no_run(tmp_path: Path) -> None:
 
 
 def test_time_is_measured_once_and_used_later(real_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "_PLAN", Plan(rounds=1, repeats=2, seconds=0, warmup=0))
+    monkeypatch.setattr(timing, "_SAMPLING", Sampling(rounds=1, repeats=2, seconds=0, warmup=0))
     runs, _ = collect([real_runs])
     assert measure_timings(runs, 2, tmp_path) == []
     timings = read_timings(tmp_path)

@@ -16,9 +16,8 @@ pytestmark = pytest.mark.slow
 
 #: The error grows with l2, the multiply-adds fall with it; a beta above 1 spoils both.
 _PROGRAM = """
-from tkn.cli import CONFIG_DIR
-from tkn.app.command import Command
 from tkn.sweep.objectives import Objectives, PrunedObjectives
+from tkn.training.compose import TKN_RUN
 
 def task(config):
     l2, beta = config.penalty.l2, config.penalty.beta
@@ -27,7 +26,7 @@ def task(config):
     pruned = config.attention.name == "gaussian" and beta > 2
     return (PrunedObjectives if pruned else Objectives)(1e4 * l2 + beta, 1e3 * beta / l2)
 
-Command("tkn-run", CONFIG_DIR, lambda: task, lambda: print).main()
+TKN_RUN.main(lambda: task, lambda: print)
 """
 
 

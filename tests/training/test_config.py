@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tkn.cli import CONFIG_DIR, compose
+from tkn.app.command import CONFIG_DIR
+from tkn.cli import compose
 from tkn.training.config import check_config
 
 

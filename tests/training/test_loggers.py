@@ -23,7 +23,9 @@ from pytorch_lightning.loggers import Logger
 import tkn
 from tkn.cli import compose
 from tkn.training.config import check_config
-from tkn.training.loggers import LOGGERS, RunLog, TensorBoardConfig
+from tkn.training.loggers.config import LOGGER_CONFIGS, TensorBoardConfig
+from tkn.training.loggers.log import RunLog
+from tkn.training.loggers.trackers import LOGS
 from tkn.training.module import TargetedTraining
 
 TINY = ("model=tdn10", "model.dropout=0.2", "data=mnist", "data.source=embedded", "data.limit=64")
@@ -132,7 +134,8 @@ class _MemoryLog(RunLog):
 @pytest.fixture
 def memory_logs(monkeypatch: pytest.MonkeyPatch) -> list[_MemoryLog]:
     """The logs of this test's runs, in their order."""
-    monkeypatch.setitem(LOGGERS, "memory", (TensorBoardConfig, _MemoryLog))
+    monkeypatch.setitem(LOGGER_CONFIGS, "memory", TensorBoardConfig)
+    monkeypatch.setitem(LOGS, "memory", _MemoryLog)
     monkeypatch.setattr(_MemoryLog, "opened", [], raising=False)
     return _MemoryLog.opened
 

@@ -21,6 +21,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from tkn.app.memory import keep_freed_memory
 from tkn.app.messages import message, unknown
 from tkn.app.signals import Interrupted, interrupt
 
@@ -41,23 +42,29 @@ _EXTRAS = {
 }
 
 
+#: Imports a function of a configuration, and returns it.
+Loader = Callable[[], Callable[[DictConfig], object]]
+
+
 @dataclass(frozen=True)
 class Command:
-    """A command: the configuration `config_dir`/config.yaml and its groups, checked and handed to a function.
+    """A command, by its configuration: `config_dir`/config.yaml and its groups.
 
-    load_run, load_check: import and return the function, and the one that raises ValueError for a wrong configuration;
-        late, as importing them can take seconds. What the function returns is for the sweeper.
     open_keys: the beginnings of keys that users may add with a +.
     """
 
     name: str
     config_dir: Path
-    load_run: Callable[[], Callable[[DictConfig], object]]
-    load_check: Callable[[], Callable[[DictConfig], object]]
     open_keys: tuple[str, ...] = ()
 
-    def main(self) -> None:
-        """Run on the process's arguments; one line on stderr and status 1 if it fails, 130 or 143 if it is stopped."""
+    def main(self, load_run: Loader, load_check: Loader) -> None:
+        """Hand the configuration that the process's arguments make to a function.
+
+        Ends with one line on stderr and status 1 if that fails, 130 or 143 if it is stopped.
+
+        load_run, load_check: import and return the function, and the one that raises ValueError for a wrong
+            configuration; late, as importing them can take seconds. What the function returns is for the sweeper.
+        """
         signal.signal(signal.SIGTERM, interrupt)
         traceback_wanted = os.environ.get(FULL_ERROR) == "1"
         # Hydra would print tracebacks and exit; so it hands exceptions on to here.
@@ -65,6 +72,7 @@ class Command:
         failures: list[Exception] = []
 
         def task(config: DictConfig) -> object:
+            keep_freed_memory()  # here, as a launcher may have started another process for it
             try:
                 return run(config)
             except Exception as error:
@@ -79,9 +87,9 @@ class Command:
                 return None
 
         try:
-            self._check_overrides(sys.argv[1:])
+            self._check_overrides(sys.argv[1:], load_check)
             # Before Hydra configures logging, which importing Lightning undoes.
-            run = self.load_run()
+            run = load_run()
             hydra.main(version_base="1.3", config_path=str(self.config_dir), config_name="config")(task)()
             if failures:
                 raise failures[0]
@@ -98,7 +106,7 @@ class Command:
         with hydra.initialize_config_dir(str(self.config_dir), version_base="1.3", job_name=self.name):
             return self._compose(list(overrides))
 
-    def _check_overrides(self, arguments: list[str]) -> None:
+    def _check_overrides(self, arguments: list[str], load_check: Loader) -> None:
         """Compose the configuration before Hydra makes a folder for it; ValueError with the nearest valid name."""
         flags = [argument for argument in arguments if argument.startswith("-")]
         if set(flags) - {"-m", "--multirun"}:
@@ -113,7 +121,7 @@ class Command:
                 config = self._compose(combination)
             if not sweep:
                 # A bad value in a sweep fails its own run only.
-                self.load_check()(config)
+                load_check()(config)
 
     def _combinations(self, overrides: list[str]) -> list[list[str]]:
         """Lists of overrides without sweeps: every swept choice of a group occurs, and one value of other keys."""

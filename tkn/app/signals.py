@@ -26,7 +26,7 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """As shells give it."""
+        """The exit status that shells give for the signal."""
         return 128 + self.number
 
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tkn.app.messages import unknown
 from tkn.app.schema import check_rules, typed
-from tkn.bench.engines import ENGINES
+from tkn.bench.engines import TIMED_ENGINES
 from tkn.models import MODEL_NAMES
 
 SOURCES = ("file", "checkpoint", "generated")
@@ -67,8 +67,8 @@ def check_config(config: DictConfig) -> DictConfig:
         config = OmegaConf.merge(config, {"rois": {"share": [config.rois.share]}})  # type: ignore[assignment]
     config = typed(BenchConfig, config)
     for name in config.engines:
-        if name not in ENGINES:
-            raise ValueError(unknown("engine", name, ENGINES))
+        if name not in TIMED_ENGINES:
+            raise ValueError(unknown("engine", name, TIMED_ENGINES))
     check_rules(config, _rules(config))
     return config
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tkn.backends.cpu.build import available
 from tkn.backends.torch.fourier import suited, use_fourier
 from tkn.layers import TargetConv2d, roi_layers
 from tkn.macs import count_macs
 from tkn.penalty import scale_penalty
+from tkn.plan.plan import accelerate
 
 #: Allowed differences from torch eager, as a part of the largest output. Engines sum in other orders, or in bfloat16.
 TOLERANCE = {"float32": 1e-3, "reduced": 0.1}
@@ -66,7 +68,7 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
-class Engine:
+class TimedEngine:
     """What runs dense networks (a peer) or targeted ones, in inference, training or both.
 
     infer: (network in evaluation mode, images [B, C, H, W], threads) -> Inference.
@@ -76,12 +78,12 @@ class Engine:
     infer: Callable[[nn.Module, Tensor, int], Inference] | None = None
     train: TrainingOptions | None = None
     #: the ROI engine: what speed-ups are told of
-    ours: bool = field(default=False)
+    ours: bool = False
     #: false for a network that it would compute as another engine does
-    suits: Callable[[nn.Module], object] = field(default=lambda _network: True)
+    applies_to: Callable[[nn.Module], bool] = lambda _network: True
 
 
-def prepare_inference(engine: Engine, network: nn.Module, images: Tensor, threads: int) -> Prepared:
+def prepare_inference(engine: TimedEngine, network: nn.Module, images: Tensor, threads: int) -> Prepared:
     """Ready `engine`, its outputs held against torch eager's on the same images [B, C, H, W].
 
     The call is for within torch.inference_mode(). ValueError if the outputs differ by more than TOLERANCE; whatever a
@@ -100,7 +102,7 @@ def prepare_inference(engine: Engine, network: nn.Module, images: Tensor, thread
     return Prepared(inference.call, difference, inference.precision, inference.notes)
 
 
-def prepare_training(engine: Engine, network: nn.Module, images: Tensor, labels: Tensor) -> Prepared:
+def prepare_training(engine: TimedEngine, network: nn.Module, images: Tensor, labels: Tensor) -> Prepared:
     """Ready training steps of `engine`, its gradients held against torch eager's on the same batch.
 
     A step is zero_grad, forward, cross entropy, backward, SGD (momentum 0.9, Nesterov); with target layers the scale
@@ -238,18 +240,14 @@ def _openvino(reduced: bool) -> Callable[[nn.Module, Tensor, int], Inference]:
 
 
 def _tkn(network: nn.Module, images: Tensor, _threads: int) -> Inference:
-    import tkn
-
     _require_roi_engine()
-    plan = tkn.accelerate(network, batch_size=len(images), input_size=tuple(images.shape[1:]))
+    plan = accelerate(network, batch_size=len(images), input_size=tuple(images.shape[1:]))
     notes = (f"by torch: {', '.join(plan.fallbacks)}",) if plan.fallbacks else ()
     return Inference(lambda: plan(images), notes=notes)
 
 
 def _require_roi_engine() -> None:
     """RuntimeError where the kernels can't be had: torch would compute, and be timed, in their place."""
-    from tkn.backends.cpu.build import available
-
     if not available(torch.float32):
         raise RuntimeError("the ROI engine's kernels are not available on this machine")
 
@@ -271,21 +269,25 @@ def _gradients(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Te
     return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
 
-ENGINES: dict[str, Engine] = {
-    "torch": Engine(infer=_eager(False), train=TrainingOptions()),
-    "torch-channels-last": Engine(infer=_eager(True), train=TrainingOptions(channels_last=True)),
-    "torch-compile": Engine(infer=_compiled(None), train=TrainingOptions(compiled=True)),
-    "torch-compile-frozen": Engine(infer=_compiled({"freezing": True})),
-    "fourier": Engine(
-        infer=_eager(True, fourier=True), train=TrainingOptions(channels_last=True, fourier=True), suits=suited
+TIMED_ENGINES: dict[str, TimedEngine] = {
+    "torch": TimedEngine(infer=_eager(False), train=TrainingOptions()),
+    "torch-channels-last": TimedEngine(infer=_eager(True), train=TrainingOptions(channels_last=True)),
+    "torch-compile": TimedEngine(infer=_compiled(None), train=TrainingOptions(compiled=True)),
+    "torch-compile-frozen": TimedEngine(infer=_compiled({"freezing": True})),
+    "fourier": TimedEngine(
+        infer=_eager(True, fourier=True),
+        train=TrainingOptions(channels_last=True, fourier=True),
+        applies_to=lambda network: bool(suited(network)),
     ),
-    "onnxruntime": Engine(infer=_onnxruntime),
-    "openvino": Engine(infer=_openvino(reduced=False)),
-    "openvino-reduced": Engine(infer=_openvino(reduced=True)),
-    "torch-masked": Engine(targeted=True, infer=_eager(False), train=TrainingOptions()),
-    "torch-masked-channels-last": Engine(targeted=True, infer=_eager(True), train=TrainingOptions(channels_last=True)),
-    "tkn": Engine(targeted=True, infer=_tkn, train=TrainingOptions(target_engine="roi"), ours=True),
-    "tkn-channels-last": Engine(
+    "onnxruntime": TimedEngine(infer=_onnxruntime),
+    "openvino": TimedEngine(infer=_openvino(reduced=False)),
+    "openvino-reduced": TimedEngine(infer=_openvino(reduced=True)),
+    "torch-masked": TimedEngine(targeted=True, infer=_eager(False), train=TrainingOptions()),
+    "torch-masked-channels-last": TimedEngine(
+        targeted=True, infer=_eager(True), train=TrainingOptions(channels_last=True)
+    ),
+    "tkn": TimedEngine(targeted=True, infer=_tkn, train=TrainingOptions(target_engine="roi"), ours=True),
+    "tkn-channels-last": TimedEngine(
         targeted=True, train=TrainingOptions(channels_last=True, target_engine="roi"), ours=True
     ),
 }

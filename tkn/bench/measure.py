@@ -26,7 +26,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sampling:
     """How calls are timed: in `rounds`, together at least `repeats` calls and `seconds`, after `warmup` seconds."""
 
     rounds: int
@@ -36,7 +36,7 @@ class Plan:
 
 
 def time_interleaved(
-    calls: Mapping[str, Callable[[], object]], plan: Plan, seed: int
+    calls: Mapping[str, Callable[[], object]], sampling: Sampling, seed: int
 ) -> tuple[dict[str, Timing], dict[str, Exception]]:
     """Time every call: its warm-up, then one turn a round, in an order that changes from round to round.
 
@@ -57,15 +57,17 @@ def time_interleaved(
             return []
 
     for name in calls:
-        take_turn(name, 1, plan.warmup)
+        take_turn(name, 1, sampling.warmup)
     collecting = gc.isenabled()
     gc.disable()  # as timeit: Python's own pauses are nobody's cost
     try:
-        for _ in range(plan.rounds):
+        for _ in range(sampling.rounds):
             names = [name for name in calls if name not in failures]
             order.shuffle(names)
             for name in names:
-                samples[name] += take_turn(name, ceil(plan.repeats / plan.rounds), plan.seconds / plan.rounds)
+                samples[name] += take_turn(
+                    name, ceil(sampling.repeats / sampling.rounds), sampling.seconds / sampling.rounds
+                )
             gc.collect()
     finally:
         if collecting:

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tkn.bench.config import check_config
-from tkn.bench.engines import ENGINES
+from tkn.bench.engines import TIMED_ENGINES
 from tkn.bench.networks import build_networks, images_and_labels
 
 #: Whose memory is compared: torch eager and this project's engine.
@@ -37,7 +37,7 @@ def measure_memory(config_path: Path, network: str, engine: str, batch: int) -> 
 def _measure(config: DictConfig, network_name: str, engine_name: str, batch: int) -> dict[str, float]:
     torch.set_num_threads(config.threads or torch.get_num_threads())
     network = next(network for network in build_networks(config) if network.name == network_name)
-    engine = ENGINES[engine_name]
+    engine = TIMED_ENGINES[engine_name]
     assert engine.infer is not None
     images, _ = images_and_labels(config, batch)
     with torch.inference_mode():

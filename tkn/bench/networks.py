@@ -12,10 +12,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tkn.bench.rois import generate_rois, load_rois, model_of_checkpoint, read_rois
+from tkn.bench.rois import generate_rois, load_rois, read_rois
 from tkn.bench.thin import thin
 from tkn.macs import count_macs
 from tkn.models import build_model
+from tkn.training.records.checkpoint import checkpoint_network
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _targeted(config: DictConfig, share: float | None) -> tuple[nn.Module, str]:
     path = Path(rois.path).expanduser()
     if rois.source == "checkpoint":
         # Its own weights and statistics, so nothing to settle.
-        model, identity = model_of_checkpoint(path)
+        model, identity = checkpoint_network(path, "rois.path=")
         _require_case(path, wanted, identity)
         return model, f"checkpoint {path}"
     content = read_rois(path)

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
-from tkn.bench.engines import ENGINES
-from tkn.report.figures import COLOURS
+from tkn.bench.engines import TIMED_ENGINES
+from tkn.drawing.figures import COLOURS
 
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 #: A network's kind by its points' filling: told apart without colours too.
@@ -103,8 +103,8 @@ def memory_table(result: Mapping[str, Any]) -> Table:
 
 def _style(engine: str) -> dict[str, str]:
     """The same colour and marker in every plot; this project's engine in black."""
-    position = list(ENGINES).index(engine)
-    colour = "black" if ENGINES[engine].ours else COLOURS[position % len(COLOURS)]
+    position = list(TIMED_ENGINES).index(engine)
+    colour = "black" if TIMED_ENGINES[engine].ours else COLOURS[position % len(COLOURS)]
     return {"color": colour, "marker": _MARKERS[position % len(_MARKERS)]}
 
 
@@ -133,7 +133,7 @@ def cost_figure(result: Mapping[str, Any]) -> Figure:
                 middle,
                 [[middle - low], [high - middle]],
                 fillstyle=_FILL[kinds[row["network"]]],
-                markersize=8 if ENGINES[row["engine"]].ours else 6,
+                markersize=8 if TIMED_ENGINES[row["engine"]].ours else 6,
                 linewidth=1,
                 **styles[row["engine"]],
             )

@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from tkn.app.files import write_whole
-from tkn.app.messages import first_line, unknown
+from tkn.app.messages import unknown
 from tkn.layers import RoiLayer, roi_layers
 from tkn.macs import count_macs
-from tkn.models import build_model
 from tkn.roi import roi_areas
-from tkn.training.checkpoint import load_weights
+from tkn.training.records.checkpoint import checkpoint_network
 
 _NETWORK = ("model", "input_size", "num_outputs", "attention", "scale_unit", "min_size")
 _TOP = (*_NETWORK, "macs_dense", "macs_roi", "trained", "layers")
@@ -191,35 +190,6 @@ def generate_rois(model: nn.Module, input_size: tuple[int, ...], share: float, s
     macs(min((low, high), key=lambda size: abs(macs(size) - wanted)))
 
 
-def model_of_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a run's checkpoint, clipped to its ROIs, and what it says of itself (`identify`).
-
-    FileNotFoundError if it is not there, ValueError if it is damaged or not of tkn-run.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"rois.path={path} is not a file")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds
-        reason = first_line(error)
-        raise ValueError(f"rois.path={path} is damaged or not a checkpoint: {reason}") from error
-    if not isinstance(checkpoint, dict) or "config" not in checkpoint.get("tkn", ()):
-        raise ValueError(f"rois.path={path} was not written by tkn-run")
-    identity = checkpoint["tkn"]
-    attention = identity["config"]["attention"]
-    model = build_model(
-        identity["model"],
-        tuple(identity["input_size"]),
-        identity["num_outputs"],
-        attention=attention["name"],
-        scale_unit=attention["scale_unit"],
-        min_size=attention["min_size"],
-        clip=True,
-    )
-    load_weights(model, checkpoint)
-    return model.eval(), identity
-
-
 def describe_training(path: Path, config: Mapping[str, Any]) -> str:
     """How a checkpoint came about: the arguments of its run, and the error of the summary beside it if there is one."""
     command = f"tkn-run experiment={config['experiment']}" if config["experiment"] else "tkn-run"
@@ -242,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trained", help="how the network was trained, instead of what the checkpoint says")
     parsed = parser.parse_args(arguments)
     try:
-        model, identity = model_of_checkpoint(parsed.checkpoint)
+        model, identity = checkpoint_network(parsed.checkpoint)
         trained = parsed.trained or describe_training(parsed.checkpoint, identity["config"])
         parsed.rois.parent.mkdir(parents=True, exist_ok=True)
         input_size, num_outputs = tuple(identity["input_size"]), identity["num_outputs"]

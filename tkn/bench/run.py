@@ -23,16 +23,15 @@ from tkn.app.files import write_whole
 from tkn.app.messages import message
 from tkn.app.versions import package_versions
 from tkn.bench.config import check_config
-from tkn.bench.engines import ENGINES, Prepared, prepare_inference, prepare_training
+from tkn.bench.engines import TIMED_ENGINES, Prepared, prepare_inference, prepare_training
 from tkn.bench.machine import describe_machine, load_average
-from tkn.bench.measure import Plan, time_interleaved
+from tkn.bench.measure import Sampling, time_interleaved
 from tkn.bench.memory import MEASURED, measure_memory
 from tkn.bench.networks import Network, build_networks, images_and_labels
 from tkn.bench.report import cost_figure, memory_table, speedups_table, timings_table
 from tkn.bench.speedups import speedups
+from tkn.drawing.figures import save_figure
 from tkn.load import OtherLoad
-from tkn.report.figures import save_figure
-from tkn.training.memory import keep_freed_memory
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +59,6 @@ def bench(config: DictConfig | Mapping[str, Any], output_dir: str | Path | None 
     (folder / "bench.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished
     config_path = folder / "config.yaml"
     write_whole(config_path, OmegaConf.to_yaml(config))
-    keep_freed_memory()  # as runs do: else large batches' times are those of clearing pages
     with _threads(config.threads) as threads:
         result = _header(config, networks, threads)
         if (load := result["load_average"]["start"]) is not None and load > 0.5:
@@ -152,9 +150,9 @@ def _time_task(
     calls: dict[str, Callable[[], object]] = {}
     for network in networks:
         for name in config.engines:
-            engine = ENGINES[name]
+            engine = TIMED_ENGINES[name]
             able = engine.infer if task == "inference" else engine.train
-            if able is None or engine.targeted != (network.kind == "targeted") or not engine.suits(network.model):
+            if able is None or engine.targeted != (network.kind == "targeted") or not engine.applies_to(network.model):
                 continue
             row = {"task": task, "batch": batch, "network": network.name, "engine": name, "macs": network.macs}
             key = f"{network.name}, {name}"
@@ -174,7 +172,7 @@ def _time_task(
             calls[key] = prepared.call
     _log.info("%s at batch %s: timing %s candidates", task, batch, len(calls))
     with context, others:
-        timings, failures = time_interleaved(calls, Plan(**config.measure), config.seed)
+        timings, failures = time_interleaved(calls, Sampling(**config.measure), config.seed)
     for key, timing in timings.items():
         rows[key]["seconds"] = {name: _significant(value) for name, value in asdict(timing).items()}
         rows[key]["seconds_per_image"] = _significant(timing.median / batch)
@@ -206,7 +204,7 @@ def _memory(config: DictConfig, config_path: Path, networks: list[Network]) -> l
     rows: list[dict[str, Any]] = []
     for network in networks:
         for name in MEASURED:
-            if name not in config.engines or ENGINES[name].targeted != (network.kind == "targeted"):
+            if name not in config.engines or TIMED_ENGINES[name].targeted != (network.kind == "targeted"):
                 continue
             _log.info("memory at batch %s: %s, %s", batch, network.name, name)
             row: dict[str, Any] = {"network": network.name, "engine": name, "batch": batch}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tkn.bench.engines import ENGINES
+from tkn.bench.engines import TIMED_ENGINES
 
 
 def speedups(timings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -17,10 +17,10 @@ def speedups(timings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     timed = [row for row in timings if "seconds" in row]
     rows = []
     for task, batch, network in dict.fromkeys(
-        (row["task"], row["batch"], row["network"]) for row in timed if ENGINES[row["engine"]].ours
+        (row["task"], row["batch"], row["network"]) for row in timed if TIMED_ENGINES[row["engine"]].ours
     ):
         here = [row for row in timed if (row["task"], row["batch"]) == (task, batch)]
-        ours = _fastest(row for row in here if row["network"] == network and ENGINES[row["engine"]].ours)
+        ours = _fastest(row for row in here if row["network"] == network and TIMED_ENGINES[row["engine"]].ours)
         assert ours is not None
         against = {}
         for rival in ("baseline", "thinned"):

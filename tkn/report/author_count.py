@@ -7,8 +7,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from tkn.report.roi_states import read_states
-from tkn.report.runs import Run
+from tkn.report.runs.roi_states import read_states
+from tkn.report.runs.run import Run
 
 
 def author_count(run: Run) -> float:

@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from tkn.app.files import write_whole
-from tkn.report.collect import collect
 from tkn.report.document import Document, html, markdown
-from tkn.report.formats import groups_csv, runs_csv, terminal_table
-from tkn.report.groups import Section, sections
-from tkn.report.pictures import attention_picture, attention_pictures, sample_pictures, tradeoff_pictures
-from tkn.report.runs import Run
-from tkn.report.sheets import left_out_sheet, remarks_sheet, result_sheets, timings_sheet
+from tkn.report.figures.pictures import attention_picture, attention_pictures, sample_pictures, tradeoff_pictures
+from tkn.report.runs.collect import collect
+from tkn.report.runs.groups import Section, sections
+from tkn.report.runs.run import Run
+from tkn.report.tables.formats import groups_csv, runs_csv, terminal_table
+from tkn.report.tables.sheets import left_out_sheet, remarks_sheet, result_sheets, timings_sheet
 from tkn.report.timing import measure_timings, read_timings
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tkn.report.formats import markdown_table
-from tkn.report.sheets import Sheet
-from tkn.report.style import Picture, slug
+from tkn.report.figures.style import Picture, slug
+from tkn.report.tables.formats import markdown_table
+from tkn.report.tables.sheets import Sheet
 
 TITLE = "Targeted Kernel Networks: report"
 _TYPES = {".png": "image/png", ".gif": "image/gif"}

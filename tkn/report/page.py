@@ -20,11 +20,11 @@ from typing import Any
 from tkn.app.command import one_line
 from tkn.app.files import write_whole
 from tkn.report.author_count import author_count
-from tkn.report.collect import collect
-from tkn.report.formats import markdown_rows
-from tkn.report.groups import Group, Statistic, composed, plus_minus, sections
 from tkn.report.paper import PAPER, PaperRow
-from tkn.report.sheets import Column, duration, millions
+from tkn.report.runs.collect import collect
+from tkn.report.runs.groups import Group, Statistic, composed, plus_minus, sections
+from tkn.report.tables.formats import markdown_rows
+from tkn.report.tables.sheets import Column, duration, millions
 
 _BLOCK = re.compile(r"(<!-- (paper|runs) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 #: Keys that a command need not repeat: where a run was, and what it showed.
@@ -138,14 +138,14 @@ def _differences(arguments: Sequence[str], config: Mapping[str, Any]) -> list[st
         if key not in config:
             differences.append(f"~{key}")
         elif key not in named or named[key] != config[key]:
-            differences.append(f"{'' if key in named else '+'}{key}={_hydra(config[key])}")
+            differences.append(f"{'' if key in named else '+'}{key}={_override_value(config[key])}")
     return differences
 
 
-def _hydra(value: Any) -> str:
+def _override_value(value: Any) -> str:
     """A value as an override has it on a shell's command line."""
     if isinstance(value, list):
-        return f"'[{','.join(map(_hydra, value))}]'"
+        return f"'[{','.join(map(_override_value, value))}]'"
     return str(value) if isinstance(value, str | float) else json.dumps(value)
 
 

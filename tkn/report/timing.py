@@ -16,16 +16,16 @@ from tkn.app.files import write_whole
 from tkn.app.messages import message
 from tkn.backends.cpu.build import available
 from tkn.bench.machine import describe_machine
-from tkn.bench.measure import Plan, time_interleaved
+from tkn.bench.measure import Sampling, time_interleaved
 from tkn.load import OtherLoad
 from tkn.models import BASE, build_model
 from tkn.plan.plan import accelerate
-from tkn.report.groups import Group
-from tkn.report.roi_states import trained_model
-from tkn.report.runs import Run
+from tkn.report.runs.groups import Group
+from tkn.report.runs.roi_states import trained_model
+from tkn.report.runs.run import Run
 
 NAME = "timings.json"
-_PLAN = Plan(rounds=5, repeats=10, seconds=1.0, warmup=0.2)
+_SAMPLING = Sampling(rounds=5, repeats=10, seconds=1.0, warmup=0.2)
 _KEYS = ("machine", "other_load", "threads", "batch_size", "torch", "kernels", "rows")
 
 
@@ -64,7 +64,7 @@ def measure_timings(runs: Iterable[Run], batch_size: int, folder: Path) -> list[
         return [*notes, "no counted run has target layers and a checkpoint: nothing is timed"]
     load = OtherLoad()
     with load:
-        timings, failures = time_interleaved(calls, _PLAN, seed=0)
+        timings, failures = time_interleaved(calls, _SAMPLING, seed=0)
     notes += [f"{name} could not be timed: {message(error)}" for name, error in failures.items()]
     names = [row["folder"] or row["key"] for row in rows]
     content = {

@@ -11,6 +11,10 @@ class MovingAverage:
     """Makes `model` the exponential moving average of `raw`, of the same architecture, in place.
 
     The tensors of both are found once: afterwards they must stay where they are.
+
+    The arithmetic is torch's. Its AveragedModel would begin with a copy of the first step's network, average batch
+    normalisation's counts too, and rename the tensors in checkpoints. Lightning's callback for it (from 2.6 on) swaps
+    the networks' values for every evaluation; here both are there in every step, to be counted, drawn and saved.
     """
 
     def __init__(self, model: nn.Module, raw: nn.Module, decay: float) -> None:

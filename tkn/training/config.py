@@ -14,7 +14,7 @@ from tkn.attention import ATTENTION
 from tkn.data import check_data_options
 from tkn.models import MODEL_NAMES
 from tkn.ops.engines import ENGINES
-from tkn.training.loggers import check_logger
+from tkn.training.loggers.config import check_logger
 from tkn.training.recipe import LR_SCHEDULES, WEIGHT_DECAY_FACTOR, check_optimizer
 
 #: The arguments of Lightning's Trainer that a run leaves to the user.

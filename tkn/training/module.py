@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from tkn.data.base import Task
-from tkn.data.module import Batches
 from tkn.layers import clipped, roi_layers
 from tkn.macs import MacsReport, count_macs
 from tkn.penalty import scale_penalty
 from tkn.training.averaging import MovingAverage
-from tkn.training.graph import StepGraphs, possible
+from tkn.training.batches import Batches
+from tkn.training.cuda_graphs import StepGraphs, supports_cuda_graphs
 from tkn.training.recipe import build_optimizer, build_schedule
 
 #: Looking at a loss waits for the GPU, so there only every so many steps.
@@ -45,8 +45,12 @@ def batch_errors(output: Tensor, targets: Tensor, task: Task) -> dict[str, Tenso
     return {"loss": mse, "mse": mse.detach(), "mae": F.l1_loss(output, targets).detach()}
 
 
-class Mean(Metric):
-    """A mean over an epoch. Unlike torchmetrics' own it keeps NaNs, and so need not look for them at every step."""
+class MeanOverImages(Metric):
+    """A mean over the images of an epoch, which a NaN makes NaN.
+
+    torchmetrics' MeanMetric looks for NaNs in every step, which waits for a GPU; and where it is told not to
+    (nan_strategy="disable") it forgets the weights, so that a last, smaller batch counts too much.
+    """
 
     full_state_update = False
     total: Tensor
@@ -71,7 +75,7 @@ class Mean(Metric):
 
 
 def _means(names: list[str]) -> nn.ModuleDict:
-    return nn.ModuleDict({name: Mean() for name in names})
+    return nn.ModuleDict({name: MeanOverImages() for name in names})
 
 
 class TargetedTraining(pl.LightningModule):
@@ -86,7 +90,7 @@ class TargetedTraining(pl.LightningModule):
             acts.
         recipe: optimizer, weight_decay_as and the schedule's keys (Sec. 4.2), attention_lr_factor, label_smoothing,
             ema_decay.
-        identity: plain data that tells what a checkpoint is of (see `tkn.training.checkpoint`).
+        identity: plain data that tells what a checkpoint is of (see `tkn.training.records.checkpoint`).
         cuda_graphs: on a CUDA GPU, start the kernels of the forward and backward pass at once; for one process only.
     """
 
@@ -141,10 +145,10 @@ class TargetedTraining(pl.LightningModule):
         """The network that the optimiser changes."""
         return self.model if self.raw is None else self.raw
 
-    def mean(self, split: str, name: str) -> Mean:
+    def mean(self, split: str, name: str) -> MeanOverImages:
         """The running mean of the metric `name` over this epoch of "train", or of the evaluation."""
         mean = (self.train_means if split == "train" else self.eval_means)[name]
-        assert isinstance(mean, Mean)
+        assert isinstance(mean, MeanOverImages)
         return mean
 
     def count_macs(self) -> MacsReport:
@@ -170,7 +174,7 @@ class TargetedTraining(pl.LightningModule):
         # From now on the tensors stay where they are.
         if self.raw is not None:
             self._average = MovingAverage(self.model, self.raw, self.recipe["ema_decay"])
-        if self.cuda_graphs and possible(self.device):
+        if self.cuda_graphs and supports_cuda_graphs(self.device):
             self._graphs = StepGraphs(self._losses, self.project, self.learning.parameters())
 
     def setup(self, stage: str) -> None:
@@ -196,7 +200,7 @@ class TargetedTraining(pl.LightningModule):
         for name, mean in self._train_means():
             mean.total, mean.count = (share * sums[name]).to(self.device)
 
-    def _train_means(self) -> Iterator[tuple[str, Mean]]:
+    def _train_means(self) -> Iterator[tuple[str, MeanOverImages]]:
         return ((name, self.mean("train", name)) for name in ("loss", *self.error_names))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor | None:

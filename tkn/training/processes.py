@@ -23,19 +23,22 @@ from tkn.app.command import one_line
 from tkn.app.signals import SIGNALS, Interrupted
 
 #: (configuration, folder, which of the processes this is) -> the run's summary; called in every process.
-Task = Callable[[DictConfig, Path, int], dict[str, Any]]
+ProcessRun = Callable[[DictConfig, Path, int], dict[str, Any]]
 
 _LIGHTNING = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
 _TORCH = logging.getLogger("torch.multiprocessing.spawn")
 
 
-def run_processes(task: Task, config: DictConfig, folder: Path, count: int) -> dict[str, Any]:
+def run_processes(task: ProcessRun, config: DictConfig, folder: Path, count: int) -> dict[str, Any]:
     """Call `task` in `count` new processes; returns the summary of the first.
 
-    Lightning itself would start this process's command line again, which in a sweep is the whole sweep. What the first
-    process logs is handled here, and the signals that come here are handed on to all. Raises what the first process to
-    fail raised (ValueError, OSError; ChildProcessError for other errors), when the others have been stopped; and
-    `Interrupted` if a signal came.
+    What the first process logs is handled here, and the signals that come here are handed on to all. Raises what the
+    first process to fail raised (ValueError, OSError; ChildProcessError for other errors), when the others have been
+    stopped; and `Interrupted` if a signal came.
+
+    Lightning itself, and torchrun, would start this process's command line again, which in a sweep is the whole sweep.
+    torchrun's function elastic_launch kills processes that go on for 30 seconds after a signal, be it in a long step or
+    while they save, and hands over neither the errors nor what is logged.
     """
     context = mp.get_context("spawn")
     records, outcomes = context.Queue(), context.SimpleQueue()
@@ -80,7 +83,7 @@ def _outcome(results: list[Any], failed: mp.ProcessExitedException | None, recei
 
 
 def _work(
-    rank: int, task: Task, config: DictConfig, folder: Path, port: int, records: Any, outcomes: Any, level: int
+    rank: int, task: ProcessRun, config: DictConfig, folder: Path, port: int, records: Any, outcomes: Any, level: int
 ) -> None:
     # Ctrl-C in a terminal goes to all processes of its group: here it should come once, from the first process.
     os.setsid()

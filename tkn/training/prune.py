@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
 from tkn.app.messages import first_line
-from tkn.training.callbacks import History
 from tkn.training.module import TargetedTraining
+from tkn.training.records.history import History
 
 _log = logging.getLogger(__name__)
 

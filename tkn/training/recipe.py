@@ -72,6 +72,10 @@ def build_schedule(optimizer: Optimizer, recipe: Mapping[str, Any], epochs: int,
     Over the run's first part, `warmup`, the rate rises linearly. Then, by `lr_schedule`, it either is multiplied by
     `lr_factor` at each of `lr_drops`, fractions of the run ("drops"; a fraction that falls within an epoch takes effect
     after it, so the first epoch has no drop), or falls to zero along half a cosine ("cosine").
+
+    Every rate follows from the step alone: a run can be continued with another schedule, of which a checkpoint holds
+    nothing. torch's LinearLR, MultiStepLR and CosineAnnealingLR in a SequentialLR each change the rate before, and
+    load the schedule that they were saved with.
     """
     total = epochs * epoch_steps
     warmup = round(recipe["warmup"] * total)

@@ -24,27 +24,29 @@ from rich.console import Console
 
 from tkn.app.command import output_folder
 from tkn.app.files import own_folder, write_whole
+from tkn.app.memory import keep_freed_memory
 from tkn.app.signals import Interrupted, Signals
 from tkn.backends.torch.fourier import use_fourier
 from tkn.data import load_data
-from tkn.data.module import TensorDataModule
+from tkn.drawing.figures import attention_maps, save_figure, training_curves
+from tkn.drawing.tables import layers_table, results_table
 from tkn.layers import roi_layers
 from tkn.models import build_model
-from tkn.report.figures import attention_maps, save_figure, training_curves
-from tkn.report.tables import layers_table, results_table
-from tkn.training.callbacks import History, ProgressBar
-from tkn.training.checkpoint import check_continuation, identify, load_weights, read_checkpoint
+from tkn.training.batches import TensorDataModule
 from tkn.training.config import LIGHTNING_KEYS, check_config
-from tkn.training.earlier import earlier_run
-from tkn.training.graph import may_capture
-from tkn.training.loggers import RunLog, open_log
-from tkn.training.memory import keep_freed_memory
+from tkn.training.cuda_graphs import may_capture
+from tkn.training.loggers.log import RunLog
+from tkn.training.loggers.trackers import open_log
 from tkn.training.module import TargetedTraining
 from tkn.training.processes import run_processes
+from tkn.training.progress import ProgressBar
 from tkn.training.prune import Prune
-from tkn.training.roi_history import RoiHistory
-from tkn.training.saving import LastAndBest, WholeFiles
-from tkn.training.summary import describe_source, run_title, summarise
+from tkn.training.records.checkpoint import check_continuation, identify, load_weights, read_checkpoint
+from tkn.training.records.earlier import earlier_run
+from tkn.training.records.history import History
+from tkn.training.records.roi_history import RoiHistory
+from tkn.training.records.saving import LastAndBest, WholeFiles
+from tkn.training.records.summary import describe_source, run_title, summarise
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +94,7 @@ def run(
 
 def _run_in_group(config: DictConfig, folder: Path, rank: int, *, continued: Path | None) -> dict[str, Any]:
     """The run as each of several processes does it."""
+    keep_freed_memory()  # of a process that is there for the run alone
     with Signals() as signals:
         return _run(config, folder, continued, signals, rank)[0]
 
@@ -103,7 +106,6 @@ def _run(
 
     `continued`: the checkpoint to go on from, or to test.
     """
-    keep_freed_memory()
     history = History(folder / "metrics.csv")
     with open_log(config, folder, history) if rank == 0 else nullcontext() as log:
         return _train_and_test(config, folder, history, log, continued, signals, rank)

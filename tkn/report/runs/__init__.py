@@ -1,0 +1,1 @@
+"""Runs as data: read from their folders, collected, and put into rows."""

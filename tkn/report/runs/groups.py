@@ -1,0 +1,223 @@
+"""Runs that differ only in the seed as one row; rows on whole data sets apart from all others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from statistics import mean, stdev
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tkn.app.schema import flatten
+from tkn.models import BASE
+from tkn.report.paper import PAPER, PaperRow, paper_experiment
+from tkn.report.runs.run import Run, clipped_errors, short_source
+from tkn.training.compose import compose
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean and sample standard deviation of n values; deviation is None for a single one."""
+
+    n: int
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Statistic:
+        return cls(len(values), mean(values), stdev(values) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Counted runs that differ only in the seed, in the order of their seeds, and how a table calls them."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def common(self) -> Mapping[str, Any]:
+        """A summary whose model, data, attention, penalty, parameters and dense multiply-adds are those of all runs."""
+        return self.first.result
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.result["seed"] for run in self.runs]
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        return self.first.errors
+
+    @property
+    def base_model(self) -> str:
+        """The dense network that a targeted one is made of; of a dense one itself."""
+        return BASE.get(self.common["model"], self.common["model"])
+
+    @property
+    def targeted(self) -> bool:
+        return bool(self.common.get("attention"))
+
+    def statistic(self, key: str) -> Statistic | None:
+        """Over the runs' summaries; None if one of them lacks the key."""
+        values = [run.result.get(key) for run in self.runs]
+        numbers = [value for value in values if isinstance(value, int | float)]
+        return Statistic.of(numbers) if len(numbers) == len(values) else None
+
+    @property
+    def times_fewer(self) -> float:
+        """Multiply-adds of the dense network over the runs' mean."""
+        return self.common["macs_dense"] / mean(run.result["macs_roi"] for run in self.runs)
+
+    @property
+    def devices(self) -> list[str]:
+        """Each run's precision and device, once."""
+        texts = (", ".join(filter(None, map(run.result.get, ("precision", "device")))) for run in self.runs)
+        return list(dict.fromkeys(text for text in texts if text))
+
+    @cached_property
+    def experiment(self) -> str | None:
+        """The paper's row that these runs' settings are those of; only runs on whole data sets stand beside it."""
+        return paper_experiment(self.common) if self.first.whole else None
+
+    @property
+    def paper(self) -> PaperRow | None:
+        return PAPER[self.experiment] if self.experiment else None
+
+    @cached_property
+    def remarks(self) -> list[str]:
+        """What a reader of the row should know."""
+        remarks = list(dict.fromkeys(remark for run in self.runs for remark in run.remarks if _belongs_in_row(remark)))
+        if self.first.soft:
+            clipped = [(name, self.statistic(f"{name}_clipped")) for name in clipped_errors(self.common)]
+            texts = [f"{name} {plus_minus(statistic, name)}" for name, statistic in clipped if statistic]
+            remarks.append(f"error without clipping to the ROIs; clipped: {', '.join(texts) or 'unknown'}")
+        if self.experiment and self.first.config:
+            remarks += _deviations(self.experiment, self.first)
+        return remarks
+
+
+def _belongs_in_row(remark: str) -> bool:
+    """Whether neither the section's heading nor the row's own figures say the remark."""
+    return not remark.startswith(("not the whole data set", "the error is without clipping"))
+
+
+@cache
+def composed(*arguments: str) -> Mapping[str, Any]:
+    """The configuration that these arguments of tkn-run compose, with dotted keys."""
+    content: Any = OmegaConf.to_container(compose(*arguments), resolve=True)
+    return flatten(content)
+
+
+def _deviations(experiment: str, run: Run) -> list[str]:
+    """Where a run's configuration is not that of the experiment it stands for."""
+    identity = run.identity()
+    expected = composed(f"experiment={experiment}")
+    changes = [
+        f"{key}={identity[key]}, not {value}" for key, value in expected.items() if identity.get(key, value) != value
+    ]
+    return [f"differs from experiment={experiment}: {'; '.join(changes)}"] if changes else []
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows whose data are of one source: whole data sets ("full"), or one of the others."""
+
+    source: str
+    groups: tuple[Group, ...]
+
+    @property
+    def whole(self) -> bool:
+        return self.groups[0].first.whole
+
+    @property
+    def title(self) -> str:
+        return "Whole data sets" if self.whole else f"Not the whole data set: {short_source(self.source)}"
+
+
+def plus_minus(statistic: Statistic, name: str) -> str:
+    """Mean and deviation with the digits that suit an "error" in percent, "mse" or "mae"."""
+    digits = 2 if name.endswith("error") else 3
+    text = f"{statistic.mean:.{digits}f}"
+    return text if statistic.deviation is None else f"{text} ± {statistic.deviation:.{digits}f}"
+
+
+def sections(runs: Iterable[Run]) -> list[Section]:
+    """The counted runs as rows, whole data sets first, then by source; rows in a fixed order of their settings."""
+    by_source: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.state == "finished":
+            source = "full" if run.whole else run.result["data_source"]
+            by_source.setdefault(source, []).append(run)
+    ordered = sorted(by_source, key=lambda source: (source != "full", source))
+    return [Section(source, _groups(by_source[source])) for source in ordered]
+
+
+def _groups(runs: Iterable[Run]) -> tuple[Group, ...]:
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(_text(run.identity()), []).append(run)
+    rows = [sorted(members, key=lambda run: run.result["seed"]) for members in alike.values()]
+    names = _labels([_base_label(row) for row in rows], [row[0].identity() for row in rows])
+    groups = [Group(name, tuple(row)) for name, row in zip(names, rows, strict=True)]
+    return tuple(sorted(groups, key=_order))
+
+
+def _order(group: Group) -> tuple[Any, ...]:
+    common = group.common
+    attention, penalty = common.get("attention") or {}, common.get("penalty") or {}
+    table = group.paper.table if group.paper else 0
+    settings = (attention.get("name", ""), penalty.get("l2", 0), penalty.get("beta", 0))
+    return (table, common["data"], group.base_model, group.targeted, *settings, group.label)
+
+
+def _base_label(row: Sequence[Run]) -> str:
+    summary = row[0].result
+    experiments = [run.result["experiment"] for run in row if run.result.get("experiment")]
+    if experiments:
+        return experiments[0]
+    label = f"{summary['model']} {summary['data']}"
+    if not summary.get("attention"):
+        return label
+    penalty = summary.get("penalty") or {}
+    settings = [f"{key} {penalty[key]:.3g}" for key in ("l2", "beta") if key in penalty]
+    return ", ".join([f"{label} {summary['attention'].get('name', '')}", *settings])
+
+
+def _labels(bases: Sequence[str], identities: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The labels; rows of the same base label are told apart by the keys in which they differ."""
+    labels = []
+    for base, identity in zip(bases, identities, strict=True):
+        rivals = [other for name, other in zip(bases, identities, strict=True) if name == base]
+        # Summaries have other keys than configurations.
+        alike = [other for other in rivals if _configured(other) == _configured(identity)]
+        differing = [key for key in sorted(identity) if len({_text(other.get(key)) for other in alike}) > 1]
+        parts = [_setting(key, identity[key]) for key in differing if key != "summary"]
+        if len(alike) < len(rivals) and not _configured(identity):
+            parts.append("without config.yaml")
+        labels.append(", ".join([base, *parts]))
+    return labels
+
+
+def _configured(identity: Mapping[str, Any]) -> bool:
+    """Whether it is that of a run with a configuration."""
+    return "model.name" in identity
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _setting(key: str, value: Any) -> str:
+    """A key and its value for a label: the last part of a dotted key unless it says too little, three digits."""
+    if key == "attention.name":
+        return str(value)
+    last = key.split(".")[-1]
+    short = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{key if last in ('name', 'limit') else last} {short}"

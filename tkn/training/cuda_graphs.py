@@ -1,0 +1,133 @@
+"""CUDA graphs: the kernels of a step start together, which one by one would take the host longer than the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Result = TypeVar("Result")
+
+#: In the first steps libraries choose their kernels, which no graph can capture.
+_FIRST_STEPS = 3
+
+
+def supports_cuda_graphs(device: torch.device) -> bool:
+    """Whether the device has CUDA graphs."""
+    return device.type == "cuda"
+
+
+def may_capture(trainer: Mapping[str, Any]) -> bool:
+    """Whether a run with this configuration `trainer` may have its steps captured.
+
+    A compiled network brings kernels of its own; several processes add their gradients up, and accumulated ones add to
+    those of the step before; `16-mixed` scales the loss anew in every step; looking for an anomaly waits for the GPU.
+    """
+    alone = trainer["devices"] == 1 and trainer["strategy"] == "auto"
+    plain = trainer["accumulate_grad_batches"] == 1 and trainer["precision"] != "16-mixed"
+    return bool(trainer["cuda_graphs"] and alone and plain and not trainer["compile"] and not trainer["detect_anomaly"])
+
+
+class Captured(Generic[Result]):
+    """The kernels that `function` starts, captured once, without running them; `replay` runs them.
+
+    `function` reads and writes tensors that stay where they are, and must not wait for the GPU.
+    """
+
+    def __init__(self, function: Callable[[], Result]) -> None:
+        self.graph = torch.cuda.CUDAGraph()
+        # What autocast has made of the weights so far would be theirs in every replay.
+        torch.clear_autocast_cache()
+        with torch.cuda.graph(self.graph):
+            self.results = function()
+        torch.clear_autocast_cache()
+
+    def replay(self) -> Result:
+        """The function's results, in the same tensors every time."""
+        self.graph.replay()
+        return self.results
+
+
+class GradientGraph:
+    """The losses of a batch and the gradients of the one called "total", for batches of one size.
+
+    Args:
+        losses: (input, targets) -> the losses by name, scalars.
+        parameters: those that get the gradients.
+        batch: one of the size.
+    """
+
+    def __init__(
+        self,
+        losses: Callable[[Tensor, Tensor], dict[str, Tensor]],
+        parameters: Iterable[nn.Parameter],
+        batch: tuple[Tensor, Tensor],
+    ) -> None:
+        self.parameters = list(parameters)
+        self.batch = [tensor.clone() for tensor in batch]
+
+        def step() -> tuple[dict[str, Tensor], list[Tensor | None]]:
+            self._set_gradients([None] * len(self.parameters))
+            values = losses(*self.batch)
+            # As outside of the autocast that a training step is in.
+            with torch.autocast(values["total"].device.type, enabled=False):
+                values["total"].backward()
+            return {name: value.detach() for name, value in values.items()}, [p.grad for p in self.parameters]
+
+        self.captured = Captured(step)
+
+    def __call__(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The losses of `batch`; sets the parameters' gradients."""
+        for mine, given in zip(self.batch, batch, strict=True):
+            mine.copy_(given)
+        values, gradients = self.captured.replay()
+        self._set_gradients(gradients)
+        return values
+
+    def _set_gradients(self, gradients: Iterable[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+
+class Losses(Protocol):
+    """A batch's losses by name; "total", which is minimised, is with the scale penalty if `penalised`."""
+
+    def __call__(self, x: Tensor, targets: Tensor, penalised: bool) -> dict[str, Tensor]: ...
+
+
+class StepGraphs:
+    """A run's training steps on batches of one size, all but the first few captured.
+
+    Args:
+        losses: of a batch.
+        projection: what follows the optimiser's step.
+        parameters: those that the optimiser changes.
+    """
+
+    def __init__(self, losses: Losses, projection: Callable[[], None], parameters: Iterable[nn.Parameter]) -> None:
+        self.losses = losses
+        self.projection = projection
+        self.parameters = list(parameters)
+        self.steps = 0
+        self.penalised = False
+        self.gradients: GradientGraph | None = None
+        self.projected: Captured[None] | None = None
+
+    def step(self, batch: tuple[Tensor, Tensor], penalised: bool) -> dict[str, Tensor] | None:
+        """The losses of `batch`, whose gradients the parameters have then; None in the first steps."""
+        self.steps += 1
+        if self.steps <= _FIRST_STEPS:
+            return None
+        if self.gradients is None or self.penalised != penalised:
+            self.gradients, self.penalised = None, penalised  # most of the old graph's memory is free first
+            self.gradients = GradientGraph(partial(self.losses, penalised=penalised), self.parameters, batch)
+        return self.gradients(batch)
+
+    def project(self) -> None:
+        """The projection, captured when this is called first."""
+        if self.projected is None:
+            self.projected = Captured(self.projection)
+        self.projected.replay()
