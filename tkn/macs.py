@@ -156,6 +156,8 @@ _MULTIPLYING = {
     _aten._native_batch_norm_legit_no_training,
     _aten.native_layer_norm,
     _aten.native_group_norm,
+    torch.ops.tkn.target_conv,
+    torch.ops.tkn.target_sequence,
 }
 
 

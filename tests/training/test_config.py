@@ -61,7 +61,6 @@ def test_an_experiment_can_be_overridden() -> None:
         ("+trainer.max_epoch=1", "unknown key trainer 'max_epoch'; did you mean 'max_epochs'"),
         ("+trainer.num_nodes=2", "unknown key trainer 'num_nodes'"),
         ("trainer.precision=bf16-true", r"trainer\.precision=bf16-true must be one of 32-true"),
-        ("trainer.compile=true engine=roi", r"trainer\.compile=True must be false with engine=roi"),
         ("recipe.lr_schedule=cos", r"recipe\.lr_schedule=cos must be one of drops, cosine"),
         ("recipe.warmup=1", r"recipe\.warmup=1\.0 must be a fraction of the run within \[0, 1\)"),
         ("recipe.attention_lr_factor=-1", r"recipe\.attention_lr_factor=-1\.0 must be at least 0"),

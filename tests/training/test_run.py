@@ -211,13 +211,14 @@ def test_label_smoothing_is_in_what_is_minimised_and_not_in_what_is_logged(tmp_p
 
 
 @pytest.mark.slow
-def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["auto", "roi"])
+def test_a_compiled_run_learns_the_same(engine: str, tmp_path: Path) -> None:
     # A small rate: rounding grows from step to step. Dropout, for its random numbers must be the same too.
     tiny = (
         *(*TINY, "model=tdn10", "model.dropout=0.1", "trainer.max_epochs=1", "data.limit=64"),
         "recipe.optimizer.lr=1e-3",
     )
-    summary, objects = tkn.run(compose(*tiny, "trainer.compile=true"), tmp_path / "compiled")
+    summary, objects = tkn.run(compose(*tiny, "trainer.compile=true", f"engine={engine}"), tmp_path / "compiled")
     expected, expected_objects = tkn.run(compose(*tiny), tmp_path / "eager")
     assert summary["compiled"]
     assert not expected["compiled"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tkn.ops.engines import Runner, split_engine
+from tkn.ops.engines import Runner, backend_of, split_engine
 from tkn.ops.reference import reference
 from tkn.ops.segments import Call, Segment, segments
 from tkn.ops.sticky import sticky
@@ -19,7 +19,7 @@ from tkn.tracing import autocast_dtype
 def run(x: Tensor, targets: Sequence[Target], engine: str) -> Tensor:
     """The layers on x [B, C, *size] or [C, *size]. ValueError if engine "roi" can't compute them."""
     name, fourier = split_engine(engine)
-    if name == "dense":
+    if name == "dense" or (name == "auto" and backend_of(x.device) is None):
         return reference(x, targets, fourier=fourier)
     call = how_called(x, targets)
     return compute(x, sticky(x, targets, engine, call, segments), call, fourier)
@@ -55,7 +55,7 @@ def may_build() -> bool:
     """Whether kernels may be compiled and checked now: not within a backward pass, nor where what autograd saves is
     handed on (a checkpointed region), nor while a GPU's work is captured."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
     return torch._C._current_graph_task_id() == -1 and hooks is None and not capturing
 
 

@@ -174,10 +174,7 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     # Batch normalisation of one image has no meaning.
     yield "recipe.batch_size", devices == 1 or batch_size >= 2 * devices, f"at least 2 for each of {devices} processes"
     yield "trainer.precision", config.trainer.get("precision") in PRECISIONS, f"one of {', '.join(PRECISIONS)}"
-    compiled = config.trainer.get("compile")
-    yield "trainer.compile", type(compiled) is bool, "true or false"
-    yield "trainer.compile", not compiled or config.engine != "roi", "false with engine=roi, which compiles its own way"
-    for key in ("fourier", "cuda_graphs"):
+    for key in ("compile", "fourier", "cuda_graphs"):
         yield f"trainer.{key}", type(config.trainer.get(key)) is bool, "true or false"
     for part in ("train", "val", "test"):
         batches = config.trainer.get(f"limit_{part}_batches")
