@@ -33,6 +33,16 @@ class TargetSpec:
     def dims(self) -> int:
         return len(self.stride)
 
+    @property
+    def joins(self) -> bool:
+        """Whether a ReLU or a pooling is joined to the layer."""
+        return self.relu or self.pool is not None
+
+    def arguments(self) -> tuple[str, float, bool, tuple[int, ...], list[int], tuple[int, ...], int]:
+        """As the operator `target_conv` takes them; `spec_of` makes a spec of them."""
+        padding = [zeros for around in self.padding for zeros in around]
+        return self.attention, self.scale_unit, self.clip, self.stride, padding, self.dilation, self.groups
+
     def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
         """Of the convolution, on maps of `size`, with a kernel of `kernel` pixels; below 1 where it does not fit."""
         return tuple(

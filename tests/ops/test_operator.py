@@ -94,10 +94,7 @@ def _fresh_dynamo() -> Iterator[None]:
 
 
 def arguments(made: nn.Module, x: Tensor, engine: str) -> tuple[Any, ...]:
-    spec = made.target().spec
-    padding = [zeros for around in spec.padding for zeros in around]
-    options = (spec.attention, spec.scale_unit, spec.clip, spec.stride, padding, spec.dilation, spec.groups)
-    return (x, made.weight, made.bias, made.loc, made.scale, *options, engine)
+    return (x, made.weight, made.bias, made.loc, made.scale, *made.target().spec.arguments(), engine)
 
 
 #: opcheck looks at gradients of tensors that have none.

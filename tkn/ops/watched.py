@@ -35,6 +35,10 @@ def run(x: Tensor, targets: Sequence[Target], engine: str) -> Tensor:
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors)):
         return _Watched.apply(x, layers, engine, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
+        if len(targets) == 1 and not targets[0].spec.joins:
+            one = targets[0]
+            tensors_of_one = (one.weight, one.bias, one.loc, one.scale)
+            return torch.ops.tkn.target_conv(x, *tensors_of_one, *one.spec.arguments(), engine)
         return torch.ops.tkn.target_sequence(x, tensors, layers, engine)
 
 
