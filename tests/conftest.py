@@ -29,10 +29,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionstart() -> None:
     # A shell's background jobs ignore it, and so would the runs that tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # What was measured, perhaps on a busy machine, is not kept.
-    path = os.path.join(os.environ["TKN_CACHE_DIR"], "engine_seconds.json")
-    if os.path.exists(path):
-        os.remove(path)
 
 
 @pytest.fixture(autouse=True)

@@ -156,13 +156,16 @@ def fit(paths: list[Path]) -> dict[str, dict[str, list[float]]]:
 
 def main() -> None:
     """As the module says."""
-    action, *rest = sys.argv[1:]
-    if action == "sample":
+    action, *rest = sys.argv[1:] or [""]
+    if action == "sample" and len(rest) in (2, 3):
         sample(Path(rest[0]), int(rest[1]), int(rest[2]) if len(rest) > 2 else 0)
-    elif action == "fit":
-        write_whole(Path(costs.__file__).with_name("costs.json"), json.dumps(fit([Path(path) for path in rest])) + "\n")
+    elif action == "fit" and rest:
+        found, known = fit([Path(path) for path in rest]), costs.constants()
+        # Kinds without a sample keep what they had.
+        merged = {engine: {**known[engine], **kinds} for engine, kinds in found.items()}
+        write_whole(Path(costs.__file__).with_name("costs.json"), json.dumps(merged) + "\n")
     else:
-        sys.exit(f"unknown action {action!r}; choose from sample, fit")
+        sys.exit("usage: python -m tkn.bench.costs sample FILE COUNT [SEED] | fit FILE...")
 
 
 if __name__ == "__main__":

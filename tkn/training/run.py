@@ -218,7 +218,7 @@ def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTrainin
         scale_unit=config.attention.scale_unit,
         min_size=config.attention.min_size,
         clip=config.attention.clip,
-        # The compiler joins dense layers with what is around them, and would have to choose before it knows the ROIs.
+        # The compiler joins dense layers with what is around them, which most networks gain more by.
         engine="dense" if config.trainer.compile and config.engine == "auto" else config.engine,
     )
     if config.trainer.fourier:

@@ -1,10 +1,8 @@
-"""The ROI engine: convolutions computed inside their kernels' ROIs only, on the CPU. docs/engine.md explains it.
+"""The CPU's ROI backend: target layers inside their ROIs only, forward and backward. docs/engine.md explains it.
 
-- The kernels: kernels.cpp with rows.h, bfloat16.h, weight_grad.h (large batches), maps.h (small ones) and vector.h;
-  compiled by library.py, held against torch by check.py; their structures in structs.py.
-- Rows: rows.py says which numbers live where, kernels.py calls the kernels on them.
-- A layer: target.py runs it, choose.py decides how, autograd.py gives it gradients.
-- A network: graph.py reads its operations, fuse.py joins them, lowering.py with lower_rows.py and lower_maps.py turns
-  them into the kernels', parts.py runs these, dense.py does the same by torch; plan.py is what users call.
-- What is dense all the same, faster: weigh.py, the product with a window; fourier.py, convolutions of many channels.
+- backend.py: what the operators ask of it. chain.py: layers one after the other. stage.py: one layer's lists, forward and
+  backward.
+- rows.py says which numbers live where, kernels.py calls the kernels on them, structs.py mirrors their structures.
+- csrc/: the kernels: kernels.cpp with rows.h, bfloat16.h, weight_grad.h (large batches), maps.h (small ones), vector.h.
+- build.py compiles and opens them; check.py, in a child process, holds them against torch; factors.py measures them.
 """
