@@ -157,6 +157,15 @@ def test_tuning_a_sequence_tries_its_layers_one_by_one() -> None:
     assert len(found.seconds) >= 4
 
 
+def test_layers_that_are_alike_are_measured_once_and_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(tuning, "_in_turns", lambda call, flags: (asked.append(call), dict.fromkeys(flags, 1.0))[1])
+    network = TargetSequential(layer(), nn.BatchNorm2d(16), layer(), nn.BatchNorm2d(16), layer())
+    found = tkn.tune(network, 2, (16, 16, 16))
+    assert [one.layers for one in found] == [("0",), ("2",), ("4",)]
+    assert len(asked) == 1
+
+
 def test_a_damaged_or_forbidden_file_is_no_error(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     tkn.tune(layer(), 1, (16, 16, 16))
     (path,) = folder.glob("tuned_*.json")

@@ -78,10 +78,14 @@ def tune(model: nn.Module, batch_size: int, input_size: tuple[int, ...], *, trai
         model(x)
     names = {id(parameter): name.rpartition(".")[0] for name, parameter in model.named_parameters()}
     results: list[Tuned] = []
-    for call in {tuned.key_of(_works(call)): call for call in seen}.values():
-        times = _measured(call)
+    measured: dict[str, dict[tuple[bool, ...], float]] = {}
+    for call in seen:
+        key = tuned.key_of(_works(call))
+        if key not in measured:
+            measured[key] = _measured(call)
+        times = measured[key]
         best = min(times, key=times.__getitem__)
-        tuned.keep({tuned.key_of(_works(call)): list(best)})
+        tuned.keep({key: list(best)})
         layers = tuple(names.get(id(target.weight), "") or "(model)" for target in call.targets)
         tried = sorted((taken, _described(flags)) for flags, taken in times.items())
         engines = tuple("roi" if flag else "dense" for flag in best)
