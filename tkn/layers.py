@@ -388,7 +388,7 @@ class _TargetConv(RoiLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         engine = self.operator_engine()
-        if by_torch(engine):
+        if by_torch(engine, input):
             return self.dense(input)
         return torch.ops.tkn.target_conv(
             self.padded(input),

@@ -74,6 +74,11 @@ class Backend(Protocol):
         """The layers on inputs of `shape` and `dtype`, with a result of the type `result`."""
 
 
+def has_backend(x: Tensor) -> bool:
+    """Whether there is an ROI backend for the device of x."""
+    return x.device.type in _MODULES
+
+
 def backend_of(device: torch.device) -> Backend | None:
     """The ROI backend of a device, if there is one."""
     module = _MODULES.get(device.type)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tkn.ops import eager, flops, watched
-from tkn.ops.engines import split_engine
+from tkn.ops.engines import has_backend, split_engine
 from tkn.ops.reference import reference
 from tkn.spec import Target, decode, encode, spec_of
 from tkn.tracing import transformed
@@ -163,17 +163,18 @@ torch.library.register_fake("tkn::target_backward", _fake_backward, lib=library)
 flops.register()
 
 
-def by_torch(engine: str) -> bool:
+def by_torch(engine: str, x: Tensor) -> bool:
     """Whether torch must see operations of its own: to transform them, to write TorchScript or ONNX, which know no
     others, or to compile dense layers and join them with what is around."""
     if torch.compiler.is_compiling():
-        return engine.startswith("dense") or torch.onnx.is_in_onnx_export()
+        dense = engine.startswith("dense") or (engine.startswith("auto") and not has_backend(x))
+        return dense or torch.onnx.is_in_onnx_export()
     return torch.jit.is_tracing() or transformed()
 
 
 def run_sequence(x: Tensor, targets: Sequence[Target], engine: str) -> Tensor:
     """The layers one after the other as one operation: [B, C, *size] -> [B, O, *size']."""
-    if by_torch(engine):
+    if by_torch(engine, x):
         return reference(x, targets, fourier=split_engine(engine)[1])
     tensors = [t for target in targets for t in target.tensors]
     return torch.ops.tkn.target_sequence(x, tensors, encode(targets), engine)
