@@ -60,9 +60,7 @@ def segments(x: Tensor, targets: Sequence[Target], engine: str, call: Call) -> l
     if reason is not None or backend is None:
         return [Segment(layers, None, reason or "")]
     if not backend.available(x.dtype, may_build=call.may_build):
-        built = (
-            "" if call.may_build else " yet, and none may be built within a checkpoint, a backward pass or a capture"
-        )
+        built = "" if call.may_build else " yet, and none may be built in a checkpoint, a backward pass or a capture"
         return [Segment(layers, None, f"there are no kernels here{built}")]
     return [Segment(layers, backend)] if name == "roi" else _faster(x, layers, backend, fourier, call)
 

@@ -72,7 +72,7 @@ class _Transforms:
     kernel: _Transform
     output: _Transform
 
-    def pay(self, batch: int, channels: int, outputs: int) -> bool:
+    def are_faster(self, batch: int, channels: int, outputs: int) -> bool:
         """Whether the frequencies of a batch take less time than the taps, estimated by multiply-adds."""
         pairs = channels * outputs
         products = self.output.products * (batch + _READING) * pairs
@@ -194,7 +194,7 @@ def _is_faster(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> bool:
     kernel, size = tuple(weight.shape[2:]), tuple(x.shape[2:])
     if not _possible(size, kernel, padding):
         return False
-    return _transforms(size, kernel, padding, x.dtype, x.device).pay(len(x), x.shape[1], len(weight))
+    return _transforms(size, kernel, padding, x.dtype, x.device).are_faster(len(x), x.shape[1], len(weight))
 
 
 class _Forward:
@@ -214,7 +214,7 @@ def suited(model: nn.Module) -> dict[str, nn.Conv2d]:
     Those with at least `LEAST_CHANNELS` channels in and out, kernels larger than 1x1, stride 1, no dilation, no groups
     and a padding by zeros smaller than the kernel.
     """
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d) and _suits(layer)}
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d) and _applies_to(layer)}
 
 
 def use_fourier(model: nn.Module) -> None:
@@ -232,7 +232,7 @@ def uses_fourier(layer: object) -> bool:
     return isinstance(getattr(layer, "_conv_forward", None), _Forward)
 
 
-def _suits(layer: nn.Conv2d) -> bool:
+def _applies_to(layer: nn.Conv2d) -> bool:
     plain = layer.stride == layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
     return (
         plain
