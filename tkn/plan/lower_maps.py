@@ -185,7 +185,7 @@ class MapLowering(Lowering[Value]):
         children = [part.first + part.at(np.where(inside, table, 0))[inside] for part in parts]
         channels = np.array([part.channels for part in parts], dtype=np.int32)
         factor = 1 / pooling.geometry.taps if pooling is not None and pooling.average else None
-        spec = Filled(MapGatherStruct()).having(
+        spec = Filled(MapGatherStruct()).with_values(
             pixels=size[0] * size[1],
             out=target.at(pixels),
             parts=len(parts),
@@ -247,7 +247,9 @@ class MapLowering(Lowering[Value]):
         else:
             weight = fused.conv.weight[:, torch.from_numpy(mask)][:, :, None, None]
         target = self._map(len(channel), (1, 1))
-        spec = Filled(MapPickStruct()).having(count=len(channel), source=(source.at(pixel) + channel).astype(np.int32))
+        spec = Filled(MapPickStruct()).with_values(
+            count=len(channel), source=(source.at(pixel) + channel).astype(np.int32)
+        )
         self._add(Kind.MAP_PICK, spec, source.first, target.first, len(channel))
         conv = Convolve(weight, None, Geometry((1, 1), (1, 1)))
         picked = Value((target,), np.ones((len(channel), 1, 1), dtype=bool), outside=np.zeros(len(channel)))
@@ -277,7 +279,7 @@ class MapLowering(Lowering[Value]):
         offsets = (taps.reshape(1, -1) + np.arange(source.channels)[:, None]).reshape(-1)
         packed = np.zeros((width, len(offsets)), dtype=np.float32)
         packed[:outputs] = weight.reshape(outputs, -1).numpy()
-        spec = Filled(MapFirstStruct()).having(
+        spec = Filled(MapFirstStruct()).with_values(
             pixels=pixels,
             out=target.at(np.arange(pixels)),
             child_start=(np.arange(pixels + 1) * children).astype(np.int32),
@@ -301,7 +303,7 @@ class MapLowering(Lowering[Value]):
         scale, shift = fused.scale.reshape(len(mask), -1), fused.shift.reshape(len(mask), -1)
         runs, lengths, weight = self._runs(fused.conv, source)
         counts = [len(s.channels) * len(s.pixels) for s in sets]
-        spec = Filled(MapConvStruct()).having(
+        spec = Filled(MapConvStruct()).with_values(
             sets=len(sets),
             set_start=cumulative(np.array([len(s.channels) for s in sets], dtype=np.int64)),
             channel=_joined([s.channels for s in sets]),
@@ -387,7 +389,7 @@ def _pool(fused: Fused) -> MapPoolStruct:
 
 
 def _dense(m: Map) -> Filled:
-    return Filled(MapDenseStruct()).having(
+    return Filled(MapDenseStruct()).with_values(
         channels=m.channels, height=m.size[0], width=m.size[1], stride=m.stride, line=m.line
     )
 

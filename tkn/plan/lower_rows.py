@@ -255,7 +255,7 @@ class RowLowering(Lowering[Value]):
         pixel = convolved.order[convolved.entry_position]
         at = (convolved.channel, *np.divmod(pixel, geometry.output_size[1]))
         self._use(source)
-        spec = fill_conv(source.whole, convolved, geometry, conv.groups, self.lanes, self.dtype).having(
+        spec = fill_conv(source.whole, convolved, geometry, conv.groups, self.lanes, self.dtype).with_values(
             weight=conv.weight.to(self.dtype).permute(0, 2, 3, 1).contiguous(),
             scale=self._array(fused.scale[at]),
             shift=self._array(fused.shift[at]),
@@ -295,7 +295,7 @@ class RowLowering(Lowering[Value]):
             factor=factor,
             init=self._array(init),
         )
-        return spec.having(windows=len(windows) - 1, window_start=windows, pool=gather.struct, pool_arrays=gather)
+        return spec.with_values(windows=len(windows) - 1, window_start=windows, pool=gather.struct, pool_arrays=gather)
 
     def _interleave(self, conv: Lowered, convolved: Rows, geometry: Geometry) -> None:
         """Let the gather just before run part by part with the convolution, if its rows would not stay in a cache."""

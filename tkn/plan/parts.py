@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tkn.backends.cpu.build import kernels
-from tkn.backends.cpu.structs import OperationStruct, StepStruct
+from tkn.backends.cpu.structs import InstructionStruct, StepStruct
 from tkn.plan.dense import run_dense
 from tkn.plan.graph import Graph, Input, Slot, Torch
 from tkn.plan.lower_maps import MapLowering
@@ -102,7 +102,7 @@ class RowPart(_Engine):
         self.lanes = lanes
         self.lowering = RowLowering(graph, nodes, self.inputs, self.outputs, lanes, torch.float32)
         lowered = self.lowering.operations
-        self.operations = (OperationStruct * len(lowered))()
+        self.operations = (InstructionStruct * len(lowered))()
         for struct, op in zip(self.operations, lowered, strict=True):
             struct.kind, struct.dense, struct.parts = op.kind, op.dense, op.parts
             struct.spec = ctypes.addressof(op.spec.struct)
@@ -143,7 +143,7 @@ class MapPart(_Engine):
         self.lowering = MapLowering(graph, nodes, self.inputs, self.outputs, width)
         self.memory = self.lowering.memory()[None]
         lowered = self.lowering.operations
-        self.operations = (OperationStruct * len(lowered))()
+        self.operations = (InstructionStruct * len(lowered))()
         for struct, op in zip(self.operations, lowered, strict=True):
             struct.kind, struct.dense, struct.parts = op.kind, op.dense, op.parts
             struct.spec = ctypes.addressof(op.spec.struct)
