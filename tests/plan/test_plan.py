@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tkn import AttentiveRegularization2d, TargetConv2d, accelerate, build_model, targetize
 from tkn.layers import RoiLayer
-from tkn.plan.graph import build_graph, frozen
+from tkn.plan.capture import build_graph, frozen
 from tkn.plan.plan import Plan
 from tkn.sequential import TargetSequential
 

@@ -16,7 +16,8 @@ from tkn.app.messages import first_line
 from tkn.backends.cpu.build import available, kernels
 from tkn.backends.cpu.rows import tile_lanes
 from tkn.ops.choose import measure
-from tkn.plan.graph import Convolve, Graph, Size, Torch, build_graph, frozen
+from tkn.plan.capture import build_graph, frozen
+from tkn.plan.graph import Convolve, Graph, Size, Torch
 from tkn.plan.parts import MapPart, Part, RowPart, TorchPart, by_torch, run_parts, split
 
 _FORMAT = 1

@@ -11,7 +11,7 @@ from tkn.backends.cpu.build import EngineUnavailable
 from tkn.backends.cpu.stage import Activation, Stage
 from tkn.geometry import Geometry, Pool
 from tkn.layers import TargetConv2d
-from tkn.plan.graph import build_graph, frozen
+from tkn.plan.capture import build_graph, frozen
 from tkn.plan.plan import Plan
 from tkn.sequential import TargetSequential
 
