@@ -1,33 +1,65 @@
-"""A network as a short list of operations that the engine knows, and of what it leaves to torch."""
+"""A network as a list of operations, each on the results of earlier ones: what the engine knows, and calls of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from tkn.attention import attention_function, separable_window
 from tkn.geometry import Geometry
+from tkn.roi import roi_bounds, roi_mask
 
+#: (channels, height, width) of an activation
 Size = tuple[int, int, int]
 
 
-@dataclass
+@dataclass(eq=False)
+class Attention:
+    """The windows and ROIs of a target layer's kernels: `loc`, `scale`: [2, C]; `function`: its name in ATTENTION."""
+
+    loc: Tensor
+    scale: Tensor
+    function: str
+    scale_unit: float
+    clip: bool
+
+    def window(self, size: tuple[int, int]) -> Tensor:
+        """What a map of `size` is multiplied with (Eq. 13): [C, H, W]."""
+        return separable_window(size, self.loc, self.scale, attention_function(self.function), self.scale_unit)
+
+    def mask(self, size: tuple[int, int]) -> Tensor | None:
+        """Where a map of `size` is not zero (Eq. 15): bool [C, H, W]; None if it is not clipped."""
+        return roi_mask(size, roi_bounds(size, self.loc, self.scale)) if self.clip else None
+
+
+@dataclass(eq=False)
 class Convolve:
-    """`weight` [O, C / groups, kH, kW], + `bias` [O], * `window` [O, H, W]; zero outside `mask`, bool [O, H, W]."""
+    """`weight` [O, C / groups, kH, kW], + `bias` [O], then the attention."""
 
     weight: Tensor
     bias: Tensor | None
     geometry: Geometry
     groups: int = 1
-    window: Tensor | None = None
-    mask: Tensor | None = None
+    attention: Attention | None = None
+
+    @cached_property
+    def window(self) -> Tensor | None:
+        """What the map is multiplied with: [O, H, W]."""
+        return None if self.attention is None else self.attention.window(self.geometry.output_size)
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """Where the map is not zero: bool [O, H, W]."""
+        return None if self.attention is None else self.attention.mask(self.geometry.output_size)
 
 
-@dataclass
+@dataclass(eq=False)
 class Affine:
-    """x * scale + shift, per channel."""
+    """x * scale + shift, per channel: [C] in float64."""
 
     scale: Tensor
     shift: Tensor
@@ -63,17 +95,30 @@ class Same:
 
 @dataclass
 class Input:
-    """The network's input."""
+    """The network's images."""
 
 
-@dataclass
-class Torch:
-    """Left to torch. `arguments`: with integers n in place of the n-th input's tensor wrapped in `Slot`."""
+@dataclass(eq=False)
+class Constant:
+    """A number of the network itself, such as a parameter that its code adds. Left to torch."""
+
+    value: Any
+    kind = "constant"
+
+
+@dataclass(eq=False)
+class Call:
+    """Left to torch: `function` of arguments in which `Slot`s stand for the results of earlier nodes.
+
+    `kind`: what a reader knows it by, a module's class or a function's name; `name`: of the function in VOCABULARY,
+    None if it is not there: then no file can hold it.
+    """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     kind: str
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,23 +128,16 @@ class Slot:
     index: int
 
 
-@dataclass(frozen=True)
-class Method:
-    """Calls the method `name` of its first argument."""
-
-    name: str
-
-    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(target, self.name)(*args, **kwargs)
-
-
-Operation = Convolve | Affine | Relu | Pooling | Concatenate | Add | Same | Input | Torch
+Operation = Convolve | Affine | Relu | Pooling | Concatenate | Add | Same | Input | Constant | Call
 
 
 @dataclass
 class Node:
-    """`inputs`: positions in the graph. `size`: (C, H, W) of the result as the engine sees it, (features, 1, 1) for a
-    vector, or of an unflattened map; None if it isn't a float activation. `flat`: torch sees it as [B, features]."""
+    """An operation and what it is of.
+
+    `inputs`: positions in the graph, before its own. `size`: of the result as the engine sees it, (features, 1, 1) for
+    a vector, or of an unflattened map; None if it isn't a float activation. `flat`: torch sees it as [B, features].
+    """
 
     name: str
     operation: Operation
@@ -108,15 +146,33 @@ class Node:
     flat: bool = False
     users: list[int] = field(default_factory=list)
 
+    @property
+    def by_torch(self) -> bool:
+        """Whether only torch can compute it."""
+        return isinstance(self.operation, Call | Constant)
 
-@dataclass
+
 class Graph:
     """Nodes in the order of execution, the first the input, and which of them is the output."""
 
-    nodes: list[Node]
-    output: int
+    def __init__(self, nodes: list[Node], output: int) -> None:
+        self.nodes, self.output = nodes, output
+        for node in nodes:
+            node.users = []
+        for position, node in enumerate(nodes):
+            for source in node.inputs:
+                nodes[source].users.append(position)
+
+    @property
+    def input_size(self) -> Size:
+        """(C, H, W) of the images."""
+        size = self.nodes[0].size
+        assert size is not None
+        return size
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """What is left to torch: "name (type)"."""
-        return tuple(f"{node.name} ({node.operation.kind})" for node in self.nodes if isinstance(node.operation, Torch))
+        """What is left to torch: "name (kind)"."""
+        return tuple(
+            f"{node.name} ({node.operation.kind})" for node in self.nodes if isinstance(node.operation, Call | Constant)
+        )
