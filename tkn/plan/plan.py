@@ -219,7 +219,7 @@ class Plan(nn.Module):
         if x.device.type != "cpu" or x.dtype != torch.float32 or x.layout != torch.strided:
             raise ValueError(f"the plan takes float32 on the CPU, not {x.dtype} on {x.device} ({x.layout})")
         size = None if self._graph is None else self._graph.input_size
-        if x.dim() != 4 or len(x) == 0 or (size is not None and tuple(x.shape[1:]) != size):
+        if x.dim() != 4 or x.shape[0] == 0 or (size is not None and tuple(x.shape[1:]) != size):
             expected = "C, H, W" if size is None else ", ".join(map(str, size))
             raise ValueError(f"the plan takes images [B, {expected}], not {list(x.shape)}")
         if _torch_must_see(x):
