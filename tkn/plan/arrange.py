@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from math import prod
 
+import numpy as np
 import torch
 
 from tkn.backends.cpu.build import available, kernels
@@ -42,7 +43,8 @@ def arranged(graph: Graph, batch_size: int, small: bool | None = None) -> Progra
     wrong, programs = [], []
     for lanes in _lanes(graph, batch_size, small):
         try:
-            program = Program(graph, list(_parts(graph, lanes)))
+            with np.errstate(all="ignore"):  # numbers that are not finite are the network's own
+                program = Program(graph, list(_parts(graph, lanes)))
         except ValueError as error:  # too large
             wrong.append(str(error))
             continue

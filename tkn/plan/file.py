@@ -17,7 +17,7 @@ from tkn.plan.compare import TOLERANCE, difference, fixed_images
 from tkn.plan.decode import decoded, fields, size_of, whole
 from tkn.plan.encode import encoded
 from tkn.plan.graph import Graph
-from tkn.plan.guard import NoRoom, guarded
+from tkn.plan.guard import NoRoom, guarded, half_of_memory
 
 #: The metadata's only key, the format's name, and its version.
 _KEY = _FORMAT = "tkn.plan"
@@ -46,20 +46,29 @@ class Contents:
     expected: Tensor
     size: int
 
-    def check(self, name: str, room: int | None = None) -> bool:
-        """Whether the graph computes the outputs that it should, in the memory that reading a file may take.
-
-        ValueError, with the file's name, if it does not; False if that is not known for lack of `room`.
-        """
+    def check_now(self, name: str) -> bool:
+        """`check` it in the memory that reading a file may take; False if that may not be enough."""
         try:
-            error = difference(_outputs(self.graph, room or self.size + _ROOM), self.expected)
+            self.check(name, self.size + _ROOM)
         except NoRoom:
             return False
+        return True
+
+    def check(self, name: str, room: int | None = None) -> None:
+        """ValueError, with the file's name, if the graph does not compute the outputs that it should.
+
+        NoRoom if that may take more than `room` bytes; by default, half of the machine's memory: ValueError.
+        """
+        try:
+            error = difference(_outputs(self.graph, room or half_of_memory()), self.expected)
+        except NoRoom:
+            if room is not None:
+                raise
+            raise ValueError(f"{name} can't be checked: it may take more than half of the memory") from None
         except Exception as cause:  # torch's functions raise many kinds
             raise ValueError(f"{name} is damaged: {first_line(cause)}") from cause
         if error > TOLERANCE:
             raise ValueError(f"{name} is damaged: it does not compute what it should (difference {error:.1e})")
-        return True
 
 
 def json_value(name: str, value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -84,7 +83,7 @@ def load_plan(path: str | Path) -> Plan:
 def _read(file: BinaryIO, size: int, name: str, small: bool | None = None) -> Plan:
     with _undisturbed():
         contents = read_plan(file, size, name)
-        checked = contents.check(name)
+        checked = contents.check_now(name)
         plan = Plan(
             contents.graph,
             contents.batch_size,
@@ -94,7 +93,7 @@ def _read(file: BinaryIO, size: int, name: str, small: bool | None = None) -> Pl
             arrange=False,
         )
         if not checked:
-            plan._checks = (partial(contents.check, name, sys.maxsize),)
+            plan._checks = (partial(contents.check, name),)
         return plan
 
 
@@ -171,7 +170,7 @@ class Plan(nn.Module):
         self._program: Program | None = None
         #: what remains to be done at the first call: a model to follow (in a tuple, for it is no submodule), checks
         self._model: tuple[nn.Module, ...] = ()
-        self._checks: tuple[Callable[[], object], ...] = ()
+        self._checks: tuple[Callable[[], None], ...] = ()
         if not isinstance(source, Graph):
             self._model = (source,)
             return
