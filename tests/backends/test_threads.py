@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from engine_cases import results, targeted
-from test_plan import NETWORKS, images, network, plan_of
+from plan_networks import NETWORKS, images, network, plan_of
 from torch import Tensor, nn
 
 from tkn import TargetConv2d

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from engine_cases import assert_near, targeted, truth
-from test_plan import NETWORKS, Residual, network, plan_of
+from plan_networks import NETWORKS, Residual, network, plan_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 

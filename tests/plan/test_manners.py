@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine_cases import assert_near, targeted
-from test_plan import NETWORKS, images, network, plan_of
+from plan_networks import NETWORKS, images, network, plan_of
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from engine_cases import assert_near, targeted, truth
-from test_plan import NETWORKS, Untraceable, images, network
+from plan_networks import NETWORKS, Untraceable, images, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
