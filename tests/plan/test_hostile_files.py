@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,14 @@ def test_what_was_put_off_is_refused_at_the_first_call(
 
     with pytest.raises(ValueError, match=r"net\.plan (is damaged|can't be checked|is not a plan)"):
         use()
+
+
+def test_what_was_put_off_is_done_before_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_file, "half_of_memory", lambda: 2**27)
+    (tmp_path / "net.plan").write_bytes(HOSTILE["interpolation"])
+    plan = load_plan(tmp_path / "net.plan")
+    for use in (lambda: plan.save(tmp_path / "again.plan"), lambda: copy.deepcopy(plan)):
+        with pytest.raises(ValueError, match="can't be checked"):
+            use()
+    with pytest.raises(ValueError, match="checked at its first use: call it on images before it is traced"):
+        torch.func.vmap(plan)(torch.zeros(2, 1, 1, 1, 1))

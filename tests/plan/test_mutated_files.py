@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from engine_cases import targeted
-from mutations import Mutator
+from mutations import ODD, Mutator, at, parts, places, whole
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tkn import AttentiveRegularization2d, TargetConv2d, accelerate, load_plan
-from tkn.plan.compare import difference
+from tkn.plan.compare import difference, fixed_images
 from tkn.plan.parts import Program
 
 SIZE = (2, 7, 6)
@@ -60,6 +63,7 @@ def check(path: Path, data: bytes, seed: int, count: int) -> dict[str, int]:
         what = f"seed {seed}, file {number}: {kind}"
         try:
             plan = load_plan(path)
+            plan(torch.zeros(1, *plan.input_size))
         except ValueError as error:
             if str(path) not in str(error):
                 raise AssertionError(what) from error
@@ -82,6 +86,50 @@ def test_changed_files(data: bytes, tmp_path: Path) -> None:
     # Some must be plans still, or nothing was tried: of other notes, or computed anew.
     assert 10 <= sum(plans.values()) <= 200, plans
     assert any("consistent" in kind for kind in plans)
+
+
+def changed_everywhere(data: bytes, values: list[Any]) -> Iterator[tuple[str, bytes]]:
+    """Files that lack one thing, and such where it is one of `values`: all things of the JSON in turn."""
+    header, content, numbers = parts(data)
+    for path in places(content)[1:]:
+        lacking = copy.deepcopy(content)
+        del at(lacking, path[:-1])[path[-1]]
+        yield f"without {path}", whole(header, lacking, numbers)
+        for value in values:
+            other = copy.deepcopy(content)
+            at(other, path[:-1])[path[-1]] = copy.deepcopy(value)
+            if other != content:
+                yield f"{path} = {value!r}", whole(header, other, numbers)
+
+
+def check_everywhere(path: Path, data: bytes, values: list[Any]) -> None:
+    path.write_bytes(data)
+    x = fixed_images(2, SIZE)
+    expected = load_plan(path)(x)
+    for what, changed in changed_everywhere(data, values):
+        path.write_bytes(changed)
+        try:
+            plan = load_plan(path)
+            assert plan.input_size == SIZE
+            for check in plan._checks:  # as the first call does
+                check()
+        except ValueError as error:
+            if str(path) not in str(error):
+                raise AssertionError(what) from error
+            continue
+        except Exception as error:
+            raise AssertionError(what) from error
+        # The fields that may be changed do not change what it computes.
+        assert difference(Program.by_torch(plan._graph)(x), expected) < 1e-3, what
+
+
+def test_every_field(data: bytes, tmp_path: Path) -> None:
+    check_everywhere(tmp_path / "net.plan", data, [None, -1])
+
+
+@pytest.mark.slow
+def test_every_field_with_every_odd_value(data: bytes, tmp_path: Path) -> None:
+    check_everywhere(tmp_path / "net.plan", data, list(ODD))
 
 
 @pytest.mark.slow

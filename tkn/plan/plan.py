@@ -204,8 +204,11 @@ class Plan(nn.Module):
             temporary.write_bytes(content)
 
     def _bytes(self) -> bytes:
+        graph = self._made()
         with _undisturbed():
-            return plan_bytes(self._made(), self.batch_size, self.classes, self.preprocessing)
+            for check in self._checks:
+                check()
+            return plan_bytes(graph, self.batch_size, self.classes, self.preprocessing)
 
     def __reduce__(self) -> tuple[Callable[[bytes, bool | None], Plan], tuple[bytes, bool | None]]:
         return _unpickled, (self._bytes(), self._small)
@@ -223,7 +226,8 @@ class Plan(nn.Module):
             raise ValueError(f"the plan takes images [B, {expected}], not {list(x.shape)}")
         if _torch_must_see(x):
             self._made()
-            assert self._by_torch is not None
+            if self._by_torch is None or self._checks:
+                raise ValueError("the plan's file is checked at its first use: call it on images before it is traced")
             with torch.autocast("cpu", enabled=False):
                 return self._by_torch(x)
         with torch.autocast("cpu", enabled=False), _on_cpu():
