@@ -26,6 +26,15 @@ class Geometry:
     after: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
 
+    @classmethod
+    def of_conv(cls, layer: nn.Conv2d, input_size: tuple[int, int]) -> Geometry:
+        """Of a convolution on maps of `input_size`, which are padded already unless it pads with zeros."""
+        top = bottom = left = right = 0
+        if layer.padding_mode == "zeros":
+            left, right, top, bottom = layer._reversed_padding_repeated_twice
+        kernel, stride, dilation = pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation)
+        return cls(input_size, kernel, stride, (top, left), (bottom, right), dilation)
+
     @property
     def output_size(self) -> tuple[int, int]:
         height, width = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from engine_cases import same_with_threads
-from test_plan import NETWORKS, images, network, plan_of
+from plan_networks import NETWORKS, images, network, plan_of
 
 
 @pytest.mark.parametrize("small", [False, True], ids=["rows", "maps"])

@@ -1,30 +1,76 @@
-"""A graph's operations by torch: what runs where there are no kernels."""
+"""A graph's operations by torch: what runs where there are no kernels, and where these can't be used."""
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tkn.plan.graph import Affine, Concatenate, Convolve, Graph, Node, Pooling, Relu, Same
+from tkn.plan.graph import (
+    Affine,
+    Call,
+    Concatenate,
+    Constant,
+    Convolve,
+    Graph,
+    Node,
+    Operation,
+    Pooling,
+    Relu,
+    Same,
+    Slot,
+)
 
 
-def run_dense(graph: Graph, position: int, values: dict[int, Any]) -> None:
-    """Compute one node, not a `Torch` one, from the values before it: [B, C, H, W], or [B, features] if it is flat."""
+def run_node(graph: Graph, position: int, values: dict[int, Any]) -> None:
+    """Compute one node, not the input, from the values before it.
+
+    Activations are [B, C, H, W], or [B, features] if they are flat. ValueError if one that the node reads has another
+    size than the images that the graph was made with gave it.
+    """
     node = graph.nodes[position]
-    inputs = [_as_map(values[source], graph.nodes[source]) for source in node.inputs]
-    result = _compute(node.operation, inputs)
-    values[position] = result.flatten(1) if node.flat else result
+    operation = node.operation
+    if isinstance(operation, Constant):
+        values[position] = operation.value
+    elif isinstance(operation, Call):
+        inputs = [values[source] for source in node.inputs]
+        args, kwargs = filled((operation.args, operation.kwargs), inputs)
+        values[position] = operation.function(*args, **kwargs)
+    else:
+        maps = [_as_map(values[source], graph.nodes[source]) for source in node.inputs]
+        result = _compute(operation, maps)
+        values[position] = result.flatten(1) if node.flat else result
+
+
+def filled(arguments: Any, inputs: list[Any]) -> Any:
+    """A call's arguments with inputs in the place of slots."""
+    if isinstance(arguments, Slot):
+        return inputs[arguments.index]
+    if isinstance(arguments, dict):
+        return {key: filled(value, inputs) for key, value in arguments.items()}
+    if type(arguments) in (list, tuple):
+        return type(arguments)(filled(value, inputs) for value in arguments)
+    if isinstance(arguments, slice):
+        return slice(*(filled(part, inputs) for part in (arguments.start, arguments.stop, arguments.step)))
+    return arguments
 
 
 def _as_map(x: Tensor, node: Node) -> Tensor:
     assert node.size is not None
+    expected = (prod(node.size),) if node.flat else node.size
+    if x.shape[1:] != expected:
+        sides = ", ".join(map(str, expected))
+        raise ValueError(
+            f"{node.name} gives {list(x.shape)}, not [B, {sides}]: a plan can't follow sizes that depend on the number "
+            "of images"
+        )
     return x.reshape(-1, *node.size)
 
 
-def _compute(operation: object, inputs: list[Tensor]) -> Tensor:
+def _compute(operation: Operation, inputs: list[Tensor]) -> Tensor:
     x = inputs[0]
     if isinstance(operation, Convolve):
         return _convolve(operation, x)

@@ -67,7 +67,7 @@ class Map:
 
 
 @dataclass(frozen=True, eq=False)
-class Value(Pending):
+class MapValue(Pending):
     """An activation whose x is the channels of `parts` side by side.
 
     `mask`: bool [C, H, W], outside of which x is the constant `outside`.
@@ -87,8 +87,8 @@ class Value(Pending):
 
 
 @dataclass
-class LoweredMap:
-    """One operation: its structure, where its maps begin, and into how many parts threads may divide it."""
+class MapInstruction:
+    """One instruction: its structure, where its maps begin, and into how many parts threads may divide it."""
 
     kind: Kind
     spec: Filled
@@ -98,7 +98,7 @@ class LoweredMap:
     dense: int = 0
 
 
-class MapLowering(Lowering[Value]):
+class MapLowering(Lowering[MapValue]):
     """For small batches."""
 
     def __init__(self, graph: Graph, nodes: list[int], inputs: list[int], outputs: list[int], width: int) -> None:
@@ -108,8 +108,10 @@ class MapLowering(Lowering[Value]):
         # Twice: how wide the borders must be is known once all readers are.
         for _ in range(2):
             self.maps: list[Map] = []
-            self.operations: list[LoweredMap] = []
+            self.instructions: list[MapInstruction] = []
             self._walk()
+            if self.memory_size >= 2**31:
+                raise ValueError(f"maps of {self.memory_size} numbers are too large for lists of 32 bits")
 
     @property
     def memory_size(self) -> int:
@@ -153,26 +155,26 @@ class MapLowering(Lowering[Value]):
         if size[0] < _FEW:
             target.stride = size[0]
         self._add(Kind.MAP_PACK, _dense(target), 0, target.first, size[1], dense=self.inputs.index(position))
-        self.values[position] = Value((target,), np.ones(size, dtype=bool), outside=np.zeros(size[0]))
+        self.values[position] = MapValue((target,), np.ones(size, dtype=bool), outside=np.zeros(size[0]))
 
     def _unpack(self, position: int, dense: int) -> None:
         source = self._materialised(self.values[position]).parts[0]
         self._add(Kind.MAP_UNPACK, _dense(source), source.first, 0, source.size[0], dense=dense)
 
     def _add(self, kind: Kind, spec: Filled, source: int, output: int, parts: int, dense: int = 0) -> None:
-        self.operations.append(LoweredMap(kind, spec, source, output, parts, dense))
+        self.instructions.append(MapInstruction(kind, spec, source, output, parts, dense))
 
-    def _concatenated(self, parts: list[Value]) -> Value:
-        return Value(
+    def _concatenated(self, parts: list[MapValue]) -> MapValue:
+        return MapValue(
             tuple(m for part in parts for m in part.parts),
             np.concatenate([part.mask for part in parts]),
             outside=np.concatenate([part.outside for part in parts]),
         )
 
-    def _materialised(self, value: Value) -> Value:
+    def _materialised(self, value: MapValue) -> MapValue:
         return value if value.whole is not None else self._gather([value], None)
 
-    def _gather(self, sources: list[Value], pooling: Pooling | None) -> Value:
+    def _gather(self, sources: list[MapValue], pooling: Pooling | None) -> MapValue:
         if len(sources) > 1:
             sources = [self._materialised(source) for source in sources]
         value = sources[0]
@@ -185,7 +187,7 @@ class MapLowering(Lowering[Value]):
         children = [part.first + part.at(np.where(inside, table, 0))[inside] for part in parts]
         channels = np.array([part.channels for part in parts], dtype=np.int32)
         factor = 1 / pooling.geometry.taps if pooling is not None and pooling.average else None
-        spec = Filled(MapGatherStruct()).having(
+        spec = Filled(MapGatherStruct()).with_values(
             pixels=size[0] * size[1],
             out=target.at(pixels),
             parts=len(parts),
@@ -205,9 +207,9 @@ class MapLowering(Lowering[Value]):
             mask = np.ones((len(value.mask), *size), dtype=bool)
         else:
             mask = np.logical_or.reduce([source.mask for source in sources])
-        return Value((target,), mask, outside=constants)
+        return MapValue((target,), mask, outside=constants)
 
-    def _convolution(self, position: int, conv: Convolve, value: Value) -> None:
+    def _convolution(self, position: int, conv: Convolve, value: MapValue) -> None:
         following = Following(self.graph, position, self.own, set(self.outputs))
         pooling = following.average_before(conv)
         if pooling is not None:
@@ -227,7 +229,7 @@ class MapLowering(Lowering[Value]):
         target = self._map(len(fused.mask), size, fused.outside)
         windows = np.arange(size[0] * size[1])[:, None] if pool is None else pool_windows(pool, g.output_size)
         live: Bool = np.logical_or.reduce(fused.mask.reshape(len(fused.mask), -1)[:, windows], axis=2)
-        result = Value((target,), live.reshape(-1, *size), outside=fused.outside)
+        result = MapValue((target,), live.reshape(-1, *size), outside=fused.outside)
         if not live.any():
             pass  # the map holds its constants
         elif source.channels < _FEW and source.stride == source.channels:
@@ -237,7 +239,7 @@ class MapLowering(Lowering[Value]):
         for done in fused.nodes:
             self.values[done] = result
 
-    def _picked(self, value: Value, fused: Fused) -> tuple[Value, Fused]:
+    def _picked(self, value: MapValue, fused: Fused) -> tuple[MapValue, Fused]:
         """A fully connected layer reads only the inputs that are not always the same."""
         source, mask = value.parts[0], value.mask
         channel, pixel = np.nonzero(mask.reshape(len(mask), -1))
@@ -247,10 +249,12 @@ class MapLowering(Lowering[Value]):
         else:
             weight = fused.conv.weight[:, torch.from_numpy(mask)][:, :, None, None]
         target = self._map(len(channel), (1, 1))
-        spec = Filled(MapPickStruct()).having(count=len(channel), source=(source.at(pixel) + channel).astype(np.int32))
+        spec = Filled(MapPickStruct()).with_values(
+            count=len(channel), source=(source.at(pixel) + channel).astype(np.int32)
+        )
         self._add(Kind.MAP_PICK, spec, source.first, target.first, len(channel))
         conv = Convolve(weight, None, Geometry((1, 1), (1, 1)))
-        picked = Value((target,), np.ones((len(channel), 1, 1), dtype=bool), outside=np.zeros(len(channel)))
+        picked = MapValue((target,), np.ones((len(channel), 1, 1), dtype=bool), outside=np.zeros(len(channel)))
         return picked, replace(fused, conv=conv)
 
     def _corner(self, source: Map, geometry: Geometry, pixel: Int32) -> Int32:
@@ -277,7 +281,7 @@ class MapLowering(Lowering[Value]):
         offsets = (taps.reshape(1, -1) + np.arange(source.channels)[:, None]).reshape(-1)
         packed = np.zeros((width, len(offsets)), dtype=np.float32)
         packed[:outputs] = weight.reshape(outputs, -1).numpy()
-        spec = Filled(MapFirstStruct()).having(
+        spec = Filled(MapFirstStruct()).with_values(
             pixels=pixels,
             out=target.at(np.arange(pixels)),
             child_start=(np.arange(pixels + 1) * children).astype(np.int32),
@@ -301,7 +305,7 @@ class MapLowering(Lowering[Value]):
         scale, shift = fused.scale.reshape(len(mask), -1), fused.shift.reshape(len(mask), -1)
         runs, lengths, weight = self._runs(fused.conv, source)
         counts = [len(s.channels) * len(s.pixels) for s in sets]
-        spec = Filled(MapConvStruct()).having(
+        spec = Filled(MapConvStruct()).with_values(
             sets=len(sets),
             set_start=cumulative(np.array([len(s.channels) for s in sets], dtype=np.int64)),
             channel=_joined([s.channels for s in sets]),
@@ -387,7 +391,7 @@ def _pool(fused: Fused) -> MapPoolStruct:
 
 
 def _dense(m: Map) -> Filled:
-    return Filled(MapDenseStruct()).having(
+    return Filled(MapDenseStruct()).with_values(
         channels=m.channels, height=m.size[0], width=m.size[1], stride=m.stride, line=m.line
     )
 

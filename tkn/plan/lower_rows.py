@@ -23,7 +23,7 @@ _INTERLEAVED = 128 * 1024
 
 @dataclass
 class Buffer:
-    """Rows of a tile's memory, needed from operation `first` to `last`."""
+    """Rows of a tile's memory, needed from instruction `first` to `last`."""
 
     rows: int
     first: int
@@ -32,7 +32,7 @@ class Buffer:
 
 
 @dataclass(frozen=True, eq=False)
-class Value(Pending):
+class RowValue(Pending):
     """An activation whose x is in rows of memory.
 
     `rows`: the row of each (channel, pixel), -1 where there is none: [C, H * W]. `whole`: the Rows, if they are all of
@@ -50,8 +50,8 @@ class Value(Pending):
 
 
 @dataclass
-class Lowered:
-    """One operation: its structure, its first rows, and the parts of it that steps may run."""
+class RowInstruction:
+    """One instruction: its structure, its first rows, and the parts of it that steps may run."""
 
     kind: Kind
     spec: Filled
@@ -61,13 +61,13 @@ class Lowered:
     #: what a gather reads
     reads: tuple[Buffer, ...] = ()
     dense: int = 0
-    #: of a convolution: how many pixels of its source each of its parts needs, if it may run part by part
-    needs: Int32 | None = None
-    #: of a convolution: position of the operation that makes its source
-    maker: int | None = None
+    #: of a convolution that may run part by part: how many pixels of its source must be made before each part
+    pixels_before: Int32 | None = None
+    #: of such a convolution: which instruction makes its source
+    made_by: int | None = None
 
 
-class RowLowering(Lowering[Value]):
+class RowLowering(Lowering[RowValue]):
     """For large batches."""
 
     def __init__(
@@ -75,46 +75,48 @@ class RowLowering(Lowering[Value]):
     ) -> None:
         super().__init__(graph, nodes, inputs, outputs)
         self.lanes, self.dtype = lanes, dtype
-        self.real = torch.empty((), dtype=dtype).numpy().dtype
+        self.real = torch.empty((), dtype=dtype, device="cpu").numpy().dtype
         self.buffers: list[Buffer] = []
+        self.instructions: list[RowInstruction] = []
         offsets: list[int] = []
         # Twice: the lists hold places in memory, which are known once all lifetimes are.
         for _ in range(2):
             self.placed = offsets
-            self.buffers, self.operations = [], []
+            self.buffers, self.instructions = [], []
             self._walk()
             offsets = self._place()
-
-    operations: list[Lowered]
+            if self.memory_rows >= 2**31:
+                raise ValueError(f"{self.memory_rows} rows are too many for lists of 32 bits")
 
     @property
     def memory_rows(self) -> int:
         return max((buffer.offset + buffer.rows for buffer in self.buffers), default=0)
 
     def steps(self) -> list[tuple[int, int, int]]:
-        """(operation, begin, end): in order, but what a convolution alone reads is made shortly before."""
-        made_late = {op.maker: position for position, op in enumerate(self.operations) if op.needs is not None}
+        """(instruction, begin, end): in order, but what a convolution alone reads is made shortly before."""
+        made_late = {conv.made_by for conv in self.instructions if conv.made_by is not None}
         steps = []
-        for position, op in enumerate(self.operations):
+        for position, instruction in enumerate(self.instructions):
             if position in made_late:
                 continue
-            if op.needs is None:
-                steps.append((position, 0, op.parts))
+            source = instruction.made_by
+            if source is None or instruction.pixels_before is None:
+                steps.append((position, 0, instruction.parts))
                 continue
-            assert op.maker is not None
+            blocks = slices(instruction.parts, len(instruction.pixels_before))
             made = 0
-            for (begin, end), need in zip(slices(op.parts, len(op.needs)), op.needs, strict=True):
-                if need > made:
-                    steps.append((op.maker, made, int(need)))
-                    made = int(need)
+            for (begin, end), pixels in zip(blocks, instruction.pixels_before.tolist(), strict=True):
+                if pixels > made:
+                    steps.append((source, made, pixels))
+                    made = pixels
                 steps.append((position, begin, end))
-            if made < self.operations[op.maker].parts:  # read by others
-                steps.append((op.maker, made, self.operations[op.maker].parts))
+            if made < self.instructions[source].parts:  # read by others
+                steps.append((source, made, self.instructions[source].parts))
         return steps
 
     def _buffer(self, rows: Rows) -> Buffer:
         index = len(self.buffers)
-        here = len(self.operations)
+        here = len(self.instructions)
         buffer = Buffer(rows.count, here, here, self.placed[index] if self.placed else 0)
         self.buffers.append(buffer)
         return buffer
@@ -132,22 +134,24 @@ class RowLowering(Lowering[Value]):
             placed.append(buffer)
         return [buffer.offset for buffer in self.buffers]
 
-    def _use(self, value: Value) -> None:
+    def _use(self, value: RowValue) -> None:
         for buffer in value.buffers:
-            buffer.last = len(self.operations)
+            buffer.last = len(self.instructions)
 
-    def _whole(self, rows: Rows, outside: Float) -> tuple[Value, Buffer]:
+    def _whole(self, rows: Rows, outside: Float) -> tuple[RowValue, Buffer]:
         buffer = self._buffer(rows)
         places = np.where(rows.dense >= 0, rows.dense + np.int32(buffer.offset), -1).astype(np.int32)
-        return Value(rows.size, places, (buffer,), rows, outside=outside), buffer
+        return RowValue(rows.size, places, (buffer,), rows, outside=outside), buffer
 
     def _pack(self, position: int) -> None:
         size = self.graph.nodes[position].size
         assert size is not None
         rows = Rows.full(size[0], size[1:])
         value, buffer = self._whole(rows, np.zeros(size[0]))
-        self.operations.append(
-            Lowered(Kind.PACK, contiguous(rows), None, buffer, size[0] * size[1], dense=self.inputs.index(position))
+        self.instructions.append(
+            RowInstruction(
+                Kind.PACK, contiguous(rows), None, buffer, size[0] * size[1], dense=self.inputs.index(position)
+            )
         )
         self.values[position] = value
 
@@ -158,20 +162,20 @@ class RowLowering(Lowering[Value]):
         rows = value.whole
         spec = contiguous(rows, np.ascontiguousarray(value.constants(), dtype=self.real))
         parts = rows.channels * rows.size[0]
-        self.operations.append(Lowered(Kind.UNPACK, spec, value.buffers[0], None, parts, dense=dense))
+        self.instructions.append(RowInstruction(Kind.UNPACK, spec, value.buffers[0], None, parts, dense=dense))
 
-    def _concatenated(self, parts: list[Value]) -> Value:
-        return Value(
+    def _concatenated(self, parts: list[RowValue]) -> RowValue:
+        return RowValue(
             parts[0].size,
             np.concatenate([part.rows for part in parts]),
             tuple(buffer for part in parts for buffer in part.buffers),
             outside=np.concatenate([part.outside for part in parts]),
         )
 
-    def _materialised(self, value: Value) -> Value:
+    def _materialised(self, value: RowValue) -> RowValue:
         return value if value.whole is not None and not value.pending else self._gather([value], None)
 
-    def _gather(self, sources: list[Value], pooling: Pooling | None) -> Value:
+    def _gather(self, sources: list[RowValue], pooling: Pooling | None) -> RowValue:
         if len(sources) > 1:
             sources = [self._materialised(source) if source.relu else source for source in sources]
         children, rows, scale, shift = self._children(sources, pooling)
@@ -205,11 +209,11 @@ class RowLowering(Lowering[Value]):
         for source in sources:
             self._use(source)
         reads = tuple(b for source in sources for b in source.buffers)
-        self.operations.append(Lowered(Kind.GATHER, spec, None, buffer, len(children.output.order), reads))
+        self.instructions.append(RowInstruction(Kind.GATHER, spec, None, buffer, len(children.output.order), reads))
         return value
 
     def _children(
-        self, sources: list[Value], pooling: Pooling | None
+        self, sources: list[RowValue], pooling: Pooling | None
     ) -> tuple[Children, Int32, Float | None, Float | None]:
         """Which rows of memory the output's entries combine, and each one's scale and shift."""
         if len(sources) > 1:
@@ -241,7 +245,7 @@ class RowLowering(Lowering[Value]):
         assert value.shift is not None
         return children, np.ascontiguousarray(rows), value.scale[channel], value.shift[channel]
 
-    def _convolution(self, position: int, conv: Convolve, value: Value) -> None:
+    def _convolution(self, position: int, conv: Convolve, value: RowValue) -> None:
         following = Following(self.graph, position, self.own, set(self.outputs))
         pooling = following.average_before(conv)
         if pooling is not None:
@@ -255,7 +259,7 @@ class RowLowering(Lowering[Value]):
         pixel = convolved.order[convolved.entry_position]
         at = (convolved.channel, *np.divmod(pixel, geometry.output_size[1]))
         self._use(source)
-        spec = fill_conv(source.whole, convolved, geometry, conv.groups, self.lanes, self.dtype).having(
+        spec = fill_conv(source.whole, convolved, geometry, conv.groups, self.lanes, self.dtype).with_values(
             weight=conv.weight.to(self.dtype).permute(0, 2, 3, 1).contiguous(),
             scale=self._array(fused.scale[at]),
             shift=self._array(fused.shift[at]),
@@ -269,9 +273,9 @@ class RowLowering(Lowering[Value]):
             result, buffer = self._whole(children.output, fused.outside)
             spec = self._pooled(spec, children, pool, fused.outside)
             parts = len(children.output.order)
-        lowered = Lowered(Kind.CONV, spec, source.buffers[0], buffer, parts)
-        self._interleave(lowered, convolved, geometry)
-        self.operations.append(lowered)
+        instruction = RowInstruction(Kind.CONV, spec, source.buffers[0], buffer, parts)
+        self._interleave(instruction, convolved, geometry)
+        self.instructions.append(instruction)
         for done in fused.nodes:
             self.values[done] = result
 
@@ -295,23 +299,22 @@ class RowLowering(Lowering[Value]):
             factor=factor,
             init=self._array(init),
         )
-        return spec.having(windows=len(windows) - 1, window_start=windows, pool=gather.struct, pool_arrays=gather)
+        return spec.with_values(windows=len(windows) - 1, window_start=windows, pool=gather.struct, pool_arrays=gather)
 
-    def _interleave(self, conv: Lowered, convolved: Rows, geometry: Geometry) -> None:
+    def _interleave(self, conv: RowInstruction, convolved: Rows, geometry: Geometry) -> None:
         """Let the gather just before run part by part with the convolution, if its rows would not stay in a cache."""
-        position = len(self.operations) - 1
-        maker = self.operations[position]
-        if maker.kind != Kind.GATHER or maker.output is not conv.source:
+        position = len(self.instructions) - 1
+        gather = self.instructions[position]
+        if gather.kind != Kind.GATHER or gather.output is None or gather.output is not conv.source:
             return
-        assert maker.output is not None
-        if maker.output.rows * self.lanes * self.dtype.itemsize < _INTERLEAVED:
+        if gather.output.rows * self.lanes * self.dtype.itemsize < _INTERLEAVED:
             return
         start, pixel, _ = forward_taps(geometry, convolved.order)
         per_part = len(convolved.order) // conv.parts
         blocks = max(1, round(conv.parts**0.5))  # about one line of the map
-        needs = [int(pixel[: start[end * per_part]].max(initial=-1)) + 1 for _, end in slices(conv.parts, blocks)]
-        conv.needs, conv.maker = np.array(needs, dtype=np.int32), position
-        for buffer in maker.reads:
+        before = [int(pixel[: start[end * per_part]].max(initial=-1)) + 1 for _, end in slices(conv.parts, blocks)]
+        conv.pixels_before, conv.made_by = np.array(before, dtype=np.int32), position
+        for buffer in gather.reads:
             buffer.last = position + 1
 
     def _array(self, values: Float | None) -> NDArray[Any] | None:

@@ -68,6 +68,7 @@ class Lowering(ABC, Generic[V]):
                 self._lower(position)
         for dense, position in enumerate(self.outputs):
             self._unpack(position, len(self.inputs) + dense)
+        self.values.clear()  # the lists of where everything lies are long
 
     def _lower(self, position: int) -> None:
         node = self.graph.nodes[position]

@@ -1,175 +1,212 @@
-"""The parts of a plan: how runs of nodes are computed, by the engine in either layout, or by torch."""
+"""The parts of a plan: runs of nodes computed by the kernels in either layout, or by torch; and all of them."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import c_int64, c_void_p
-from dataclasses import dataclass
-from typing import Any, Protocol
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tkn.backends.cpu.build import kernels
-from tkn.backends.cpu.structs import OperationStruct, StepStruct
-from tkn.plan.dense import run_dense
-from tkn.plan.graph import Graph, Input, Slot, Torch
+from tkn.backends.cpu.structs import InstructionStruct, StepStruct
+from tkn.plan.dense import run_node
+from tkn.plan.graph import Graph, Input
 from tkn.plan.lower_maps import MapLowering
 from tkn.plan.lower_rows import RowLowering
 
-
-class Part(Protocol):
-    """Nodes that run in one go."""
-
-    def run(self, graph: Graph, values: dict[int, Any]) -> None:
-        """Compute the nodes' values from those of earlier ones."""
+#: What the nodes have computed, by their positions in the graph.
+Values = dict[int, Any]
 
 
-@dataclass
-class DensePart:
-    """Nodes that the engine knows, by torch."""
-
-    nodes: list[int]
-
-    def run(self, graph: Graph, values: dict[int, Any]) -> None:
-        for position in self.nodes:
-            run_dense(graph, position, values)
-
-
-def by_torch(graph: Graph, nodes: list[int]) -> Part:
-    """One of `split`'s parts without the engine."""
-    return TorchPart(nodes[0]) if isinstance(graph.nodes[nodes[0]].operation, Torch) else DensePart(nodes)
-
-
-@dataclass
-class TorchPart:
-    """A node that torch runs."""
-
-    position: int
-
-    def run(self, graph: Graph, values: dict[int, Any]) -> None:
-        node = graph.nodes[self.position]
-        assert isinstance(node.operation, Torch)
-        inputs = [values[source] for source in node.inputs]
-        args, kwargs = _filled((node.operation.args, node.operation.kwargs), inputs)
-        values[self.position] = node.operation.function(*args, **kwargs)
-
-
-def _filled(arguments: Any, inputs: list[Any]) -> Any:
-    if isinstance(arguments, Slot):
-        return inputs[arguments.index]
-    if isinstance(arguments, dict):
-        return {key: _filled(value, inputs) for key, value in arguments.items()}
-    if isinstance(arguments, list | tuple):
-        return type(arguments)(_filled(value, inputs) for value in arguments)
-    return arguments
-
-
-class _Engine:
-    """Nodes that the engine runs in one go."""
+class Part(ABC):
+    """Nodes that run in one go: `inputs` are the nodes before whose values they read, `outputs` those needed after."""
 
     def __init__(self, graph: Graph, nodes: list[int]) -> None:
         own = set(nodes)
-        self.inputs = sorted({s for n in nodes for s in graph.nodes[n].inputs} - own)
-        self.outputs = [n for n in nodes if n == graph.output or set(graph.nodes[n].users) - own]
-        self.memory = torch.empty(0, dtype=torch.float32)
+        self.graph, self.nodes = graph, nodes
+        self.inputs = sorted({source for node in nodes for source in graph.nodes[node].inputs} - own)
+        self.outputs = [node for node in nodes if node == graph.output or set(graph.nodes[node].users) - own]
 
-    def run(self, graph: Graph, values: dict[int, Any]) -> None:
-        dense = []
-        for position in self.inputs:
-            size = graph.nodes[position].size
-            assert size is not None
-            dense.append(values[position].contiguous().view(-1, *size))
-        images = len(dense[0])
+    @abstractmethod
+    def run(self, values: Values) -> None:
+        """Compute the outputs' values from the inputs'."""
+
+
+class TorchPart(Part):
+    """Any nodes, one after the other."""
+
+    def run(self, values: Values) -> None:
+        inner = {position: values[position] for position in self.inputs}
+        for position in self.nodes:
+            run_node(self.graph, position, inner)
         for position in self.outputs:
-            size = graph.nodes[position].size
-            assert size is not None
-            dense.append(torch.empty(images, *size, dtype=torch.float32))
-        self._compute(images, (c_void_p * len(dense))(*(tensor.data_ptr() for tensor in dense)))
-        for position, tensor in zip(self.outputs, dense[len(self.inputs) :], strict=True):
-            values[position] = tensor.view(images, -1) if graph.nodes[position].flat else tensor
-
-    def _compute(self, images: int, dense: Any) -> None:
-        raise NotImplementedError
+            values[position] = inner[position]
 
 
-class RowPart(_Engine):
-    """For large batches: vectors over the images."""
+class KernelPart(Part):
+    """Nodes that the engine knows, by its kernels.
 
-    def __init__(self, graph: Graph, nodes: list[int], lanes: int) -> None:
+    What it reads is checked in every call: where that is not what the kernels were given lists for (the inputs may be
+    of different numbers of images), torch computes instead.
+    """
+
+    def __init__(self, graph: Graph, nodes: list[int]) -> None:
         super().__init__(graph, nodes)
-        self.lanes = lanes
+        self.by_torch = TorchPart(graph, nodes)
+        self.shapes = {position: torch_shape(graph, position) for position in (*self.inputs, *self.outputs)}
+
+    def run(self, values: Values) -> None:
+        inputs = self._readable([values[position] for position in self.inputs])
+        if inputs is None:
+            self.by_torch.run(values)
+            return
+        images = len(inputs[0])
+        outputs = [
+            torch.empty((images, *self.shapes[position]), dtype=torch.float32, device="cpu")
+            for position in self.outputs
+        ]
+        dense = [*inputs, *outputs]
+        self._compute(images, (c_void_p * len(dense))(*(tensor.data_ptr() for tensor in dense)))
+        values.update(zip(self.outputs, outputs, strict=True))
+
+    def _readable(self, inputs: list[Any]) -> list[Tensor] | None:
+        """The inputs as the kernels read them; None if they can't."""
+        for x, position in zip(inputs, self.inputs, strict=True):
+            if not is_plain(x) or x.dtype != torch.float32 or x.shape[1:] != self.shapes[position]:
+                return None
+        images = {len(x) for x in inputs}
+        if len(images) > 1 or 0 in images:
+            return None
+        return [x.resolve_neg().contiguous() for x in inputs]
+
+    @abstractmethod
+    def _compute(self, images: int, dense: Any) -> None:
+        """`dense`: where the inputs and then the outputs begin."""
+
+
+def torch_shape(graph: Graph, position: int) -> tuple[int, ...]:
+    """What torch sees of one image's activation."""
+    node = graph.nodes[position]
+    assert node.size is not None
+    return (prod(node.size),) if node.flat else node.size
+
+
+def is_plain(x: object) -> bool:
+    """Whether it is a tensor with numbers of its own in the CPU's memory."""
+    return type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.layout == torch.strided  # type: ignore[attr-defined]
+
+
+class Scratch:
+    """Memory for calls that may run at the same time: each takes a piece for itself and gives it back.
+
+    `make`: memory of at least so many units.
+    """
+
+    def __init__(self, make: Callable[[int], Tensor]) -> None:
+        self._make = make
+        self._free: list[tuple[int, Tensor]] = []
+
+    @contextmanager
+    def taken(self, units: int) -> Iterator[Tensor]:
+        try:
+            size, memory = self._free.pop()  # which no other thread can do with the same piece
+        except IndexError:
+            size = 0
+        if size < units:
+            size, memory = units, self._make(units)
+        try:
+            yield memory
+        finally:
+            self._free.append((size, memory))
+
+
+def numbers(count: int) -> Tensor:
+    """Memory of any content."""
+    return torch.empty(count, dtype=torch.float32, device="cpu")
+
+
+class RowPart(KernelPart):
+    """For large batches: vectors over the images, in tiles of `lanes`. Parts may share `scratch`, of numbers."""
+
+    def __init__(self, graph: Graph, nodes: list[int], lanes: int, scratch: Scratch) -> None:
+        super().__init__(graph, nodes)
+        self.lanes, self._scratch = lanes, scratch
         self.lowering = RowLowering(graph, nodes, self.inputs, self.outputs, lanes, torch.float32)
-        lowered = self.lowering.operations
-        self.operations = (OperationStruct * len(lowered))()
-        for struct, op in zip(self.operations, lowered, strict=True):
-            struct.kind, struct.dense, struct.parts = op.kind, op.dense, op.parts
-            struct.spec = ctypes.addressof(op.spec.struct)
+        lowered = self.lowering.instructions
+        self.instructions = (InstructionStruct * len(lowered))()
+        for struct, instruction in zip(self.instructions, lowered, strict=True):
+            struct.kind, struct.dense, struct.parts = instruction.kind, instruction.dense, instruction.parts
+            struct.spec = ctypes.addressof(instruction.spec.struct)
             # A gather's rows are places in the whole memory.
-            struct.src = op.source.offset if op.source is not None else 0
-            struct.dst = op.output.offset if op.output is not None else 0
+            struct.src = instruction.source.offset if instruction.source is not None else 0
+            struct.dst = instruction.output.offset if instruction.output is not None else 0
         steps = self.lowering.steps()
         self.steps = (StepStruct * len(steps))(*(StepStruct(*step) for step in steps))
+        self._tile = self.lowering.memory_rows * lanes
 
     def _compute(self, images: int, dense: Any) -> None:
         threads = torch.get_num_threads()
         tiles = -(-images // self.lanes)
         memory_tiles = threads if tiles >= threads else 1
-        memory_tile = self.lowering.memory_rows * self.lanes
-        if len(self.memory) < memory_tiles * memory_tile:
-            self.memory = torch.empty(memory_tiles * memory_tile, dtype=torch.float32)
-        kernels(torch.float32).tkn_run(
-            self.operations,
-            len(self.operations),
-            self.steps,
-            len(self.steps),
-            dense,
-            c_void_p(self.memory.data_ptr()),
-            c_int64(memory_tile),
-            memory_tiles,
-            images,
-            self.lanes,
-            threads,
-        )
+        with self._scratch.taken(memory_tiles * self._tile) as memory:
+            kernels(torch.float32).tkn_run(
+                self.instructions,
+                len(self.instructions),
+                self.steps,
+                len(self.steps),
+                dense,
+                c_void_p(memory.data_ptr()),
+                c_int64(self._tile),
+                memory_tiles,
+                images,
+                self.lanes,
+                threads,
+            )
 
 
-class MapPart(_Engine):
+class MapPart(KernelPart):
     """For small batches: vectors over the channels."""
 
     def __init__(self, graph: Graph, nodes: list[int]) -> None:
         super().__init__(graph, nodes)
-        width = kernels(torch.float32).tkn_width()
-        self.lowering = MapLowering(graph, nodes, self.inputs, self.outputs, width)
-        self.memory = self.lowering.memory()[None]
-        lowered = self.lowering.operations
-        self.operations = (OperationStruct * len(lowered))()
-        for struct, op in zip(self.operations, lowered, strict=True):
-            struct.kind, struct.dense, struct.parts = op.kind, op.dense, op.parts
-            struct.spec = ctypes.addressof(op.spec.struct)
-            struct.src, struct.dst = op.source, op.output
+        self.lowering = MapLowering(graph, nodes, self.inputs, self.outputs, kernels(torch.float32).tkn_width())
+        lowered = self.lowering.instructions
+        self.instructions = (InstructionStruct * len(lowered))()
+        for struct, instruction in zip(self.instructions, lowered, strict=True):
+            struct.kind, struct.dense, struct.parts = instruction.kind, instruction.dense, instruction.parts
+            struct.spec = ctypes.addressof(instruction.spec.struct)
+            struct.src, struct.dst = instruction.source, instruction.output
+        image = self.lowering.memory()
+        self._image = len(image)
+        # What lies outside of ROIs is written once.
+        self._scratch = Scratch(image.repeat)
 
     def _compute(self, images: int, dense: Any) -> None:
-        if len(self.memory) < images:
-            self.memory = self.memory[:1].repeat(images, 1)
-        kernels(torch.float32).tkn_run_maps(
-            self.operations,
-            len(self.operations),
-            dense,
-            c_void_p(self.memory.data_ptr()),
-            c_int64(self.memory.shape[1]),
-            images,
-            torch.get_num_threads(),
-        )
+        with self._scratch.taken(images) as memory:
+            kernels(torch.float32).tkn_run_maps(
+                self.instructions,
+                len(self.instructions),
+                dense,
+                c_void_p(memory.data_ptr()),
+                c_int64(self._image),
+                images,
+                torch.get_num_threads(),
+            )
 
 
 def split(graph: Graph) -> Iterator[list[int]]:
-    """Runs of nodes that the engine knows, and single nodes that torch runs."""
+    """Runs of nodes that the engine knows, and single nodes that only torch computes."""
     run: list[int] = []
     for position, node in enumerate(graph.nodes):
         if isinstance(node.operation, Input):
             continue
-        if isinstance(node.operation, Torch):
+        if node.by_torch:
             if run:
                 yield run
             yield [position]
@@ -180,9 +217,28 @@ def split(graph: Graph) -> Iterator[list[int]]:
         yield run
 
 
-def run_parts(graph: Graph, parts: list[Part], x: Tensor) -> Tensor:
-    """The graph's output for images x [B, C, H, W]."""
-    values: dict[int, Any] = {0: x}
-    for part in parts:
-        part.run(graph, values)
-    return values[graph.output]
+class Program:
+    """A graph's parts in the order of their execution: images [B, C, H, W] to the graph's output."""
+
+    def __init__(self, graph: Graph, parts: Sequence[Part]) -> None:
+        self.graph, self.parts = graph, parts
+        last = {position: index for index, part in enumerate(parts) for position in (*part.outputs, *part.inputs)}
+        #: of each part, values that no later one reads
+        self._done: list[list[int]] = [[] for _ in parts]
+        for position, index in last.items():
+            if position != graph.output:
+                self._done[index].append(position)
+
+    @classmethod
+    def by_torch(cls, graph: Graph) -> Program:
+        """Node by node."""
+        nodes = range(1, len(graph.nodes))
+        return cls(graph, [TorchPart(graph, [position]) for position in nodes])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        values: Values = {0: x}
+        for part, done in zip(self.parts, self._done, strict=True):
+            part.run(values)
+            for position in done:
+                del values[position]
+        return values[self.graph.output]

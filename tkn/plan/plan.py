@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import copy
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from tkn.app.files import whole_file
-from tkn.app.messages import first_line
-from tkn.backends.cpu.build import available, kernels
-from tkn.backends.cpu.rows import tile_lanes
-from tkn.plan.graph import Convolve, Graph, Size, Torch, build_graph, frozen
-from tkn.plan.parts import MapPart, Part, RowPart, TorchPart, by_torch, run_parts, split
-
-_FORMAT = 1
-#: Up to this batch size vectors may go over the channels instead of the images: whichever is faster.
-_SMALL = 16
-#: A plan must agree with the network it was made of to this part of its largest output.
-_TOLERANCE = 1e-3
+from tkn.plan.arrange import arranged
+from tkn.plan.capture import build_graph, frozen
+from tkn.plan.compare import TOLERANCE, compare
+from tkn.plan.file import json_value, plan_bytes, read_plan
+from tkn.plan.graph import Graph, Size
+from tkn.plan.parts import Program
+from tkn.tracing import torch_must_follow
 
 
-def accelerate(model: nn.Module, batch_size: int, input_size: tuple[int, ...] | None = None) -> Plan:
+def accelerate(
+    model: nn.Module,
+    batch_size: int,
+    input_size: tuple[int, ...] | None = None,
+    *,
+    classes: Any = None,
+    preprocessing: Any = None,
+) -> Plan:
     """A trained network as a plan that computes inside the ROIs only: plan(x) is model.eval()(x), faster, on the CPU.
 
     Batch normalisation is folded into the convolutions; windows, biases, ReLU and pooling are done as a convolution
@@ -36,6 +42,8 @@ def accelerate(model: nn.Module, batch_size: int, input_size: tuple[int, ...] | 
         model: takes one tensor [B, C, H, W] of float32 and returns one tensor.
         batch_size: what the plan is made for; it takes other batches, at another speed.
         input_size: (C, H, W) of the images; None: that of the first batch, when the plan is then made.
+        classes, preprocessing: what a user of the plan's file should know, such as the names of the outputs and how
+            images are scaled: any JSON values, kept as `plan.classes` and `plan.preprocessing`.
 
     Layers that the engine does not know are run by torch: `plan.fallbacks` names them. ValueError for a model whose
     operations can't be followed, or that is not of float32 on the CPU. Where the kernels can't be compiled, torch runs
@@ -50,129 +58,136 @@ def accelerate(model: nn.Module, batch_size: int, input_size: tuple[int, ...] | 
             raise ValueError(
                 f"accelerate takes models of float32 on the CPU; {name} is {tensor.dtype} on {tensor.device}"
             )
+    notes = {"classes": json_value("classes", classes), "preprocessing": json_value("preprocessing", preprocessing)}
     if input_size is None:
-        return Plan(copy.deepcopy(model), batch_size)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        return Plan(_checked_graph(model, tuple(input_size)), batch_size)
+        return Plan(copy.deepcopy(model), batch_size, **notes)
+    with _undisturbed():
+        return Plan(_checked_graph(model, tuple(input_size)), batch_size, **notes)
 
 
 def load_plan(path: str | Path) -> Plan:
-    """A plan written by `Plan.save`, made anew for this machine.
+    """A plan written by `Plan.save`; its first call arranges it anew for this machine, which may take seconds.
 
-    The file may hold any Python object: load only files you trust. FileNotFoundError; ValueError for other files.
+    The file is data: nothing in it is executed, and everything is checked before it is used. Loading takes no more
+    memory than twice the file's size and 64 MiB: large images are computed for a check at the first call.
+    FileNotFoundError; ValueError for a file that is no plan, is damaged, of another version, or does not compute what
+    it says.
     """
-    try:
-        saved = torch.load(path, weights_only=False)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch.load raises many kinds
-        raise ValueError(f"{path} is damaged or not a plan: {first_line(error)}") from error
-    if not isinstance(saved, dict) or saved.get("format") != _FORMAT or not isinstance(saved.get("graph"), Graph):
-        raise ValueError(f"{path} is not a plan of format {_FORMAT}")
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        return Plan(saved["graph"], saved["batch_size"])
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a plan")
+    with path.open("rb") as file:
+        return _read(file, path.stat().st_size, str(path))
+
+
+def _read(file: BinaryIO, size: int, name: str, small: bool | None = None) -> Plan:
+    with _undisturbed():
+        contents = read_plan(file, size, name)
+        checked = contents.check_now(name)
+        plan = Plan(
+            contents.graph,
+            contents.batch_size,
+            small=small,
+            classes=contents.classes,
+            preprocessing=contents.preprocessing,
+            arrange=False,
+        )
+        if not checked:
+            plan._checks = (partial(contents.check, name),)
+        return plan
+
+
+def _unpickled(data: bytes, small: bool | None) -> Plan:
+    return _read(BytesIO(data), len(data), "the plan", small)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Whatever the caller is about: gradients, inference mode, autocast, default devices."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.device("cpu"),
+    ):
+        yield
+
+
+def _on_cpu() -> AbstractContextManager[Any]:
+    """What torch makes is made on the CPU. Entering costs more than a small layer: only if it may be otherwise."""
+    return torch.device("cpu") if torch._C._len_torch_function_stack() else nullcontext()
+
+
+def _torch_must_see(x: Tensor) -> bool:
+    """Whether torch records, transforms or counts operations: then it must be given its own."""
+    return torch_must_follow(x) or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _checked_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
     """The model's graph, held against the model: in-place operations, for one, could mean something else."""
     model = frozen(model)
     graph = build_graph(model, input_size)
-    x = _random_images(input_size)
-    difference = _difference(run_parts(graph, [by_torch(graph, nodes) for nodes in split(graph)], x), model(x))
-    if difference > _TOLERANCE:
-        raise ValueError(f"{type(model).__name__} can't be followed: its plan would differ by {difference:.1e}")
+    error, told = compare(Program.by_torch(graph), model, input_size)
+    name = type(model).__name__
+    if error > TOLERANCE:
+        raise ValueError(f"{name} can't be followed: its plan would differ by {error:.1e}")
+    if not told:
+        warnings.warn(
+            f"the plan of {name} could not be compared with it: whatever the images, {name} gives the same numbers, or "
+            "some that are not finite",
+            stacklevel=4,
+        )
     return graph
 
 
-def _random_images(input_size: tuple[int, ...]) -> Tensor:
-    return torch.rand(2, *input_size, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+class Plan(nn.Module):
+    """What `accelerate` makes; call it like the network, or put it among other modules.
 
-
-def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, of the largest output; 0 where that is no finite number."""
-    largest = theirs.abs().max()
-    return float((ours - theirs).abs().max() / largest) if torch.isfinite(largest) and largest > 0 else 0.0
-
-
-def measure(run: Callable[[], object]) -> float:
-    """Seconds that `run` takes, the least of a few times."""
-    run()
-    taken = []
-    for _ in range(3):
-        started = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - started)
-    return min(taken)
-
-
-class Plan:
-    """What `accelerate` makes; call it like the network.
-
-    `small`: with vectors over the channels (True) or the images (False); by default whichever is faster.
+    It has no parameters and stays in evaluation mode. Several threads may call it at the same time. Deep copies and
+    pickles go through a file's content, and are refused where a file would be. `small`: with vectors over the channels
+    (True) or the images (False); by default whichever is faster.
     """
 
-    def __init__(self, source: Graph | nn.Module, batch_size: int, *, small: bool | None = None) -> None:
+    def __init__(
+        self,
+        source: Graph | nn.Module,
+        batch_size: int,
+        *,
+        small: bool | None = None,
+        classes: Any = None,
+        preprocessing: Any = None,
+        arrange: bool = True,
+    ) -> None:
+        super().__init__()
+        self.training = False
         self.batch_size = batch_size
+        self.classes = classes
+        self.preprocessing = preprocessing
         self._small = small
         self._lock = threading.Lock()
-        self._model: nn.Module | None = None
-        if isinstance(source, Graph):
-            self._make(source)
-        else:
-            self._model = source
-
-    def _make(self, graph: Graph) -> None:
-        self._graph = graph
-        self._parts = [by_torch(graph, nodes) for nodes in split(graph)]
-        if not available(torch.float32):
+        self._graph: Graph | None = None
+        self._by_torch: Program | None = None
+        self._program: Program | None = None
+        #: what remains to be done at the first call: a model to follow (in a tuple, for it is no submodule), checks
+        self._model: tuple[nn.Module, ...] = ()
+        self._checks: tuple[Callable[[], None], ...] = ()
+        if not isinstance(source, Graph):
+            self._model = (source,)
             return
-        x = _random_images(self.input_size)
-        expected = run_parts(graph, self._parts, x)
-        candidates = list(self._candidates())
-        differences = [_difference(run_parts(graph, parts, x), expected) for parts in candidates]
-        right = [parts for parts, difference in zip(candidates, differences, strict=True) if difference <= _TOLERANCE]
-        if not right:
-            warnings.warn(f"torch runs the plan: the engine's result differs by {max(differences):.1e}", stacklevel=4)
-            return
-        self._parts = right[0]
-        if len(right) > 1:
-            x = torch.zeros(self.batch_size, *self.input_size, dtype=torch.float32)
-            self._parts = min(right, key=lambda parts: measure(lambda: run_parts(graph, parts, x)))
-
-    def _candidates(self) -> Iterator[list[Part]]:
-        """The ways to compute the plan that may be the fastest for its batch size."""
-        nodes = self._graph.nodes
-        grouped = any(isinstance(node.operation, Convolve) and node.operation.groups > 1 for node in nodes)
-        if self._small is not False and self.batch_size <= _SMALL and not grouped:
-            yield self._engine_parts(None)
-            if self._small:
-                return
-        width = kernels(torch.float32).tkn_width()
-        widest = tile_lanes(self.batch_size, torch.get_num_threads(), width)
-        for lanes in {widest, max(width, widest // 2)}:
-            yield self._engine_parts(lanes)
-
-    def _engine_parts(self, lanes: int | None) -> list[Part]:
-        """In tiles of `lanes` images, or with vectors over the channels."""
-        parts: list[Part] = []
-        for nodes in split(self._graph):
-            if isinstance(self._graph.nodes[nodes[0]].operation, Torch):
-                parts.append(TorchPart(nodes[0]))
-            else:
-                parts.append(MapPart(self._graph, nodes) if lanes is None else RowPart(self._graph, nodes, lanes))
-        return parts
+        self._graph, self._by_torch = source, Program.by_torch(source)
+        if arrange:
+            with _undisturbed():
+                self._program = arranged(source, batch_size, small)
 
     def _made(self) -> Graph:
-        if self._model is not None:
+        if self._graph is None:
             raise ValueError("the plan is made at its first use: give accelerate an input_size to have it before")
         return self._graph
 
     @property
     def input_size(self) -> Size:
         """(C, H, W)"""
-        size = self._made().nodes[0].size
-        assert size is not None
-        return size
+        return self._made().input_size
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -180,21 +195,81 @@ class Plan:
         return self._made().fallbacks
 
     def save(self, path: str | Path) -> None:
-        """Write the plan's operations and weights to a file for `load_plan`, whole or not at all."""
+        """Write the plan's operations and weights to a file for `load_plan`, whole or not at all.
+
+        ValueError that names the parts, if torch runs some for which the format has no place.
+        """
+        content = self._bytes()
         with whole_file(Path(path)) as temporary:
-            torch.save({"format": _FORMAT, "graph": self._made(), "batch_size": self.batch_size}, temporary)
+            temporary.write_bytes(content)
+
+    def _bytes(self) -> bytes:
+        graph = self._made()
+        with _undisturbed():
+            for check in self._checks:
+                check()
+            return plan_bytes(graph, self.batch_size, self.classes, self.preprocessing)
+
+    def __reduce__(self) -> tuple[Callable[[bytes, bool | None], Plan], tuple[bytes, bool | None]]:
+        return _unpickled, (self._bytes(), self._small)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> what the network returns. ValueError for images of another size, type or device."""
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            raise ValueError(f"the plan takes float32 on the CPU, not {x.dtype} on {x.device}")
-        with self._lock, torch.autocast("cpu", enabled=False):
-            if self._model is not None and x.dim() == 4:
-                graph = _checked_graph(self._model, tuple(x.shape[1:]))
-                self._model = None
-                self._make(graph)
-            if x.dim() != 4 or len(x) == 0 or tuple(x.shape[1:]) != self.input_size:
-                expected = ", ".join(map(str, self.input_size)) if self._model is None else "C, H, W"
-                raise ValueError(f"the plan takes images [B, {expected}], not {list(x.shape)}")
-            return run_parts(self._graph, self._parts, x)
+        if not isinstance(x, Tensor):
+            raise ValueError(f"the plan takes a tensor, not a {type(x).__name__}")
+        if x.device.type != "cpu" or x.dtype != torch.float32 or x.layout != torch.strided:
+            raise ValueError(f"the plan takes float32 on the CPU, not {x.dtype} on {x.device} ({x.layout})")
+        size = None if self._graph is None else self._graph.input_size
+        if x.dim() != 4 or x.shape[0] == 0 or (size is not None and tuple(x.shape[1:]) != size):
+            expected = "C, H, W" if size is None else ", ".join(map(str, size))
+            raise ValueError(f"the plan takes images [B, {expected}], not {list(x.shape)}")
+        if _torch_must_see(x):
+            self._made()
+            if self._by_torch is None or self._checks:
+                raise ValueError("the plan's file is checked at its first use: call it on images before it is traced")
+            with torch.autocast("cpu", enabled=False):
+                return self._by_torch(x)
+        with torch.autocast("cpu", enabled=False), _on_cpu():
+            return (self._program or self._make(x))(x)
+
+    def _make(self, x: Tensor) -> Program:
+        """What is left to the first call, once."""
+        with self._lock, _undisturbed():
+            if self._program is None:
+                graph = self._graph
+                if graph is None:
+                    graph = _checked_graph(self._model[0], tuple(x.shape[1:]))
+                for check in self._checks:
+                    check()
+                program = arranged(graph, self.batch_size, self._small)
+                self._graph, self._by_torch = graph, Program.by_torch(graph)
+                self._program, self._model, self._checks = program, (), ()
+            return self._program
+
+    def extra_repr(self) -> str:
+        size = "that of the first batch" if self._graph is None else self._graph.input_size
+        return f"batch_size={self.batch_size}, input_size={size}"
+
+    def train(self, mode: bool = True) -> Plan:
+        """Plans are in evaluation mode."""
+        if mode:
+            raise RuntimeError("a plan can't be trained: train the network, then make its plan with tkn.accelerate")
+        return self
+
+    def state_dict(self, *_: Any, **__: Any) -> NoReturn:
+        """Not of a plan: RuntimeError."""
+        raise RuntimeError("a plan has no parameters: plan.save(path) keeps all of it, tkn.load_plan(path) reads it")
+
+    def load_state_dict(self, *_: Any, **__: Any) -> NoReturn:
+        """Not of a plan: RuntimeError."""
+        raise RuntimeError(
+            "a plan takes no parameters: load them into the network and make its plan with tkn.accelerate, or read a "
+            "plan's own file with tkn.load_plan"
+        )
+
+    def _load_from_state_dict(self, *_: Any, **__: Any) -> None:  # of a module that holds the plan
+        self.load_state_dict()
+
+    def _apply(self, *_: Any, **__: Any) -> NoReturn:  # to, half, cuda, ...
+        raise RuntimeError("a plan is float32 on the CPU: elsewhere, or in another type, use the network itself")

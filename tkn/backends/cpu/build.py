@@ -25,6 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from tkn.app.messages import message
+from tkn.backends.cpu.structs import check_abi
 
 _log = logging.getLogger(__name__)
 
@@ -151,8 +152,10 @@ def factors_file() -> Path:
 
 
 def use(dtype: torch.dtype, path: Path) -> None:
-    """Compute with the library at `path` from now on. OSError if it is none."""
-    _loaded[dtype] = ctypes.CDLL(str(path))
+    """Compute with the library at `path` from now on. OSError if it is none, RuntimeError for other structures."""
+    library = ctypes.CDLL(str(path))
+    check_abi(library)
+    _loaded[dtype] = library
 
 
 def run_in_child(module: str, *arguments: str) -> str | None:
@@ -204,7 +207,7 @@ def _opened(dtype: torch.dtype) -> bool:
         return False
     try:
         use(dtype, _library(dtype))
-    except OSError:
+    except (OSError, RuntimeError):
         shutil.rmtree(folder(dtype), ignore_errors=True)
         return False
     return True

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tkn.backends.cpu.build import kernels
 from tkn.backends.cpu.rows import Children, Int32, Rows, backward_taps, forward_taps, tile_lanes, tiles_of
-from tkn.backends.cpu.structs import SUM, ConvStruct, DenseStruct, Filled, GatherStruct
+from tkn.backends.cpu.structs import SUM, ConvStruct, DenseStruct, Filled, GatherStruct, address, strided_address
 from tkn.geometry import Geometry
 
 
@@ -53,7 +53,7 @@ def fill_gather(
     init: Any = None,
 ) -> Filled:
     """`scale`, `shift`: per child; `init`: per output entry; arrays or tensors of the kernels' type."""
-    return Filled(GatherStruct()).having(
+    return Filled(GatherStruct()).with_values(
         pixels=len(children.output.order),
         out_start=children.output.start,
         out_base=np.ascontiguousarray(children.output.base),
@@ -86,7 +86,7 @@ def fill_conv(
     taps = (backward_taps if transposed else forward_taps)(geometry, output.order)
     table, base, chunks = source.chunks(groups, geometry.taps, lanes, dtype.itemsize)
     src_per_group = source.channels // groups
-    return Filled(ConvStruct()).having(
+    return Filled(ConvStruct()).with_values(
         pixels=len(output.order),
         dst_start=output.start,
         dst_channel=output.channel,
@@ -108,6 +108,7 @@ def fill_conv(
 
 def run_conv(conv: Filled, source: Tensor, output: Tensor) -> None:
     """Rows [tiles, rows, lanes] to rows."""
+    _check_alike(source, output)
     kernels(source.dtype).tkn_conv(
         byref(conv.struct), *_tiled(source), *_tiled(output), len(source), source.shape[2], torch.get_num_threads()
     )
@@ -115,13 +116,14 @@ def run_conv(conv: Filled, source: Tensor, output: Tensor) -> None:
 
 def run_conv_bfloat16(conv: Filled, source_rows: Rows, source: Tensor, output: Tensor) -> None:
     """As run_conv, in products of bfloat16: float32 rows to float32 rows, the weight in bfloat16."""
+    _check_alike(source, output)
     pairs = torch.empty_like(source)
     kernels(torch.float32).tkn_conv_bfloat16(
         byref(conv.struct),
         *_tiled(source),
         *_tiled(output),
         source_rows.pixels,
-        c_void_p(pairs.data_ptr()),
+        address(pairs),
         len(source),
         source.shape[2],
         torch.get_num_threads(),
@@ -130,6 +132,7 @@ def run_conv_bfloat16(conv: Filled, source_rows: Rows, source: Tensor, output: T
 
 def run_gather(gather: Filled, source: Tensor, output: Tensor) -> None:
     """Rows [tiles, rows, lanes] to rows."""
+    _check_alike(source, output)
     kernels(source.dtype).tkn_gather(
         byref(gather.struct), *_tiled(source), *_tiled(output), len(source), source.shape[2], torch.get_num_threads()
     )
@@ -139,12 +142,13 @@ def run_gather_backward(
     gather: Filled, source: Tensor, grad_output: Tensor, grad_source: Tensor, grad_scale: Tensor | None
 ) -> None:
     """Gradients of a gather: of its source's rows and of `scale` [children]."""
+    _check_alike(source, grad_output, grad_source)
     kernels(source.dtype).tkn_gather_backward(
         byref(gather.struct),
-        c_void_p(source.data_ptr()),
-        c_void_p(grad_output.data_ptr()),
-        c_void_p(grad_source.data_ptr()),
-        c_void_p(None if grad_scale is None else grad_scale.data_ptr()),
+        address(source),
+        address(grad_output),
+        address(grad_source),
+        None if grad_scale is None else address(grad_scale),
         c_int64(source.stride(0)),
         c_int64(grad_output.stride(0)),
         len(source),
@@ -158,6 +162,7 @@ def run_weight_grad(conv: Filled, source_rows: Rows, source: Tensor, grad: Tenso
 
     `source`, `grad`: rows of the input and of the output's gradient; of bfloat16 for a `weight_grad` of float32.
     """
+    _check_alike(source, grad)
     pairs = source.dtype == torch.bfloat16
     if pairs:  # two images in the place of one
         source, grad = source.view(torch.float32), grad.view(torch.float32)
@@ -173,11 +178,11 @@ def run_weight_grad(conv: Filled, source_rows: Rows, source: Tensor, grad: Tenso
         byref(conv.struct),
         *_tiled(source),
         *_tiled(grad),
-        c_void_p(weight_grad.data_ptr()),
+        address(weight_grad),
         weight_grad.shape[1],
         source_rows.pixels,
-        c_void_p(start.ctypes.data),
-        c_void_p(columns.data_ptr()),
+        address(start),
+        address(columns),
         c_int64(int(padded.sum())),
         tiles,
         lanes,
@@ -189,7 +194,7 @@ def run_weight_grad(conv: Filled, source_rows: Rows, source: Tensor, grad: Tenso
 def contiguous(rows: Rows, outside: NDArray[Any] | None = None) -> Filled:
     """Rows of a contiguous [B, C, H, W]; `outside`: its value without a row, per channel."""
     height, width = rows.size
-    return Filled(DenseStruct()).having(
+    return Filled(DenseStruct()).with_values(
         channels=rows.channels,
         height=height,
         width=width,
@@ -205,18 +210,19 @@ def contiguous(rows: Rows, outside: NDArray[Any] | None = None) -> Filled:
 def _dense(x: Tensor, rows: Rows) -> Filled:
     """Rows of x [B, C, H, W] in any layout."""
     image, channel, row, column = x.stride()
-    return contiguous(rows).having(image=image, channel=channel, row=row, column=column)
+    return contiguous(rows).with_values(image=image, channel=channel, row=row, column=column)
 
 
 def pack(x: Tensor, rows: Rows, tiles: Tiles) -> Tensor:
     """[B, C, H, W] in any layout to rows [tiles, rows, lanes] of its type; lanes without an image are zero."""
-    assert x.shape == (tiles.batch, rows.channels, *rows.size)
+    if x.shape != (tiles.batch, rows.channels, *rows.size):
+        raise ValueError(f"images of shape {list(x.shape)} are not {[tiles.batch, rows.channels, *rows.size]}")
     x = x.resolve_neg()  # which a view may owe
     packed = tiles.empty(rows, x.dtype)
     loaded, halves = _moving(x.dtype)
     loaded.tkn_pack(
         byref(_dense(x, rows).struct),
-        c_void_p(x.data_ptr()),
+        strided_address(x),
         tiles.batch,
         *_tiled(packed),
         tiles.count,
@@ -236,7 +242,7 @@ def unpack(packed: Tensor, rows: Rows, batch: int, *, channels_last: bool = Fals
     loaded.tkn_unpack(
         byref(_dense(x, rows).struct),
         *_tiled(packed),
-        c_void_p(x.data_ptr()),
+        strided_address(x),
         batch,
         len(packed),
         packed.shape[2],
@@ -252,6 +258,12 @@ def _moving(dtype: torch.dtype) -> tuple[CDLL, bool]:
     return kernels(torch.float32 if halves else dtype), halves
 
 
+def _check_alike(rows: Tensor, *others: Tensor) -> None:
+    """ValueError unless all are rows of one type, in as many tiles of as many lanes."""
+    for other in others:
+        if other.dtype != rows.dtype or (len(other), other.shape[2]) != (len(rows), rows.shape[2]):
+            raise ValueError(f"rows of {other.dtype} {list(other.shape)} beside {rows.dtype} {list(rows.shape)}")
+
+
 def _tiled(rows: Tensor) -> tuple[c_void_p, c_int64]:
-    assert rows.is_contiguous()
-    return c_void_p(rows.data_ptr()), c_int64(rows.stride(0))
+    return address(rows), c_int64(rows.stride(0))

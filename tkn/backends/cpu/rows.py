@@ -144,7 +144,8 @@ def cumulative(counts: Int32) -> Int32:
     """[0, c0, c0 + c1, ...]."""
     starts = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=starts[1:])
-    assert starts[-1] < 2**31, "too many rows for 32-bit lists"
+    if starts[-1] >= 2**31:
+        raise ValueError(f"{starts[-1]} rows are too many for lists of 32 bits")
     return starts.astype(np.int32)
 
 

@@ -102,7 +102,7 @@ class Stage:
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> None:
         """Rows of `source` to those of `convolved`. `weight` [O, C / groups, kH, kW]."""
         channel = torch.from_numpy(self.convolved.channel)
-        conv = self.forward_conv.having(shift=None if bias is None else bias.to(x.dtype)[channel])
+        conv = self.forward_conv.with_values(shift=None if bias is None else bias.to(x.dtype)[channel])
         # [O, taps, C / groups]: in float32 no copy for weights in channels_last.
         self._run(conv, self.source, x, weight.permute(0, 2, 3, 1), output)
 
@@ -124,9 +124,9 @@ class Stage:
 
     def _run(self, conv: Filled, source: Rows, x: Tensor, weight: Tensor, output: Tensor) -> None:
         if self._multiplied(source) == torch.bfloat16:
-            run_conv_bfloat16(conv.having(weight=weight.bfloat16().contiguous()), source, x, output)
+            run_conv_bfloat16(conv.with_values(weight=weight.bfloat16().contiguous()), source, x, output)
         else:
-            run_conv(conv.having(weight=weight.to(x.dtype).contiguous()), x, output)
+            run_conv(conv.with_values(weight=weight.to(x.dtype).contiguous()), x, output)
 
     @cached_property
     def child_row(self) -> Int32:

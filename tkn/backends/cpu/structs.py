@@ -1,19 +1,21 @@
-"""The kernels' C structures, and how they are filled from arrays."""
+"""The kernels' C structures and functions as ctypes knows them, and how the structures are filled from arrays."""
 
 from __future__ import annotations
 
-from ctypes import Structure, c_double, c_int32, c_int64, c_void_p
+from ctypes import CDLL, POINTER, Structure, c_double, c_int, c_int32, c_int64, c_void_p, sizeof
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 MAX, SUM = 1, 2
 
 
 class Kind(IntEnum):
-    """`Kind` of kernels.cpp: what an operation of a plan is."""
+    """`Kind` of kernels.cpp: what an instruction of a plan does."""
 
     GATHER = 0
     CONV = 1
@@ -91,8 +93,8 @@ class DenseStruct(Structure):
     )
 
 
-class OperationStruct(Structure):
-    """`Operation` of kernels.cpp."""
+class InstructionStruct(Structure):
+    """`Instruction` of kernels.cpp."""
 
     _fields_ = (
         ("kind", c_int32),
@@ -107,7 +109,7 @@ class OperationStruct(Structure):
 class StepStruct(Structure):
     """`Step` of kernels.cpp."""
 
-    _fields_ = (("operation", c_int32), ("begin", c_int32), ("end", c_int32))
+    _fields_ = (("instruction", c_int32), ("begin", c_int32), ("end", c_int32))
 
 
 class MapPoolStruct(Structure):
@@ -207,6 +209,97 @@ class MapDenseStruct(Structure):
     )
 
 
+#: All structures, in the order in which `tkn_struct_sizes` of kernels.cpp gives their sizes.
+STRUCTURES: tuple[type[Structure], ...] = (
+    GatherStruct,
+    ConvStruct,
+    DenseStruct,
+    InstructionStruct,
+    StepStruct,
+    MapPoolStruct,
+    MapConvStruct,
+    MapFirstStruct,
+    MapGatherStruct,
+    MapPickStruct,
+    MapDenseStruct,
+)
+
+#: Rows: where they begin, and how many numbers a tile takes.
+_ROWS = (c_void_p, c_int64)
+#: Tiles, lanes, threads.
+_TILED = (c_int, c_int, c_int)
+_CONV, _GATHER, _DENSE = POINTER(ConvStruct), POINTER(GatherStruct), POINTER(DenseStruct)
+
+#: The arguments of the kernels' functions; those that return something return an int.
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "tkn_width": (),
+    "tkn_bfloat16": (),
+    "tkn_struct_sizes": (POINTER(c_int64), c_int),
+    "tkn_conv": (_CONV, *_ROWS, *_ROWS, *_TILED),
+    "tkn_conv_bfloat16": (_CONV, *_ROWS, *_ROWS, c_int, c_void_p, *_TILED),
+    "tkn_gather": (_GATHER, *_ROWS, *_ROWS, *_TILED),
+    "tkn_gather_backward": (_GATHER, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, *_TILED),
+    "tkn_pack": (_DENSE, c_void_p, c_int, *_ROWS, c_int, c_int, c_int, c_int),
+    "tkn_unpack": (_DENSE, *_ROWS, c_void_p, c_int, c_int, c_int, c_int, c_int),
+    "tkn_weight_grad": (
+        *(_CONV, *_ROWS, *_ROWS, c_void_p, c_int, c_int),
+        *(c_void_p, c_void_p, c_int64, c_int, c_int, c_int, c_int),
+    ),
+    "tkn_run": (
+        *(POINTER(InstructionStruct), c_int, POINTER(StepStruct), c_int, POINTER(c_void_p)),
+        *(c_void_p, c_int64, c_int, c_int, c_int, c_int),
+    ),
+    "tkn_run_maps": (POINTER(InstructionStruct), c_int, POINTER(c_void_p), c_void_p, c_int64, c_int, c_int),
+}
+_RETURNING = ("tkn_width", "tkn_bfloat16", "tkn_struct_sizes")
+
+
+def check_abi(library: CDLL) -> None:
+    """Declare the arguments of the library's functions; RuntimeError if its structures are not the ones here.
+
+    To be called once for each library that is loaded, before anything else of it.
+    """
+    for name, arguments in ARGUMENTS.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise RuntimeError(f"the kernels have no function {name}") from error
+        function.argtypes = arguments
+        function.restype = c_int if name in _RETURNING else None
+    sizes = (c_int64 * len(STRUCTURES))()
+    count = library.tkn_struct_sizes(sizes, len(sizes))
+    if count != len(STRUCTURES):
+        raise RuntimeError(f"the kernels have {count} structures, not {len(STRUCTURES)}")
+    for structure, size in zip(STRUCTURES, sizes, strict=True):
+        if sizeof(structure) != size:
+            raise RuntimeError(f"the kernels' {structure.__name__} takes {size} bytes, not {sizeof(structure)}")
+
+
+def address(values: NDArray[Any] | Tensor) -> c_void_p:
+    """Where the numbers of an array or tensor begin; ValueError unless they lie in memory as they are indexed."""
+    if isinstance(values, np.ndarray):
+        if not values.flags.c_contiguous:
+            raise ValueError(f"the kernels take contiguous arrays, not strides of {values.strides}")
+        return c_void_p(values.ctypes.data)
+    _check_tensor(values)
+    if not values.is_contiguous():
+        raise ValueError(f"the kernels take contiguous tensors, not strides of {values.stride()}")
+    return c_void_p(values.data_ptr())
+
+
+def strided_address(x: Tensor) -> c_void_p:
+    """As `address`, of a tensor with any strides."""
+    _check_tensor(x)
+    return c_void_p(x.data_ptr())
+
+
+def _check_tensor(x: Tensor) -> None:
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu" or x.layout != torch.strided:
+        raise ValueError(f"the kernels take plain tensors on the CPU, not {type(x).__name__} on {x.device}")
+    if x.is_neg() or x.is_conj():
+        raise ValueError("the kernels take numbers as they lie in memory, not negated or conjugated views")
+
+
 class Filled:
     """A structure of the kernels together with the arrays it points into."""
 
@@ -214,23 +307,17 @@ class Filled:
         self.struct = struct
         self.kept = dict(kept or {})
 
-    def having(self, **values: Any) -> Filled:
-        """A copy with other values: numbers, and arrays or tensors (or None) that stay alive with it."""
+    def with_values(self, **values: Any) -> Filled:
+        """A copy with other values: numbers, and contiguous arrays or tensors (or None) that stay alive with it."""
         copy = Filled(type(self.struct).from_buffer_copy(self.struct), self.kept)
         copy._set(values)
         return copy
 
     def _set(self, values: dict[str, Any]) -> None:
         for name, value in values.items():
-            if isinstance(value, np.ndarray):
-                assert value.flags.c_contiguous, name
-                setattr(self.struct, name, value.ctypes.data)
-            elif isinstance(value, Tensor):
-                assert value.is_contiguous(), name
-                setattr(self.struct, name, value.data_ptr())
-            elif isinstance(value, Filled):
-                pass  # kept alive for what it points into
-            else:
+            if isinstance(value, np.ndarray | Tensor):
+                setattr(self.struct, name, address(value))
+            elif not isinstance(value, Filled):  # kept alive for what it points into
                 setattr(self.struct, name, value)
                 continue
             self.kept[name] = value

@@ -13,8 +13,8 @@ enum Kind {
   MAP_GATHER, MAP_CONV, MAP_FIRST, MAP_PICK, MAP_PACK, MAP_UNPACK,
 };
 
-// One operation of a plan, from rows to rows of a tile's memory; of a dense activation: which one.
-struct Operation {
+// One step of a plan's program, from rows to rows of a tile's memory; of a dense activation: which one.
+struct Instruction {
   int32_t kind;
   int32_t dense;
   const void* spec;
@@ -22,9 +22,9 @@ struct Operation {
   int32_t parts;     // pixels, windows, lines or sets that threads may divide
 };
 
-// A part of an operation: pixels or windows [begin, end).
+// A part of an instruction: pixels or windows [begin, end).
 struct Step {
-  int32_t operation, begin, end;
+  int32_t instruction, begin, end;
 };
 
 }  // extern "C"
@@ -54,6 +54,18 @@ void with_numbers(bool halves, const F& f) {
 extern "C" {
 
 int tkn_width() { return WIDTH; }
+
+// Writes the sizes of the structures that Python fills, in the order of STRUCTURES in structs.py, to `sizes`, if it has
+// room for all of them; returns how many they are.
+int tkn_struct_sizes(int64_t* sizes, int room) {
+  const int64_t all[] = {
+      sizeof(Gather), sizeof(Conv), sizeof(Dense), sizeof(Instruction), sizeof(Step), sizeof(MapPool),
+      sizeof(MapConv), sizeof(MapFirst), sizeof(MapGather), sizeof(MapPick), sizeof(MapDense),
+  };
+  const int count = sizeof all / sizeof *all;
+  if (room >= count) std::copy(all, all + count, sizes);
+  return count;
+}
 
 void tkn_conv(const Conv* op, const REAL* src, int64_t src_tile, REAL* dst, int64_t dst_tile, int tiles, int lanes, int threads) {
   with_vectors(lanes, [&]<int NV>() {
@@ -116,13 +128,13 @@ void tkn_unpack(const Dense* d, const void* rows, int64_t tile_size, void* x, in
 }
 
 // Runs a plan. With tiles enough for the threads each thread takes whole tiles through all `steps`, in memory of its own;
-// else the threads divide each operation. `dense`: where the dense activations begin; `memory`: of `memory_tiles` tiles.
-void tkn_run(const Operation* operations, int operation_count, const Step* steps, int step_count, REAL* const* dense, REAL* memory,
+// else the threads divide each instruction. `dense`: where the dense activations begin; `memory`: of `memory_tiles` tiles.
+void tkn_run(const Instruction* instructions, int instruction_count, const Step* steps, int step_count, REAL* const* dense, REAL* memory,
              int64_t memory_tile, int memory_tiles, int images, int lanes, int threads) {
   with_vectors(lanes, [&]<int NV>() {
     const int tiles = (images + lanes - 1) / lanes;
     const auto run = [&](int index, REAL* rows, int tile, int begin, int end) {
-      const Operation& op = operations[index];
+      const Instruction& op = instructions[index];
       const REAL* src = rows + op.src * lanes;
       REAL* dst = rows + op.dst * lanes;
       const int filled = std::min(lanes, images - tile * lanes);
@@ -139,20 +151,20 @@ void tkn_run(const Operation* operations, int operation_count, const Step* steps
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
       for (int tile = 0; tile < tiles; tile++)
         for (int s = 0; s < step_count; s++)
-          run(steps[s].operation, memory + memory_tile * omp_get_thread_num(), tile, steps[s].begin, steps[s].end);
+          run(steps[s].instruction, memory + memory_tile * omp_get_thread_num(), tile, steps[s].begin, steps[s].end);
       return;
     }
     for (int tile = 0; tile < tiles; tile++)
-      for (int index = 0; index < operation_count; index++)
-        parallel(1, operations[index].parts, threads, [&](int, int begin, int end) { run(index, memory, tile, begin, end); });
+      for (int index = 0; index < instruction_count; index++)
+        parallel(1, instructions[index].parts, threads, [&](int, int begin, int end) { run(index, memory, tile, begin, end); });
   });
 }
 
-// Runs a plan of maps: `memory` holds `images` of them; offsets are numbers, not rows. The threads divide each operation.
-void tkn_run_maps(const Operation* operations, int operation_count, REAL* const* dense, REAL* memory, int64_t memory_image, int images, int threads) {
+// Runs a plan of maps: `memory` holds `images` of them; offsets are numbers, not rows. The threads divide each instruction.
+void tkn_run_maps(const Instruction* instructions, int instruction_count, REAL* const* dense, REAL* memory, int64_t memory_image, int images, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
-  for (int index = 0; index < operation_count; index++) {
-    const Operation& op = operations[index];
+  for (int index = 0; index < instruction_count; index++) {
+    const Instruction& op = instructions[index];
     const int blocks = std::min<int64_t>(op.parts, std::max(1, threads * 16 / images));
 #pragma omp for schedule(dynamic)
     for (int task = 0; task < images * blocks; task++) {

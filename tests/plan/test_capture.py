@@ -1,0 +1,332 @@
+"""What a plan takes for an activation, and what it does where its parts' inputs are not of the batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from engine_cases import assert_near, targeted, truth
+from plan_networks import NETWORKS, Residual, network, plan_of
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tkn import TargetConv2d, accelerate
+from tkn.plan import plan as plan_module
+from tkn.plan.capture import build_graph, frozen
+from tkn.plan.compare import difference, tells
+from tkn.plan.graph import Call, Convolve
+from tkn.plan.parts import KernelPart, Part, Program, Values
+
+BATCHES = (1, 2, 5, 7, 8, 20)
+
+
+class Prototypes(nn.Module):
+    """A buffer of two maps goes through the convolution that the images go through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = TargetConv2d(3, 8, 3, padding=1)
+        self.register_buffer("proto", torch.rand(2, 3, 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.relu(self.conv(x)), torch.relu(self.conv(self.proto))
+        return a.mean((2, 3)) @ b.mean((2, 3)).T
+
+
+class FirstImages(nn.Module):
+    """Adds what the first images of a batch give: as many as there are, at most `count`."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.first = TargetConv2d(3, 8, 3, padding=1)
+        self.second, self.third = TargetConv2d(8, 8, 3, padding=1), TargetConv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        r = h[: self.count]
+        a, b = self.second(h), self.third(r)
+        return a.mean((0, 2, 3)) + b.mean((0, 2, 3))
+
+
+class AddsOfFirst(nn.Module):
+    """A sum in which one image may meet a batch."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.conv, self.last = TargetConv2d(3, 8, 3, padding=1), TargetConv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        r = F.gelu(h[: self.count])[:1]
+        return self.last(torch.relu(h) + r)
+
+
+class GrowingMap(nn.Module):
+    """Its padding depends on the number of images, from ten on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = TargetConv2d(3, 8, 3, padding=1), TargetConv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.pad(self.conv(x), (0, x.shape[0] // 10)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Prototypes, lambda: FirstImages(2), lambda: FirstImages(6), lambda: AddsOfFirst(6)],
+    ids=["prototypes", "first two", "first six", "one and a batch"],
+)
+@pytest.mark.parametrize("small", [False, True], ids=["rows", "maps"])
+@pytest.mark.compact
+def test_values_that_are_not_of_the_batch(make: Callable[[], nn.Module], small: bool) -> None:
+    torch.manual_seed(0)
+    model = targeted(make(), seed=1).eval()
+    size = (3, 16, 16)
+    plan = plan_of(model, size, 2, small=small)
+    for batch in BATCHES:
+        x = torch.rand(batch, *size)
+        with torch.no_grad():
+            assert_near(plan(x), truth(model)(x.double()))
+            assert_near(accelerate(model, 2, size)(x), truth(model)(x.double()))
+
+
+def counted(part: Part, calls: list[Part], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Note a part's calls."""
+    run = part.run
+
+    def noted(values: Values) -> None:
+        calls.append(part)
+        run(values)
+
+    monkeypatch.setattr(part, "run", noted)
+
+
+def test_parts_whose_inputs_disagree_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only these: with few enough images the kernels compute."""
+    torch.manual_seed(0)
+    plan = plan_of(targeted(FirstImages(6), seed=1).eval(), (3, 16, 16), 2, small=False)
+    by_torch: list[Part] = []
+    for part in plan._program.parts:
+        if isinstance(part, KernelPart):
+            counted(part.by_torch, by_torch, monkeypatch)
+    for batch, expected in ((5, 0), (6, 0), (7, 1), (20, 1)):
+        by_torch.clear()
+        plan(torch.rand(batch, 3, 16, 16))
+        assert len(by_torch) == expected
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["rows", "maps"])
+def test_inputs_that_are_not_what_a_part_was_made_for(small: bool) -> None:
+    """Of another shape, type, device or number: none is read by the kernels."""
+    model = targeted(Residual(), seed=1).eval()
+    plan = plan_of(model, (2, 7, 8), 3, small=small)
+    part = next(part for part in plan._program.parts if isinstance(part, KernelPart))
+    good = torch.rand(3, 2, 7, 8)
+    assert part._readable([good]) is not None
+    for bad in (
+        *(good[:, :1], good[:, :, :6], good[0], good[:0], good.double(), good.to("meta"), good.to_sparse()),
+        *([good], None, good.numpy(), good.flatten(1)),
+    ):
+        assert part._readable([bad]) is None
+    for odd in (
+        torch.complex(0 * good, good).conj().imag,
+        good.to(memory_format=torch.channels_last),
+        good[:1].expand(3, -1, -1, -1),
+    ):
+        (readable,) = part._readable([odd])
+        assert torch.equal(readable, odd)
+        assert readable.is_contiguous()
+        assert not readable.is_neg()
+
+
+def test_sizes_that_depend_on_the_number_of_images_are_refused() -> None:
+    torch.manual_seed(0)
+    model = targeted(GrowingMap(), seed=1).eval()
+    plan = accelerate(model, 2, (3, 16, 16))
+    x = torch.rand(9, 3, 16, 16)
+    with torch.no_grad():
+        assert_near(plan(x), truth(model)(x.double()))
+    with pytest.raises(ValueError, match=r"pad gives \[10, 8, 16, 17\], not \[B, 8, 16, 16\]"):
+        plan(torch.rand(10, 3, 16, 16))
+
+
+def test_what_is_an_activation() -> None:
+    graph = build_graph(frozen(targeted(Prototypes(), seed=1)), (3, 16, 16))
+    by_name = {node.name: node for node in graph.nodes}
+    assert by_name["model_proto"].size is None
+    assert [type(node.operation) for node in graph.nodes if node.name.startswith("conv")] == [Convolve, Call]
+
+
+class Hooked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = TargetConv2d(2, 4, 3)
+        self.conv.register_forward_hook(lambda _, __, output: output * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x))
+
+
+class OtherWindow(TargetConv2d):
+    def window(self, size: tuple[int, ...]) -> Tensor:
+        return super().window(size) * 3
+
+
+@pytest.mark.parametrize("make", [Hooked, lambda: nn.Sequential(OtherWindow(2, 4, 3))], ids=["hook", "window"])
+def test_layers_that_users_have_changed_are_torchs(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = targeted(make(), seed=1).eval()
+    plan = accelerate(model, 2, (2, 7, 7))
+    x = torch.rand(2, 2, 7, 7)
+    with torch.no_grad():
+        assert_near(plan(x), model(x))
+    assert len(plan.fallbacks) == 1
+
+
+class ByShape(nn.Module):
+    """Asks for what is known of images before they are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = TargetConv2d(2, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.ndim != 4 or x.dtype != torch.float32:
+            raise ValueError("no images")
+        with torch.autocast(x.device.type, enabled=False):
+            sizes = list(x.shape)
+            return F.interpolate(self.conv(x), size=[*x.shape[2:]]) * sizes[0] / x.size(0)
+
+
+def test_what_is_known_of_images_is_known_to_the_trace() -> None:
+    torch.manual_seed(0)
+    model = targeted(ByShape(), seed=1).eval()
+    plan = accelerate(model, 2, (2, 7, 6))
+    assert "interpolate (interpolate)" in plan.fallbacks
+    for batch in (1, 4):
+        x = torch.rand(batch, 2, 7, 6)
+        with torch.no_grad():
+            assert_near(plan(x), model(x))
+
+
+def dead(model: nn.Module) -> nn.Module:
+    """With a last layer of zeros."""
+    with torch.no_grad():
+        list(model.modules())[-1].weight.zero_()
+        list(model.modules())[-1].bias.zero_()
+    return model
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_networks_that_give_no_finite_number_are_compared_all_the_same(value: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 20, 3), nn.ReLU(), nn.Conv2d(20, 4, 1)).eval()
+    with torch.no_grad():
+        model[2].bias[1] = value
+    with pytest.warns(UserWarning, match="could not be compared"):
+        plan = accelerate(model, 2, (2, 7, 7))
+    x = torch.rand(2, 2, 7, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(plan(x), model(x), equal_nan=True)
+
+
+def test_a_comparison_that_says_nothing_is_said_to() -> None:
+    """All outputs zero: any two networks agree."""
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="the plan of Sequential could not be compared with it"):
+        accelerate(dead(nn.Sequential(nn.Conv2d(2, 20, 3), nn.ReLU(), nn.Conv2d(20, 4, 1))), 2, (2, 7, 7))
+
+
+def test_other_images_are_tried_where_the_first_say_nothing() -> None:
+    """Zero on all images of positive numbers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        model[0].weight.copy_(-model[0].weight.abs())
+        model[0].bias.fill_(-1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        accelerate(model.eval(), 2, (1, 5, 5))
+
+
+class DeadButWrong(nn.Module):
+    """An operation in place that a plan can't follow, behind which all is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return torch.relu(-1e3 - (self.relu(x) + x))
+
+
+def test_a_wrong_plan_does_not_hide_behind_zeros() -> None:
+    with pytest.warns(UserWarning, match="could not be compared"):
+        accelerate(DeadButWrong(), 1, (1, 5, 5))
+
+
+@pytest.mark.parametrize("kind", ["dead", "overflowing"])
+def test_wrong_kernels_do_not_hide_behind_zeros(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part is held against torch on inputs of its own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 20, 3), nn.GELU(), nn.Conv2d(20, 4, 1))
+    with torch.no_grad():
+        model[0].weight.mul_(0 if kind == "dead" else 1e38)
+        model[0].bias.fill_(-100.0 if kind == "dead" else 1e38)
+    run = KernelPart.run
+
+    def wrong(self: KernelPart, values: dict[int, object]) -> None:
+        run(self, values)
+        if self.nodes[0] > 2:  # the last layer
+            for position in self.outputs:
+                values[position] = values[position] * 1.1
+
+    monkeypatch.setattr(KernelPart, "run", wrong)
+    graph = build_graph(frozen(model.eval()), (2, 7, 7))
+    with pytest.warns(UserWarning, match="torch runs the plan: the engine's result differs by"):
+        plan = plan_module.Plan(graph, 2)
+    assert not any(isinstance(part, KernelPart) for part in plan._program.parts)
+
+
+def test_differences() -> None:
+    nan, inf = torch.nan, torch.inf
+    same = torch.tensor([1.0, nan, inf, -inf, -2.0])
+    assert difference(same, same.clone()) == 0
+    assert difference(torch.tensor([1.0, 2.2]), torch.tensor([1.0, 2.0])) == pytest.approx(0.1)
+    for other in ([1.0, 0.0, inf, -inf, -2.0], [1.0, nan, -inf, -inf, -2.0], [1.0, nan, nan, -inf, -2.0], [nan] * 5):
+        assert difference(torch.tensor(other), same) == inf
+    assert difference(torch.tensor([1.0, nan, inf, -inf, -1.0]), same) == pytest.approx(0.5)
+    assert difference(torch.tensor([1e-30]), torch.zeros(1)) == inf
+    assert difference(torch.zeros(2), torch.zeros(2)) == 0
+    assert difference(torch.zeros(0, 3), torch.zeros(0, 3)) == 0
+    assert difference(torch.zeros(2), torch.zeros(3)) == inf
+    assert difference(torch.zeros(2), torch.zeros(2).double()) == inf
+    assert difference(torch.full((2,), nan), torch.full((2,), nan)) == 0
+
+
+def test_what_tells() -> None:
+    assert tells(torch.tensor([[1.0, 2.0], [1.0, 3.0]]))
+    for nothing in ([[0.0, 0.0]] * 2, [[1.0, 2.0]] * 3, [[1.0, torch.nan], [1.0, 2.0]], [[1.0, 2.0]]):
+        assert not tells(torch.tensor(nothing))
+
+
+def test_values_are_given_up_when_no_part_reads_them_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = build_graph(frozen(network("tdn10")), NETWORKS["tdn10"][1])
+    program = Program.by_torch(graph)
+    alive: list[int] = []
+    for part in program.parts:
+        run = part.run
+
+        def counting(values: Values, run: Callable[[Values], None] = run) -> None:
+            run(values)
+            alive.append(len(values))
+
+        monkeypatch.setattr(part, "run", counting)
+    program(torch.rand(2, *NETWORKS["tdn10"][1]))
+    assert max(alive) <= 4 < len(graph.nodes)

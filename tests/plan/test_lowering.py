@@ -1,0 +1,101 @@
+"""The memory that a plan's activations share."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from engine_cases import targeted
+from torch import nn
+
+from tkn import TargetConv2d, build_model
+from tkn.backends.cpu.structs import Kind
+from tkn.plan.capture import build_graph, frozen
+from tkn.plan.lower_maps import MapLowering
+from tkn.plan.lower_rows import RowInstruction, RowLowering
+from tkn.sequential import TargetSequential
+
+
+class Branches(nn.Module):
+    """Activations that live long, sums, concatenations and two poolings of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = TargetConv2d(2, 12, 3, padding=1)
+        self.second = TargetConv2d(12, 12, 3, padding=1)
+        self.norm = nn.BatchNorm2d(12)
+        self.third = nn.Conv2d(24, 7, 1)
+        self.mean = nn.AvgPool2d(2)
+        self.maximum = nn.MaxPool2d(3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = torch.relu(self.first(x))
+        b = self.norm(self.second(a)) + a
+        c = self.third(torch.cat((torch.relu(b), a), dim=1))
+        return torch.cat((self.mean(c), self.maximum(c), self.mean(b)), dim=1)
+
+
+LOWERED = {
+    "tdn10": (lambda: build_model("tdn10", (1, 12, 12), 3), (1, 12, 12)),
+    "tdn40": (lambda: build_model("tdn40", (3, 8, 8), 2), (3, 8, 8)),
+    "branches": (Branches, (2, 8, 8)),
+    "chain": (
+        lambda: TargetSequential(
+            TargetConv2d(1, 9, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(144, 4)
+        ),
+        (1, 8, 8),
+    ),
+}
+
+
+def touched(instruction: RowInstruction) -> tuple[list, list]:
+    """The buffers that an instruction reads and writes."""
+    read = [buffer for buffer in (instruction.source, *instruction.reads) if buffer is not None]
+    return read, [] if instruction.output is None else [instruction.output]
+
+
+@pytest.mark.parametrize("lanes", [16, 64])
+@pytest.mark.parametrize("name", LOWERED)
+def test_living_rows_never_share_memory(name: str, lanes: int) -> None:
+    """Whatever is read was written before, and nothing else was written over it."""
+    make, size = LOWERED[name]
+    graph = build_graph(frozen(targeted(make(), seed=1)), size)
+    lowering = RowLowering(graph, list(range(1, len(graph.nodes))), [0], [graph.output], lanes, torch.float32)
+    for one, other in combinations(lowering.buffers, 2):
+        alive = one.first <= other.last and other.first <= one.last
+        apart = one.offset + one.rows <= other.offset or other.offset + other.rows <= one.offset
+        assert apart or not alive
+    assert lowering.memory_rows == max(buffer.offset + buffer.rows for buffer in lowering.buffers)
+
+    owner = np.full(lowering.memory_rows, -1)
+    whole = {id(buffer): index for index, buffer in enumerate(lowering.buffers)}
+    done = dict.fromkeys(range(len(lowering.instructions)), 0)
+    for position, begin, end in lowering.steps():
+        instruction = lowering.instructions[position]
+        assert begin == done[position] < end <= instruction.parts
+        done[position] = end
+        reads, writes = touched(instruction)
+        assert (instruction.kind == Kind.PACK) == (not reads)
+        for buffer in reads:
+            assert (owner[buffer.offset : buffer.offset + buffer.rows] == whole[id(buffer)]).all()
+        for buffer in writes:
+            owner[buffer.offset : buffer.offset + buffer.rows] = whole[id(buffer)]
+    assert done == {position: instruction.parts for position, instruction in enumerate(lowering.instructions)}
+
+
+@pytest.mark.parametrize("name", LOWERED)
+def test_maps_never_share_memory(name: str) -> None:
+    make, size = LOWERED[name]
+    graph = build_graph(frozen(targeted(make(), seed=1)), size)
+    lowering = MapLowering(graph, list(range(1, len(graph.nodes))), [0], [graph.output], 16)
+    end = 0
+    for one in lowering.maps:
+        assert one.begin >= end
+        assert one.begin % 16 == 0
+        end = one.begin + one.length
+        pixels = one.first + one.at(np.arange(one.size[0] * one.size[1]))
+        assert one.begin <= pixels.min() <= pixels.max() <= end - one.stride
+        assert np.unique(pixels).size == pixels.size
+    assert lowering.memory_size == end + 16

@@ -1,0 +1,141 @@
+"""How a graph is best computed on this machine: by which kernels, if they are right, or by torch."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from math import prod
+
+import numpy as np
+import torch
+
+from tkn.backends.cpu.build import available, kernels
+from tkn.backends.cpu.rows import tile_lanes
+from tkn.plan.compare import TOLERANCE, difference, random_images
+from tkn.plan.graph import Convolve, Graph, Pooling
+from tkn.plan.parts import MapPart, Part, Program, RowPart, Scratch, TorchPart, Values, numbers, split, torch_shape
+from tkn.plan.ready import plans_run
+
+#: Up to this batch size vectors may go over the channels instead of the images: whichever is faster.
+_SMALL = 16
+#: Arrangements are timed on so many images at most.
+_MOST_IMAGES = 256
+_REPEATS = 3
+#: Numbers of activations and taps for which lists are made; they take about a hundred bytes each.
+_MOST_LISTED = 2**27
+#: The batches on which parts are compared with torch.
+_BATCHES = (2, 5)
+
+
+def arranged(graph: Graph, batch_size: int, small: bool | None = None) -> Program:
+    """The fastest right way to compute batches of `batch_size`; by torch, after a warning, if no other one is right.
+
+    `small`: with vectors over the channels (True) or the images (False); by default whichever is faster.
+    """
+    by_torch = Program.by_torch(graph)
+    if not (available(torch.float32) and plans_run()):
+        return by_torch
+    if _list_numbers(graph) > _MOST_LISTED:
+        warnings.warn(f"torch runs the plan: images of {graph.input_size} are too large for the engine", stacklevel=2)
+        return by_torch
+    trials = _Trials(graph)
+    wrong, programs = [], []
+    for lanes in _lanes(graph, batch_size, small):
+        try:
+            with np.errstate(all="ignore"):  # numbers that are not finite are the network's own
+                program = Program(graph, list(_parts(graph, lanes)))
+        except ValueError as error:  # too large
+            wrong.append(str(error))
+            continue
+        differs = trials.difference(program)
+        if differs <= TOLERANCE:
+            programs.append(program)
+        else:
+            wrong.append(f"the engine's result differs by {differs:.1e}")
+    if not programs:
+        warnings.warn(f"torch runs the plan: {wrong[0]}", stacklevel=2)
+        return by_torch
+    if len(programs) == 1:
+        return programs[0]
+    shape = (min(batch_size, _MOST_IMAGES), *graph.input_size)
+    images = torch.zeros(shape, dtype=torch.float32, device="cpu")
+    return min(programs, key=lambda program: _seconds(lambda: program(images)))
+
+
+def _list_numbers(graph: Graph) -> int:
+    """How many numbers of activations and taps of output pixels the lists of a graph would hold."""
+    count = 0
+    for node in graph.nodes:
+        if node.size is not None and not node.by_torch:
+            count += prod(node.size)
+        if isinstance(node.operation, Convolve | Pooling):
+            count += prod(node.operation.geometry.output_size) * node.operation.geometry.taps
+    return count
+
+
+def _lanes(graph: Graph, batch_size: int, small: bool | None) -> Iterator[int | None]:
+    """The tiles that may be the fastest, in images; None for vectors over the channels."""
+    grouped = any(isinstance(node.operation, Convolve) and node.operation.groups > 1 for node in graph.nodes)
+    if small is not False and batch_size <= _SMALL and not grouped:
+        yield None
+        if small:
+            return
+    width = kernels(torch.float32).tkn_width()
+    widest = tile_lanes(batch_size, torch.get_num_threads(), width)
+    yield from {widest, max(width, widest // 2)}
+
+
+def _parts(graph: Graph, lanes: int | None) -> Iterator[Part]:
+    scratch = Scratch(numbers)
+    for nodes in split(graph):
+        if graph.nodes[nodes[0]].by_torch:
+            yield TorchPart(graph, nodes)
+        else:
+            yield MapPart(graph, nodes) if lanes is None else RowPart(graph, nodes, lanes, scratch)
+
+
+class _Trials:
+    """What torch computes of the engine's parts, to hold these against.
+
+    The parts get inputs of their own: those that come through a network may all be zero.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._trials: dict[tuple[int, ...], list[tuple[Values, Values]]] = {}
+        for nodes in split(graph):
+            if not graph.nodes[nodes[0]].by_torch:
+                self._trials[tuple(nodes)] = [_trial(TorchPart(graph, nodes), batch) for batch in _BATCHES]
+
+    def difference(self, program: Program) -> float:
+        """The largest between a part's outputs and torch's."""
+        largest = 0.0
+        for part in program.parts:
+            for inputs, expected in self._trials.get(tuple(part.nodes), []):
+                values = dict(inputs)
+                part.run(values)
+                differences = [difference(values[position], expected[position]) for position in part.outputs]
+                largest = max(largest, *differences)
+        return largest
+
+
+def _trial(part: TorchPart, batch: int) -> tuple[Values, Values]:
+    """Inputs and outputs of a part."""
+    inputs: Values = {
+        position: 2 * random_images(batch, torch_shape(part.graph, position), seed=position) - 1
+        for position in part.inputs
+    }
+    values = dict(inputs)
+    part.run(values)
+    return inputs, {position: values[position] for position in part.outputs}
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """How long `run` takes: the least of a few times."""
+    run()
+    seconds = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -1,0 +1,405 @@
+"""From a network to its graph: traced by torch.fx, and run on two batches to see which values are activations."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from tkn.geometry import Geometry, pair
+from tkn.layers import RoiLayer, TargetConv2d
+from tkn.plan.compare import random_images
+from tkn.plan.graph import (
+    Add,
+    Affine,
+    Attention,
+    Call,
+    Concatenate,
+    Constant,
+    Convolve,
+    Graph,
+    Input,
+    Node,
+    Operation,
+    Pooling,
+    Relu,
+    Same,
+    Size,
+    Slot,
+)
+from tkn.plan.vocabulary import Attribute, Method, as_function, function_name, method_name, original
+from tkn.roi import roi_bounds
+from tkn.sequential import TargetSequential
+
+#: A value is seen with batches of these numbers of images; an activation's images are the batch's, its other sides the
+#: same in both.
+_BATCHES = (3, 5)
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, without gradients, whose target layers are torch's."""
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, TargetConv2d):
+            module.engine = "dense"
+    return model
+
+
+@torch.no_grad()
+def build_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
+    """The operations of a `frozen` model for images of `input_size`; it shares the model's parameters."""
+    traced = _trace(model)
+    seen = [_Observer(traced).observe(random_images(batch, input_size)) for batch in _BATCHES]
+    return _Builder(traced, seen[0], seen[1]).graph()
+
+
+class _Root(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class _Value(fx.Proxy):
+    """A value of the network, of which is known where it is."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+class _Images(_Value):
+    """The network's input, of which is known what a plan takes: float32, [B, C, H, W]."""
+
+    dtype, ndim = torch.float32, 4
+
+    def dim(self) -> int:
+        return self.ndim
+
+    @property
+    def shape(self) -> tuple[fx.Proxy, ...]:
+        return self.size()  # type: ignore[return-value]
+
+    def size(self, dim: int | None = None) -> fx.Proxy | tuple[fx.Proxy, ...]:
+        if dim is None:
+            return tuple(self.size(axis) for axis in range(self.ndim))  # type: ignore[misc]
+        return self.tracer.create_proxy("call_method", "size", (self, dim), {})
+
+
+class _Tracer(fx.Tracer):
+    """Goes into the modules that it can trace; those that it can't (`opaque`) are called as a whole."""
+
+    def __init__(self, opaque: set[nn.Module]) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.failed: nn.Module | None = None
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return (_Images if node.op == "placeholder" else _Value)(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m in self.opaque or isinstance(m, RoiLayer) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if isinstance(m, TargetSequential):
+            forward = partial(nn.Sequential.forward, m)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed is None:
+                self.failed = m
+            raise
+
+
+def _trace(model: nn.Module) -> fx.GraphModule:
+    root = _Root(model)
+    opaque: set[nn.Module] = set()
+    while True:
+        tracer = _Tracer(opaque)
+        try:
+            graph = tracer.trace(root)
+        except Exception:
+            if tracer.failed is None or tracer.failed in opaque:
+                raise
+            opaque.add(tracer.failed)
+            continue
+        for node in reversed(graph.nodes):  # of shapes of which one number was asked
+            if node.op == "call_method" and node.target == "size" and not node.users:
+                graph.erase_node(node)
+        return fx.GraphModule(root, graph)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a value was for one batch: its type, and of a tensor the type of its numbers and its shape."""
+
+    kind: type
+    dtype: torch.dtype | None = None
+    shape: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, value: Any) -> _Seen:
+        if isinstance(value, Tensor):
+            return cls(Tensor, value.dtype, tuple(value.shape))
+        return cls(type(value))
+
+
+def _activation_size(one: _Seen, other: _Seen) -> tuple[Size | None, bool]:
+    """The (C, H, W) of a value seen for both `_BATCHES`, (features, 1, 1) if it is flat, and whether it is flat.
+
+    No size if it is no float activation.
+    """
+    if one.dtype != torch.float32 or other.dtype != torch.float32 or len(one.shape) not in (2, 4) or 0 in one.shape:
+        return None, False
+    if (one.shape[:1], other.shape[:1]) != (_BATCHES[:1], _BATCHES[1:]) or one.shape[1:] != other.shape[1:]:
+        return None, False
+    channels, height, width = (*one.shape[1:], 1, 1)[:3]
+    return (channels, height, width), len(one.shape) == 2
+
+
+class _Observer(fx.Interpreter):
+    """Runs the traced network once, noting what every value is."""
+
+    def observe(self, images: Tensor) -> dict[fx.Node, _Seen]:
+        self.seen: dict[fx.Node, _Seen] = {}
+        self.run(images)
+        return self.seen
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.seen[n] = _Seen.of(result)
+        return result
+
+
+class _Builder:
+    """Makes nodes of the traced calls; `one`, `other`: what was seen in runs on batches of the two sizes."""
+
+    def __init__(self, traced: fx.GraphModule, one: dict[fx.Node, _Seen], other: dict[fx.Node, _Seen]) -> None:
+        self.traced, self.one, self.other = traced, one, other
+        self.nodes: list[Node] = []
+        self.position: dict[fx.Node, int] = {}
+
+    def graph(self) -> Graph:
+        for n in self.traced.graph.nodes:
+            if n.op == "output":
+                output = n.args[0]
+                if not isinstance(output, fx.Node) or self.one[n].kind is not Tensor:
+                    raise ValueError("accelerate takes networks that return one tensor")
+            elif n.op == "placeholder":
+                self._add(n, Input(), ())
+            elif n.op == "get_attr":
+                self._add(n, Constant(operator.attrgetter(n.target)(self.traced)), ())
+            else:
+                self._add(n, *self._operation(n))
+        return Graph(self.nodes, self.position[output])
+
+    def _add(self, n: fx.Node, operation: Operation, inputs: tuple[int, ...]) -> None:
+        size, flat = self._activation(n)
+        if flat and isinstance(operation, Same | Relu | Affine | Add | Concatenate):
+            size = self._map_size(operation, inputs)  # flattening keeps the map
+        self.position[n] = self._append(self._name(n), operation, inputs, size, flat)
+
+    def _append(
+        self, name: str, operation: Operation, inputs: tuple[int, ...], size: Size | None, flat: bool = False
+    ) -> int:
+        self.nodes.append(Node(name, operation, inputs, size, flat))
+        return len(self.nodes) - 1
+
+    def _name(self, n: fx.Node) -> str:
+        return str(n.target).removeprefix("model.") if n.op == "call_module" else n.name
+
+    def _activation(self, n: fx.Node) -> tuple[Size | None, bool]:
+        return _activation_size(self.one[n], self.other[n])
+
+    def _map_size(self, operation: Operation, inputs: tuple[int, ...]) -> Size:
+        sizes = [size for position in inputs if (size := self.nodes[position].size) is not None]
+        channels = sum(size[0] for size in sizes) if isinstance(operation, Concatenate) else sizes[0][0]
+        return channels, *sizes[0][1:]
+
+    def _operation(self, n: fx.Node) -> tuple[Operation, tuple[int, ...]]:
+        """What a call does, and to the results of which nodes."""
+        sources = tuple(self.position[source] for source in n.all_input_nodes)
+        if self._activation(n)[0] is not None and all(self.nodes[source].size is not None for source in sources):
+            operation: Operation | None
+            if n.op == "call_module":
+                operation, inputs = self._module(n, sources)
+            else:
+                operation, inputs = _function(n), sources
+            if isinstance(operation, Concatenate):  # perhaps of one value twice
+                inputs = tuple(self.position[source] for source in n.args[0])  # type: ignore[union-attr, index]
+            if isinstance(operation, Add | Concatenate) and not self._aligned(operation, inputs):
+                operation = None
+            if operation is not None:
+                return operation, inputs
+        return self._call(n), sources
+
+    def _aligned(self, operation: Add | Concatenate, sources: tuple[int, ...]) -> bool:
+        """Whether the maps have one size, and for a sum as many channels: torch would also stretch some of them."""
+        sizes = [self.nodes[source].size for source in sources]
+        if isinstance(operation, Add):
+            return len(set(sizes)) == 1
+        return len({size[1:] for size in sizes if size is not None}) == 1
+
+    def _module(self, n: fx.Node, sources: tuple[int, ...]) -> tuple[Operation | None, tuple[int, ...]]:
+        module = self.traced.get_submodule(str(n.target))
+        if len(sources) != 1 or n.kwargs or n.args != tuple(n.all_input_nodes) or _hooked(module):
+            return None, sources
+        source = self.nodes[sources[0]]
+        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros" and not source.flat:
+            padding = module._reversed_padding_repeated_twice
+            padded = _padded(source.size, padding)
+            operation = _convolution(module, padded)
+            if operation is None:
+                return None, sources
+            pad = Call(F.pad, (Slot(0), padding, module.padding_mode), {}, "pad", "functional.pad")
+            return operation, (self._append(f"{self._name(n)}.pad", pad, sources, padded),)
+        return _module_operation(module, source, self._activation(n)[0]), sources
+
+    def _call(self, n: fx.Node) -> Call:
+        """Left to torch."""
+        slots: dict[fx.Node, Any] = {source: Slot(index) for index, source in enumerate(n.all_input_nodes)}
+        args = _plain(fx.map_arg(n.args, slots.__getitem__))
+        kwargs = _plain(fx.map_arg(n.kwargs, slots.__getitem__))
+        if n.op == "call_module":
+            module = self.traced.get_submodule(str(n.target))
+            kind = type(module).__name__
+            known = as_function(module) if len(args) == 1 and not kwargs and not _hooked(module) else None
+            if known is None:
+                return Call(module, args, kwargs, kind)
+            function, arguments = known
+            return Call(original(function), args, arguments, kind, function)
+        first = self.one[n.args[0]].kind if n.args and isinstance(n.args[0], fx.Node) else None
+        if n.op == "call_method":
+            kind = str(n.target)
+            if first is Tensor:
+                return Call(Method(kind), args, kwargs, kind, method_name(kind))
+            return Call(partial(_call_method, kind), args, kwargs, kind)
+        if n.target is getattr and first is Tensor:
+            kind = str(args[1])
+            return Call(Attribute(kind), args[:1], {}, kind, method_name(kind))
+        kind = getattr(n.target, "__name__", str(n.target))
+        name = function_name(n.target)
+        # The operators in a file are those of tensors and numbers, and of sequences' items.
+        if name == "operator.getitem":
+            limited = first is not None and issubclass(first, Tensor | tuple | list)
+        else:
+            limited = name is None or not name.startswith("operator.") or self.one[n].kind in (Tensor, int, float)
+        return Call(n.target, args, kwargs, kind, name if limited else None)  # type: ignore[arg-type]
+
+
+def _plain(arguments: Any) -> Any:
+    """Without torch.fx's own kinds of lists and dictionaries."""
+    if isinstance(arguments, dict):
+        return {key: _plain(value) for key, value in arguments.items()}
+    if isinstance(arguments, list):
+        return [_plain(value) for value in arguments]
+    return tuple(_plain(value) for value in arguments) if type(arguments) is tuple else arguments
+
+
+def _call_method(name: str, target: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(target, name)(*args, **kwargs)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _padded(size: Size | None, padding: list[int]) -> Size:
+    """The size of a map with rows and columns more, as `torch.nn.functional.pad` takes them."""
+    assert size is not None
+    left, right, top, bottom = padding
+    return size[0], size[1] + top + bottom, size[2] + left + right
+
+
+def _module_operation(module: nn.Module, source: Node, result: Size | None) -> Operation | None:
+    assert source.size is not None
+    if isinstance(module, nn.Conv2d) and not source.flat:
+        return _convolution(module, source.size)
+    if type(module) is nn.Linear and source.flat:
+        channels, height, width = source.size
+        weight = module.weight.reshape(-1, channels, height, width)
+        return Convolve(weight, module.bias, Geometry((height, width), (height, width)))
+    if type(module) in (nn.BatchNorm2d, nn.BatchNorm1d) and (not source.flat or source.size[1:] == (1, 1)):
+        return _batch_norm(module)
+    if type(module) is nn.ReLU:
+        return Relu()
+    if type(module) in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity):
+        return Same()
+    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) in ((1, -1), (1, 3)):
+        return Same()
+    if type(module) in (nn.MaxPool2d, nn.AvgPool2d) and not source.flat:
+        return _pooling(module, source.size)
+    if type(module) is nn.AdaptiveAvgPool2d and result is not None and result[1:] == (1, 1) and not source.flat:
+        return Pooling(Geometry(source.size[1:], source.size[1:]), average=True)
+    return None
+
+
+def _function(n: fx.Node) -> Operation | None:
+    if n.target in (torch.relu, F.relu, "relu") and len(n.args) == 1 and not n.kwargs.get("inplace"):
+        return Relu()
+    if n.target is torch.cat and (n.args[1:] == (1,) or (len(n.args) == 1 and n.kwargs == {"dim": 1})):
+        return Concatenate()
+    if n.target in (torch.flatten, "flatten") and n.args[1:] == (1,) and not n.kwargs:
+        return Same()
+    sums = (operator.add, operator.iadd, torch.add)
+    if n.target in sums and len(n.args) == 2 and len(n.all_input_nodes) == 2 and not n.kwargs:
+        return Add()
+    if n.target is F.dropout and n.kwargs.get("training", (*n.args, True, True)[2]) is False:
+        return Same()
+    # torchvision's residual networks drop whole branches, in training.
+    if getattr(n.target, "__name__", None) == "stochastic_depth" and n.args[3:] == (False,):
+        return Same()
+    return None
+
+
+def _convolution(module: nn.Conv2d, size: Size) -> Convolve | None:
+    """Of maps of `size`, which are padded already unless it pads with zeros; None if what follows it is not known."""
+    geometry = Geometry.of_conv(module, size[1:])
+    if type(module) is nn.Conv2d:
+        return Convolve(module.weight, module.bias, geometry, module.groups)
+    if type(module) is not TargetConv2d:
+        return None
+    attention = Attention(module.loc, module.scale, module.attention, module.scale_unit, module.clip)
+    if not _is_attention_of(attention, module, geometry.output_size):
+        return None
+    return Convolve(module.weight, module.bias, geometry, module.groups, attention)
+
+
+def _is_attention_of(attention: Attention, module: TargetConv2d, size: tuple[int, int]) -> bool:
+    """Whether the layer's own windows and ROIs are these: they may have been given others."""
+    own, ours = module.window(size), attention.window(size)
+    if not torch.allclose(own, ours, rtol=1e-4, atol=1e-6, equal_nan=True):
+        return False
+    return not module.clip or torch.equal(module.rois(size), roi_bounds(size, module.loc, module.scale))
+
+
+def _batch_norm(module: Any) -> Operation | None:
+    if module.running_mean is None:
+        return None
+    scale = (module.running_var.double() + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * module.weight.double()
+    shift = -module.running_mean.double() * scale
+    return Affine(scale, shift if module.bias is None else shift + module.bias.double())
+
+
+def _pooling(module: Any, size: Size) -> Operation | None:
+    kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
+    average = isinstance(module, nn.AvgPool2d)
+    if average:
+        unusual = module.divisor_override is not None or (padding != (0, 0) and not module.count_include_pad)
+    else:
+        unusual = module.return_indices
+    if module.ceil_mode or unusual:
+        return None
+    dilation = (1, 1) if average else pair(module.dilation)
+    return Pooling(Geometry(size[1:], kernel, stride, padding, padding, dilation), average)

@@ -1,0 +1,256 @@
+"""From what a plan's file holds to its graph: every field is checked before anything uses it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tkn.app.messages import first_line
+from tkn.attention import ATTENTION
+from tkn.geometry import Geometry
+from tkn.plan.encode import DTYPES, KINDS
+from tkn.plan.graph import (
+    Add,
+    Affine,
+    Attention,
+    Call,
+    Concatenate,
+    Constant,
+    Convolve,
+    Graph,
+    Input,
+    Node,
+    Operation,
+    Pooling,
+    Relu,
+    Same,
+    Size,
+    Slot,
+)
+from tkn.plan.sizes import result_size
+from tkn.plan.vocabulary import VOCABULARY
+
+#: Of numbers among a call's arguments, and of pixels.
+_LARGEST = 2**31 - 1
+_LONGEST_NAME = 1000
+
+
+def fields(value: Any, *names: str) -> list[Any]:
+    """The values of a JSON object that has just these fields."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{_shown(value)} is no object")
+    if set(value) != set(names):
+        odd = set(value) ^ set(names)
+        raise ValueError(f"missing or unknown: {', '.join(sorted(map(_shown, odd)))}")
+    return [value[name] for name in names]
+
+
+def whole(value: Any, least: int = 0, most: int = _LARGEST) -> int:
+    """A whole number within [least, most]."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{_shown(value)} is no whole number within {least} and {most}")
+    return value
+
+
+def _pair(value: Any, least: int) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"{_shown(value)} is no pair")
+    return whole(value[0], least), whole(value[1], least)
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{_shown(value)} is neither true nor false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str or len(value) > _LONGEST_NAME:
+        raise ValueError(f"{_shown(value)} is no name")
+    return value
+
+
+def size_of(value: Any) -> Size:
+    """(C, H, W)"""
+    if not isinstance(value, list) or len(value) != 3:
+        raise ValueError(f"{_shown(value)} is no size")
+    channels, height, width = (whole(side, 1) for side in value)
+    return channels, height, width
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:60]
+
+
+def decoded(nodes: Any, output: Any, tensors: dict[str, Tensor]) -> Graph:
+    """The graph; ValueError that says which node is wrong.
+
+    What torch will compute is not computed here: whether it has the size that its node says shows when it is.
+    """
+    if not isinstance(nodes, list) or not nodes:
+        raise ValueError("there are no nodes")
+    decoder = _Decoder(tensors)
+    for position, value in enumerate(nodes):
+        try:
+            decoder.add(value)
+        except ValueError as error:
+            raise ValueError(f"node {position}: {first_line(error)}") from error
+    unused = set(tensors) - decoder.used
+    if unused:
+        raise ValueError(f"no node uses {', '.join(sorted(map(_shown, unused))[:3])}")
+    return Graph(decoder.nodes, whole(output, 0, len(nodes) - 1))
+
+
+class _Decoder:
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.used: set[str] = set()
+        self.nodes: list[Node] = []
+
+    def add(self, value: Any) -> None:
+        common = ("name", "operation", "inputs", "size", "flat")
+        if not isinstance(value, dict):
+            raise ValueError(f"{_shown(value)} is no object")
+        name, kind, inputs, size, flat = fields({key: value[key] for key in common if key in value}, *common)
+        if not isinstance(inputs, list):
+            raise ValueError("inputs are a list")
+        positions = tuple(whole(source, 0, len(self.nodes) - 1) for source in inputs)
+        sources = [self.nodes[source] for source in positions]
+        if kind not in _OPERATIONS:
+            raise ValueError(f"unknown operation {_shown(kind)}")
+        if (kind == KINDS[Input]) != (not self.nodes):
+            raise ValueError("the first node is the input")
+        own, decode = _OPERATIONS[kind]
+        operation = decode(self, sources, *fields({key: value[key] for key in value if key not in common}, *own))
+        node = Node(_text(name), operation, positions, None if size is None else size_of(size), _flag(flat))
+        if not node.by_torch and result_size(node, sources) != node.size:
+            raise ValueError(f"its size is not {_shown(size)}")
+        if node.flat and (node.size is None or (node.by_torch and node.size[1:] != (1, 1))):
+            raise ValueError("only vectors and unflattened maps are flat")
+        self.nodes.append(node)
+
+    def tensor(self, name: Any, dtype: torch.dtype | None = None) -> Tensor:
+        if not isinstance(name, str) or name not in self.tensors:
+            raise ValueError(f"there is no tensor {_shown(name)}")
+        tensor = self.tensors[name]
+        if dtype is not None and tensor.dtype != dtype:
+            raise ValueError(f"{_shown(name)} is of {tensor.dtype}, not {dtype}")
+        self.used.add(name)
+        return tensor
+
+    def convolve(
+        self, sources: list[Node], weight: Any, bias: Any, groups: Any, attention: Any, *geometry: Any
+    ) -> Convolve:
+        weight = self.tensor(weight, torch.float32)
+        if weight.dim() != 4:
+            raise ValueError("the weight has not four axes")
+        return Convolve(
+            weight,
+            None if bias is None else self.tensor(bias, torch.float32),
+            _geometry(sources, *geometry),
+            whole(groups, 1),
+            None if attention is None else self.attention(attention),
+        )
+
+    def attention(self, value: Any) -> Attention:
+        loc, scale, function, scale_unit, clip = fields(value, "loc", "scale", "function", "scale_unit", "clip")
+        if not isinstance(function, str) or function not in ATTENTION:
+            raise ValueError(f"unknown attention {_shown(function)}")
+        if type(scale_unit) not in (int, float) or not 0 < scale_unit < math.inf:
+            raise ValueError("scale_unit is positive")
+        return Attention(
+            self.tensor(loc, torch.float32), self.tensor(scale, torch.float32), function, scale_unit, _flag(clip)
+        )
+
+    def affine(self, _: list[Node], scale: Any, shift: Any) -> Affine:
+        return Affine(self.tensor(scale, torch.float64), self.tensor(shift, torch.float64))
+
+    def pool(self, sources: list[Node], average: Any, *sides: Any) -> Pooling:
+        geometry = _geometry(sources, *sides)
+        reach = [d * (k - 1) + 1 for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
+        if geometry.before != geometry.after or any(2 * b > r for b, r in zip(geometry.before, reach, strict=True)):
+            raise ValueError("a pooling is padded alike on both sides, by half of its window at most")
+        if _flag(average) and geometry.dilation != (1, 1):
+            raise ValueError("means are of windows without holes")
+        return Pooling(geometry, average)
+
+    def constant(self, sources: list[Node], value: Any) -> Constant:
+        if sources:
+            raise ValueError("it has no inputs")
+        return Constant(self.tensor(value))
+
+    def call(self, sources: list[Node], function: Any, kind: Any, args: Any, kwargs: Any) -> Call:
+        if not isinstance(function, str) or function not in VOCABULARY:
+            raise ValueError(f"unknown function {_shown(function)}")
+        if not isinstance(args, list) or not isinstance(kwargs, dict) or "out" in kwargs:
+            raise ValueError("arguments are a list and an object, without a place for the result")
+        slots: set[int] = set()
+        made = Call(
+            VOCABULARY[function],
+            tuple(self.argument(value, len(sources), slots) for value in args),
+            {key: self.argument(value, len(sources), slots) for key, value in kwargs.items()},
+            _text(kind),
+            function,
+        )
+        if slots != set(range(len(sources))):
+            raise ValueError("an input is not used")
+        return made
+
+    def argument(self, value: Any, inputs: int, slots: set[int]) -> Any:
+        if value is None or type(value) in (bool, str):
+            return value
+        if type(value) is int:
+            return whole(value, -_LARGEST)
+        if type(value) is float and math.isfinite(value):
+            return value
+        if isinstance(value, list):
+            return [self.argument(item, inputs, slots) for item in value]
+        if not isinstance(value, dict) or len(value) != 1:
+            raise ValueError(f"{_shown(value)} is no argument")
+        ((kind, content),) = value.items()
+        if kind == "input":
+            slots.add(whole(content, 0, inputs - 1))
+            return Slot(content)
+        if kind == "tensor":
+            return self.tensor(content)
+        if kind == "dtype" and isinstance(content, str) and content in DTYPES:
+            return DTYPES[content]
+        if kind == "ellipsis" and content is True:
+            return Ellipsis
+        if kind in ("tuple", "slice") and isinstance(content, list):
+            items = [self.argument(item, inputs, slots) for item in content]
+            if kind == "tuple":
+                return tuple(items)
+            if len(items) == 3:
+                return slice(*items)
+        if kind == "dict" and isinstance(content, dict):
+            return {key: self.argument(item, inputs, slots) for key, item in content.items()}
+        raise ValueError(f"{_shown(value)} is no argument")
+
+
+def _geometry(sources: list[Node], kernel: Any, stride: Any, before: Any, after: Any, dilation: Any) -> Geometry:
+    if len(sources) != 1 or sources[0].size is None:
+        raise ValueError("its input is no activation")
+    return Geometry(
+        sources[0].size[1:], _pair(kernel, 1), _pair(stride, 1), _pair(before, 0), _pair(after, 0), _pair(dilation, 1)
+    )
+
+
+_SIDES = ("kernel", "stride", "before", "after", "dilation")
+#: Of each kind of operation the names of its fields, and what makes it of them.
+_OPERATIONS: dict[str, tuple[tuple[str, ...], Callable[..., Operation]]] = {
+    KINDS[Convolve]: (("weight", "bias", "groups", "attention", *_SIDES), _Decoder.convolve),
+    KINDS[Affine]: (("scale", "shift"), _Decoder.affine),
+    KINDS[Pooling]: (("average", *_SIDES), _Decoder.pool),
+    KINDS[Constant]: (("value",), _Decoder.constant),
+    KINDS[Call]: (("function", "kind", "args", "kwargs"), _Decoder.call),
+    KINDS[Input]: ((), lambda *_: Input()),
+    KINDS[Relu]: ((), lambda *_: Relu()),
+    KINDS[Concatenate]: ((), lambda *_: Concatenate()),
+    KINDS[Add]: ((), lambda *_: Add()),
+    KINDS[Same]: ((), lambda *_: Same()),
+}

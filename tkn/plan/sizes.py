@@ -1,0 +1,86 @@
+"""The sizes of what the engine's operations make of activations, before anything is computed."""
+
+from __future__ import annotations
+
+from math import prod
+
+from tkn.geometry import Geometry
+from tkn.plan.graph import Add, Affine, Concatenate, Convolve, Input, Node, Operation, Pooling, Same, Size
+
+#: No activation of one image may have more numbers.
+_MOST_NUMBERS = 2**30
+
+
+def result_size(node: Node, sources: list[Node]) -> Size:
+    """Of a node that the engine knows; ValueError if its operation does not fit its `sources`.
+
+    Of `node` the size itself is not read, but for the input's.
+    """
+    operation = node.operation
+    if isinstance(operation, Input):
+        if node.size is None or node.flat:
+            raise ValueError("the input is images")
+        return node.size
+    sizes = [source.size for source in sources]
+    if None in sizes:
+        raise ValueError("its input is no activation")
+    known = [size for size in sizes if size is not None]
+    _check_number_of_inputs(operation, known)
+    flats = {source.flat for source in sources}
+    size = known[0]
+    if isinstance(operation, Convolve):
+        return _convolved(operation, size, sources[0].flat, node.flat)
+    if isinstance(operation, Pooling):
+        if flats != {False} or node.flat:
+            raise ValueError("a pooling is of maps")
+        return (size[0], *_checked_output(operation.geometry, size))
+    if isinstance(operation, Same):
+        if sources[0].flat and not node.flat:
+            raise ValueError("what is flat stays flat")
+        return size
+    if flats != {node.flat}:
+        raise ValueError("it neither flattens nor unflattens")
+    if isinstance(operation, Affine):
+        if operation.scale.shape != size[:1] or operation.shift.shape != size[:1]:
+            raise ValueError(f"scale and shift must have {size[0]} numbers")
+    elif isinstance(operation, Concatenate):
+        if len({other[1:] for other in known}) > 1:
+            raise ValueError("it joins maps of one height and width")
+        return (sum(other[0] for other in known), *size[1:])
+    elif isinstance(operation, Add) and len(set(known)) > 1:
+        raise ValueError("it adds maps of one size")
+    return size
+
+
+def _check_number_of_inputs(operation: Operation, sizes: list[Size]) -> None:
+    wanted = 2 if isinstance(operation, Add) else 1
+    if len(sizes) < wanted or (len(sizes) > wanted and not isinstance(operation, Concatenate)):
+        raise ValueError(f"it has {len(sizes)} inputs")
+
+
+def _convolved(conv: Convolve, size: Size, source_flat: bool, flat: bool) -> Size:
+    geometry, (outputs, per_group, *kernel) = conv.geometry, conv.weight.shape
+    if tuple(kernel) != geometry.kernel or size[0] != per_group * conv.groups or outputs % conv.groups:
+        raise ValueError(
+            f"a weight of {list(conv.weight.shape)} in {conv.groups} groups does not fit {size[0]} channels"
+        )
+    if source_flat != flat or (flat and geometry != Geometry(size[1:], size[1:])):
+        raise ValueError("a flat map is convolved as a whole")
+    if conv.bias is not None and conv.bias.shape != (outputs,):
+        raise ValueError(f"the bias must have {outputs} numbers")
+    attention = conv.attention
+    if attention is not None and not attention.loc.shape == attention.scale.shape == (2, outputs):
+        raise ValueError(f"loc and scale must be [2, {outputs}]")
+    return (outputs, *_checked_output(geometry, size))
+
+
+def _checked_output(geometry: Geometry, size: Size) -> tuple[int, int]:
+    if geometry.input_size != size[1:] or min(geometry.output_size) < 1:
+        raise ValueError(f"windows of {geometry.kernel} pixels do not fit a map of {size[1:]}")
+    _check_count((size[0], *(n + b + a for n, b, a in zip(size[1:], geometry.before, geometry.after, strict=True))))
+    return geometry.output_size
+
+
+def _check_count(shape: tuple[int, ...]) -> None:
+    if prod(shape) > _MOST_NUMBERS:
+        raise ValueError(f"a map of {list(shape)} numbers is too large")
