@@ -151,7 +151,11 @@ def test_notes_for_users_of_the_file(tmp_path: Path) -> None:
     assert (lazy.classes, lazy.preprocessing) == ("any", None)
 
 
-@pytest.mark.parametrize("value", [{1, 2}, torch.zeros(1), float("nan"), {"a": object()}], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [{1, 2}, torch.zeros(1), float("nan"), {"a": object()}],
+    ids=["set", "tensor", "nan", "object"],
+)
 def test_notes_that_are_no_json(value: object) -> None:
     with pytest.raises(ValueError, match="preprocessing must be a JSON value"):
         accelerate(model(), 3, (2, 7, 6), preprocessing=value)
