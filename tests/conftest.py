@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-# The tests' networks are so small that more threads only wait for each other.
-torch.set_num_threads(1)
+# The tests' networks are so small that more threads only wait for each other; so do those of processes that tests
+# start. Lightning sets the number of threads where the environment does not, and torch reads it when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
