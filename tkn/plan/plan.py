@@ -104,18 +104,21 @@ def _unpickled(data: bytes, small: bool | None) -> Plan:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Whatever the caller is about: gradients, inference mode, autocast, default devices."""
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.device("cpu"),
-    ):
+    with torch.inference_mode(False), torch.no_grad(), _undisturbed_modes():
         yield
 
 
-def _on_cpu() -> AbstractContextManager[Any]:
-    """What torch makes is made on the CPU. Entering costs more than a small layer: only if it may be otherwise."""
-    return torch.device("cpu") if torch._C._len_torch_function_stack() else nullcontext()
+def _own_modes() -> AbstractContextManager[Any]:
+    """No autocast, and what torch makes is made on the CPU. Entering takes longer than some layers: only if needed."""
+    if torch._C._len_torch_function_stack() or torch.is_autocast_enabled("cpu"):
+        return _undisturbed_modes()
+    return nullcontext()
+
+
+@contextmanager
+def _undisturbed_modes() -> Iterator[None]:
+    with torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        yield
 
 
 def _torch_must_see(x: Tensor) -> bool:
@@ -230,7 +233,7 @@ class Plan(nn.Module):
                 raise ValueError("the plan's file is checked at its first use: call it on images before it is traced")
             with torch.autocast("cpu", enabled=False):
                 return self._by_torch(x)
-        with torch.autocast("cpu", enabled=False), _on_cpu():
+        with _own_modes():
             return (self._program or self._make(x))(x)
 
     def _make(self, x: Tensor) -> Program:
