@@ -51,8 +51,8 @@ def accelerate(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
-    if input_size is not None and (len(input_size) != 3 or min(input_size) < 1):
-        raise ValueError(f"input_size={tuple(input_size)} must be (channels, height, width)")
+    if input_size is not None and not _is_size(input_size):
+        raise ValueError(f"input_size={input_size!r} must be (channels, height, width)")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32):
             raise ValueError(
@@ -63,6 +63,12 @@ def accelerate(
         return Plan(copy.deepcopy(model), batch_size, **notes)
     with _undisturbed():
         return Plan(_checked_graph(model, tuple(input_size)), batch_size, **notes)
+
+
+def _is_size(value: object) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 3:
+        return False
+    return all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in value)
 
 
 def load_plan(path: str | Path) -> Plan:
