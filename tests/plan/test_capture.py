@@ -330,3 +330,17 @@ def test_values_are_given_up_when_no_part_reads_them_any_more(monkeypatch: pytes
         monkeypatch.setattr(part, "run", counting)
     program(torch.rand(2, *NETWORKS["tdn10"][1]))
     assert max(alive) <= 4 < len(graph.nodes)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.filterwarnings("ignore:the plan of")  # which says that NaN is no finite number
+def test_windows_that_are_no_numbers(clip: bool) -> None:
+    """Empty ROIs where they clip; else the kernel gives no numbers, here as there."""
+    torch.manual_seed(0)
+    first = TargetConv2d(2, 20, 3, padding=1, clip=clip)
+    model = targeted(nn.Sequential(first, nn.ReLU(), nn.Conv2d(20, 4, 1)), seed=1)
+    with torch.no_grad():
+        first.loc[0, 3], first.scale[1, 5] = torch.nan, torch.nan
+    x = torch.rand(3, 2, 7, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(accelerate(model, 3, (2, 7, 7))(x), model.eval()(x), equal_nan=True)

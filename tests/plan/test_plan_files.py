@@ -161,6 +161,12 @@ def test_notes_that_are_no_json(value: object) -> None:
         accelerate(model(), 3, (2, 7, 6), preprocessing=value)
 
 
+def test_notes_that_are_too_long(tmp_path: Path) -> None:
+    plan = accelerate(model(), 3, (2, 7, 6), classes=["x" * 100] * 20_000)
+    with pytest.raises(ValueError, match=r"its description takes [0-9]+ bytes"):
+        plan.save(tmp_path / "net.plan")
+
+
 def untraceable() -> nn.Module:
     torch.manual_seed(0)
     return targeted(

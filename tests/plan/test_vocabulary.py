@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tkn import AttentiveRegularization2d
 from tkn.plan import guard
-from tkn.plan.vocabulary import _MODULES, VOCABULARY, Attribute, Method, as_function, function_name, method_name
+from tkn.plan.modules import _MODULES, as_function
+from tkn.plan.vocabulary import VOCABULARY, Attribute, Method, function_name, method_name
 
 X = torch.randn(3, 8, 6, 4, generator=torch.Generator().manual_seed(0))
 #: Modules of all kinds, and what they are tried on.

@@ -1,11 +1,9 @@
-"""From a network to its graph: traced by torch.fx, and run on two batches to see which values are activations."""
+"""From a network to its graph: each of its traced calls as an operation."""
 
 from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tkn.geometry import Geometry, pair
-from tkn.layers import RoiLayer, TargetConv2d
+from tkn.layers import TargetConv2d
 from tkn.plan.compare import random_images
 from tkn.plan.graph import (
     Add,
@@ -34,13 +32,10 @@ from tkn.plan.graph import (
     Size,
     Slot,
 )
-from tkn.plan.vocabulary import Attribute, Method, as_function, function_name, method_name, original
+from tkn.plan.modules import as_function
+from tkn.plan.trace import BATCHES, Seen, activation_size, observe, trace
+from tkn.plan.vocabulary import Attribute, Method, function_name, method_name, original
 from tkn.roi import roi_bounds
-from tkn.sequential import TargetSequential
-
-#: A value is seen with batches of these numbers of images; an activation's images are the batch's, its other sides the
-#: same in both.
-_BATCHES = (3, 5)
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -55,135 +50,15 @@ def frozen(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def build_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
     """The operations of a `frozen` model for images of `input_size`; it shares the model's parameters."""
-    traced = _trace(model)
-    seen = [_Observer(traced).observe(random_images(batch, input_size)) for batch in _BATCHES]
+    traced = trace(model)
+    seen = [observe(traced, random_images(batch, input_size)) for batch in BATCHES]
     return _Builder(traced, seen[0], seen[1]).graph()
-
-
-class _Root(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
-
-
-class _Value(fx.Proxy):
-    """A value of the network, of which is known where it is."""
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-
-class _Images(_Value):
-    """The network's input, of which is known what a plan takes: float32, [B, C, H, W]."""
-
-    dtype, ndim = torch.float32, 4
-
-    def dim(self) -> int:
-        return self.ndim
-
-    @property
-    def shape(self) -> tuple[fx.Proxy, ...]:
-        return self.size()  # type: ignore[return-value]
-
-    def size(self, dim: int | None = None) -> fx.Proxy | tuple[fx.Proxy, ...]:
-        if dim is None:
-            return tuple(self.size(axis) for axis in range(self.ndim))  # type: ignore[misc]
-        return self.tracer.create_proxy("call_method", "size", (self, dim), {})
-
-
-class _Tracer(fx.Tracer):
-    """Goes into the modules that it can trace; those that it can't (`opaque`) are called as a whole."""
-
-    def __init__(self, opaque: set[nn.Module]) -> None:
-        super().__init__()
-        self.opaque = opaque
-        self.failed: nn.Module | None = None
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return (_Images if node.op == "placeholder" else _Value)(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self.opaque or isinstance(m, RoiLayer) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if isinstance(m, TargetSequential):
-            forward = partial(nn.Sequential.forward, m)
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            if self.failed is None:
-                self.failed = m
-            raise
-
-
-def _trace(model: nn.Module) -> fx.GraphModule:
-    root = _Root(model)
-    opaque: set[nn.Module] = set()
-    while True:
-        tracer = _Tracer(opaque)
-        try:
-            graph = tracer.trace(root)
-        except Exception:
-            if tracer.failed is None or tracer.failed in opaque:
-                raise
-            opaque.add(tracer.failed)
-            continue
-        for node in reversed(graph.nodes):  # of shapes of which one number was asked
-            if node.op == "call_method" and node.target == "size" and not node.users:
-                graph.erase_node(node)
-        return fx.GraphModule(root, graph)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What a value was for one batch: its type, and of a tensor the type of its numbers and its shape."""
-
-    kind: type
-    dtype: torch.dtype | None = None
-    shape: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, value: Any) -> _Seen:
-        if isinstance(value, Tensor):
-            return cls(Tensor, value.dtype, tuple(value.shape))
-        return cls(type(value))
-
-
-def _activation_size(one: _Seen, other: _Seen) -> tuple[Size | None, bool]:
-    """The (C, H, W) of a value seen for both `_BATCHES`, (features, 1, 1) if it is flat, and whether it is flat.
-
-    No size if it is no float activation.
-    """
-    if one.dtype != torch.float32 or other.dtype != torch.float32 or len(one.shape) not in (2, 4) or 0 in one.shape:
-        return None, False
-    if (one.shape[:1], other.shape[:1]) != (_BATCHES[:1], _BATCHES[1:]) or one.shape[1:] != other.shape[1:]:
-        return None, False
-    channels, height, width = (*one.shape[1:], 1, 1)[:3]
-    return (channels, height, width), len(one.shape) == 2
-
-
-class _Observer(fx.Interpreter):
-    """Runs the traced network once, noting what every value is."""
-
-    def observe(self, images: Tensor) -> dict[fx.Node, _Seen]:
-        self.seen: dict[fx.Node, _Seen] = {}
-        self.run(images)
-        return self.seen
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        self.seen[n] = _Seen.of(result)
-        return result
 
 
 class _Builder:
     """Makes nodes of the traced calls; `one`, `other`: what was seen in runs on batches of the two sizes."""
 
-    def __init__(self, traced: fx.GraphModule, one: dict[fx.Node, _Seen], other: dict[fx.Node, _Seen]) -> None:
+    def __init__(self, traced: fx.GraphModule, one: dict[fx.Node, Seen], other: dict[fx.Node, Seen]) -> None:
         self.traced, self.one, self.other = traced, one, other
         self.nodes: list[Node] = []
         self.position: dict[fx.Node, int] = {}
@@ -218,7 +93,7 @@ class _Builder:
         return str(n.target).removeprefix("model.") if n.op == "call_module" else n.name
 
     def _activation(self, n: fx.Node) -> tuple[Size | None, bool]:
-        return _activation_size(self.one[n], self.other[n])
+        return activation_size(self.one[n], self.other[n])
 
     def _map_size(self, operation: Operation, inputs: tuple[int, ...]) -> Size:
         sizes = [size for position in inputs if (size := self.nodes[position].size) is not None]

@@ -13,7 +13,6 @@ from tkn.plan.capture import build_graph, frozen
 from tkn.plan.compare import difference, random_images
 from tkn.plan.graph import Graph
 from tkn.plan.parts import MapPart, Program, RowPart, Scratch, numbers, split
-from tkn.plan.ready import trust
 from tkn.sequential import TargetSequential
 
 _TOLERANCE = 1e-4
@@ -61,7 +60,6 @@ def _graph() -> Graph:
 
 
 def main() -> None:
-    trust()
     if not available(torch.float32):
         sys.exit("there are no kernels")
     with torch.no_grad():

@@ -86,11 +86,21 @@ def plan_bytes(graph: Graph, batch_size: int, classes: Any, preprocessing: Any) 
     values = (_FORMAT, _VERSION, batch_size, list(graph.input_size), nodes, graph.output, classes, preprocessing)
     text = json.dumps(dict(zip(_FIELDS, values, strict=True)), allow_nan=False, separators=(",", ":"))
     data = safetensors.torch.save(tensors, {_KEY: text})
+    length = int.from_bytes(data[:8], "little")
+    if length > _longest_header(len(data)):
+        raise ValueError(
+            f"the plan can't be saved: its description takes {length} bytes, too many for a file to be read"
+        )
     try:
         read_plan(BytesIO(data), len(data), "the plan").check("the plan", sys.maxsize)
     except ValueError as error:
         raise ValueError(f"the plan can't be saved, for it would not be the same when loaded: {error}") from error
     return data
+
+
+def _longest_header(size: int) -> int:
+    """Of a file of `size` bytes."""
+    return _HEADER + size // _HEADER_SHARE
 
 
 def _outputs(graph: Graph, room: int) -> Tensor:
@@ -124,7 +134,7 @@ def _opened(file: BinaryIO, size: int) -> tuple[str, dict[str, Tensor]]:
     if start.startswith(_ZIP):
         raise _Foreign("a plan of an earlier version, or none: make it anew with tkn.accelerate")
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(size - 8, _HEADER + size // _HEADER_SHARE):
+    if len(start) < 8 or length > min(size - 8, _longest_header(size)):
         raise ValueError(f"it has no header of {length} bytes")
     # Read apart from the rest, which takes memory of its own.
     header = _json(file.read(length).decode())

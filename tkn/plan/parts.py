@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from ctypes import c_int64, c_void_p
 from math import prod
 from typing import Any
@@ -112,18 +111,21 @@ class Scratch:
         self._make = make
         self._free: list[tuple[int, Tensor]] = []
 
-    @contextmanager
-    def taken(self, units: int) -> Iterator[Tensor]:
+    def run(self, units: int, compute: Callable[[int], object]) -> None:
+        """Call `compute` with the address of a piece of that size."""
         try:
-            size, memory = self._free.pop()  # which no other thread can do with the same piece
+            piece = self._free.pop()  # which no other thread can do with the same one
         except IndexError:
-            size = 0
-        if size < units:
-            size, memory = units, self._make(units)
+            piece = (0, _NOTHING)
+        if piece[0] < units:
+            piece = (units, self._make(units))
         try:
-            yield memory
+            compute(piece[1].data_ptr())
         finally:
-            self._free.append((size, memory))
+            self._free.append(piece)
+
+
+_NOTHING = torch.empty(0, device="cpu")
 
 
 def numbers(count: int) -> Tensor:
@@ -154,20 +156,10 @@ class RowPart(KernelPart):
         threads = torch.get_num_threads()
         tiles = -(-images // self.lanes)
         memory_tiles = threads if tiles >= threads else 1
-        with self._scratch.taken(memory_tiles * self._tile) as memory:
-            kernels(torch.float32).tkn_run(
-                self.instructions,
-                len(self.instructions),
-                self.steps,
-                len(self.steps),
-                dense,
-                c_void_p(memory.data_ptr()),
-                c_int64(self._tile),
-                memory_tiles,
-                images,
-                self.lanes,
-                threads,
-            )
+        run = kernels(torch.float32).tkn_run
+        counted = (self.instructions, len(self.instructions), self.steps, len(self.steps))
+        rest = (c_int64(self._tile), memory_tiles, images, self.lanes, threads)
+        self._scratch.run(memory_tiles * self._tile, lambda memory: run(*counted, dense, c_void_p(memory), *rest))
 
 
 class MapPart(KernelPart):
@@ -188,16 +180,10 @@ class MapPart(KernelPart):
         self._scratch = Scratch(image.repeat)
 
     def _compute(self, images: int, dense: Any) -> None:
-        with self._scratch.taken(images) as memory:
-            kernels(torch.float32).tkn_run_maps(
-                self.instructions,
-                len(self.instructions),
-                dense,
-                c_void_p(memory.data_ptr()),
-                c_int64(self._image),
-                images,
-                torch.get_num_threads(),
-            )
+        run = kernels(torch.float32).tkn_run_maps
+        counted = (self.instructions, len(self.instructions))
+        rest = (c_int64(self._image), images, torch.get_num_threads())
+        self._scratch.run(images, lambda memory: run(*counted, dense, c_void_p(memory), *rest))
 
 
 def split(graph: Graph) -> Iterator[list[int]]:

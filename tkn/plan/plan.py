@@ -51,8 +51,8 @@ def accelerate(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
-    if input_size is not None and (len(input_size) != 3 or min(input_size) < 1):
-        raise ValueError(f"input_size={tuple(input_size)} must be (channels, height, width)")
+    if input_size is not None and not _is_size(input_size):
+        raise ValueError(f"input_size={input_size!r} must be (channels, height, width)")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32):
             raise ValueError(
@@ -63,6 +63,12 @@ def accelerate(
         return Plan(copy.deepcopy(model), batch_size, **notes)
     with _undisturbed():
         return Plan(_checked_graph(model, tuple(input_size)), batch_size, **notes)
+
+
+def _is_size(value: object) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 3:
+        return False
+    return all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in value)
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -104,18 +110,21 @@ def _unpickled(data: bytes, small: bool | None) -> Plan:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Whatever the caller is about: gradients, inference mode, autocast, default devices."""
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.device("cpu"),
-    ):
+    with torch.inference_mode(False), torch.no_grad(), _undisturbed_modes():
         yield
 
 
-def _on_cpu() -> AbstractContextManager[Any]:
-    """What torch makes is made on the CPU. Entering costs more than a small layer: only if it may be otherwise."""
-    return torch.device("cpu") if torch._C._len_torch_function_stack() else nullcontext()
+def _own_modes() -> AbstractContextManager[Any]:
+    """No autocast, and what torch makes is made on the CPU. Entering takes longer than some layers: only if needed."""
+    if torch._C._len_torch_function_stack() or torch.is_autocast_enabled("cpu"):
+        return _undisturbed_modes()
+    return nullcontext()
+
+
+@contextmanager
+def _undisturbed_modes() -> Iterator[None]:
+    with torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        yield
 
 
 def _torch_must_see(x: Tensor) -> bool:
@@ -230,7 +239,7 @@ class Plan(nn.Module):
                 raise ValueError("the plan's file is checked at its first use: call it on images before it is traced")
             with torch.autocast("cpu", enabled=False):
                 return self._by_torch(x)
-        with torch.autocast("cpu", enabled=False), _on_cpu():
+        with _own_modes():
             return (self._program or self._make(x))(x)
 
     def _make(self, x: Tensor) -> Program:
