@@ -305,6 +305,14 @@ def test_threads_make_a_plan_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(result, results[0]) for result in results)
 
 
+def test_a_plan_is_called_while_another_thread_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracer of torch.fx puts a call of its own in the place of every module's."""
+    plan, x = accelerate(network("plain"), 2, NETWORKS["plain"][1]), images("plain", 2)
+    expected = plan(x)
+    monkeypatch.setattr(nn.Module, "__call__", lambda *_: pytest.fail("traced"))
+    assert torch.equal(plan(x), expected)
+
+
 def test_a_first_call_that_fails_leaves_the_next_one_to_try() -> None:
     plan = accelerate(network("plain"), 2)
     with pytest.raises(RuntimeError, match="channels"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tkn.app.files import whole_file
 from tkn.plan.arrange import arranged
@@ -149,6 +149,9 @@ def _checked_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
     return graph
 
 
+_call = nn.Module.__call__
+
+
 class Plan(nn.Module):
     """What `accelerate` makes; call it like the network, or put it among other modules.
 
@@ -221,6 +224,12 @@ class Plan(nn.Module):
 
     def __reduce__(self) -> tuple[Callable[[bytes, bool | None], Plan], tuple[bytes, bool | None]]:
         return _unpickled, (self._bytes(), self._small)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As any module's; see `forward`."""
+        # A tracer of torch.fx, perhaps at work in another thread, has changed nn.Module's own for all modules.
+        traced = any(isinstance(argument, fx.Proxy) for argument in (*args, *kwargs.values()))
+        return super().__call__(*args, **kwargs) if traced else _call(self, *args, **kwargs)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
