@@ -1,7 +1,7 @@
 """How near engine="auto" comes to the better engine: python benchmarks/auto.py OUT.json [LAYERS [ROUNDS]]
 
-Random layers (of tkn.bench.costs, other ones than the cost model was fitted to) are timed in processes that take turns:
-"roi", "dense", "auto" untuned, and "auto" after tkn.tune. The figure of a layer is the median over the rounds of its time
+Random layers (of tkn.bench.costs, but not those that the cost model was fitted to) are timed in processes in turns:
+"roi", "dense", "auto" untuned, and "auto" after tkn.tune. A layer's figure is the median over the rounds of its time
 under auto, as a part of the better engine's, with the smallest and the largest. Nothing else should run meanwhile.
 """
 
