@@ -47,7 +47,8 @@ def test_compiled_forward_and_backward(make: object, shape: tuple[int, ...], mon
             Chain, name, lambda self, *args, name=name, method=method: (calls.append(name), method(self, *args))[1]
         )
     network = make().eval()  # type: ignore[operator]
-    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    # Of images 0 inductor rounds a sum before a ReLU to the other side of zero, also with engine="dense".
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(1))
     expected, eager = results(truth(network), x.double()), results(network, x)
     calls.clear()
     compiled = torch.compile(network, fullgraph=True)
