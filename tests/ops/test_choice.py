@@ -18,7 +18,8 @@ from tkn import TargetConv2d, costs
 from tkn.backends.cpu import backend, build, factors
 from tkn.backends.torch.fourier import use_fourier
 from tkn.bench import costs as fitting
-from tkn.ops import choice, segments, tuned, tuning
+from tkn.kept import Kept
+from tkn.ops import choice, segments, sticky, tuned, tuning
 from tkn.sequential import TargetSequential
 from tkn.work import Work
 
@@ -27,8 +28,14 @@ from tkn.work import Work
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A cache folder where nothing was measured."""
     monkeypatch.setattr(tuned, "cache_dir", lambda: tmp_path)
-    monkeypatch.setattr(tuned, "_tables", {})
+    in_a_new_process(monkeypatch)
     return tmp_path
+
+
+def in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known but what the files hold."""
+    monkeypatch.setattr(tuned, "_tables", {})
+    monkeypatch.setattr(sticky, "_choices", Kept(4096))
 
 
 def layer(scale: float = 0.3, **options: object) -> TargetConv2d:
@@ -124,7 +131,7 @@ def test_what_was_tuned_holds(monkeypatch: pytest.MonkeyPatch, folder: Path) -> 
     assert str(found) == "(model): roi (roi 1e+03 ms, dense 2e+03 ms)"
     # The input's gradient was not asked for when it was measured.
     assert engine_of(auto(images())) == "roi"
-    monkeypatch.setattr(tuned, "_tables", {})  # as in another process
+    in_a_new_process(monkeypatch)
     assert engine_of(auto(images())) == "roi"
     nn.init.constant_(auto.loc, 0.5 - 1 / 16)  # as large, elsewhere
     assert engine_of(auto(images())) == "roi"

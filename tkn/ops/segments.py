@@ -45,6 +45,11 @@ class Call:
 observer: Callable[[Tensor, Sequence[Target], Backend, bool, Call], None] | None = None
 
 
+def is_observed() -> bool:
+    """Whether every call that must choose is to be seen."""
+    return observer is not None
+
+
 def segments(x: Tensor, targets: Sequence[Target], engine: str, call: Call) -> list[Segment]:
     """The layers by what computes them. ValueError if "roi" is asked for and can't compute them."""
     name, fourier = split_engine(engine)

@@ -19,6 +19,8 @@ _PARTS = 20
 
 _lock = threading.Lock()
 _tables: dict[Path, dict[str, list[bool]]] = {}
+#: One entry each time that choices were kept.
+_kept: list[int] = []
 
 
 def key_of(works: Sequence[Work]) -> str:
@@ -33,10 +35,16 @@ def found(works: Sequence[Work]) -> list[bool] | None:
     return table.get(key_of(works)) if table else None
 
 
+def count() -> int:
+    """How often choices were kept: what was derived from them before is out of date."""
+    return len(_kept)
+
+
 def keep(choices: dict[str, list[bool]]) -> None:
     """Keep choices by key, in this process and, where the cache folder can be written, on the machine."""
     table = _table()
     with _lock:
+        _kept.append(len(choices))
         # What another process kept meanwhile stays.
         table |= {**_read(_path()), **choices}
         try:
