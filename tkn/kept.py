@@ -42,6 +42,14 @@ class Kept:
         self.put(key, value, nbytes(value))
         return value
 
+    def find(self, key: Hashable) -> object:
+        """The value of `key`, None if it is not there."""
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
+
     def put(self, key: Hashable, value: object, nbytes: int) -> None:
         """Keep `value`, in the place of an older one of this key, and let go of what goes beyond the limit."""
         with self._lock:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tkn.attention import attention_function, pixel_centres, separable_window
 from tkn.kept import Kept, content
+from tkn.moving import MARGIN, outer_bounds
 from tkn.roi import roi_areas, roi_bounds, roi_mask
 from tkn.spec import Target
 from tkn.tracing import transformed
@@ -53,7 +54,7 @@ def kept_window(target: Target, size: tuple[int, ...], dtype: torch.dtype, *, ma
 
 @dataclass(frozen=True)
 class Bounds:
-    """The pixels inside every kernel's ROI: int64 [O, dims, 2], their bytes, and how many pixels they are."""
+    """Pixels that hold every kernel's ROI: int64 [O, dims, 2], their bytes, and how many pixels they are."""
 
     rois: Tensor
     key: bytes
@@ -61,10 +62,16 @@ class Bounds:
 
 
 def kept_bounds(target: Target, size: tuple[int, ...]) -> Bounds | None:
-    """The ROIs on maps of `size` of a layer on the CPU, the same object again while loc and scale stay; None: all is
-    inside."""
+    """The ROIs on maps of `size`, the same object again while loc and scale stay; None: all is inside.
+
+    On a GPU, which is waited for: bounds that hold the ROIs, the same object while they do.
+    """
     if not target.spec.clip:
         return None
+    if target.loc.device.type != "cpu":
+        learns = target.loc.requires_grad or target.scale.requires_grad
+        outer = outer_bounds(size, target.loc, target.scale, margin=MARGIN if learns else 0)
+        return Bounds(outer.rois, outer.key, outer.area)
 
     def make() -> Bounds:
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):

@@ -84,7 +84,18 @@ class Lists:
         rows = torch.empty(blocks * depth, dtype=torch.int32, device=device)
         tile_of = torch.empty(blocks, dtype=torch.int32, device=device)
         _rows_kernel[(tiles,)](
-            box, box_first, offset, total, first, inputs.first, inputs.number, rows, tile_of, inputs.capacity, width, depth
+            box,
+            box_first,
+            offset,
+            total,
+            first,
+            inputs.first,
+            inputs.number,
+            rows,
+            tile_of,
+            inputs.capacity,
+            width,
+            depth,
         )
         return Lists(inputs, outputs, geometry, flip, depth, blocks, box, box_first, offset, first, rows, tile_of)
 

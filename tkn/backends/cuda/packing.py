@@ -23,7 +23,18 @@ def to_rows(x: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
     images = padded(len(x))
     y = torch.empty(rows.capacity + 1, images, dtype=dtype, device=x.device)
     _to_rows_kernel[(triton.cdiv(rows.capacity + 1, _NUMBERS), triton.cdiv(images, _IMAGES))](
-        x, y, rows.pixel, rows.channel, rows.live, rows.size[1], len(x), images, rows.capacity, *x.stride(), _NUMBERS, _IMAGES
+        x,
+        y,
+        rows.pixel,
+        rows.channel,
+        rows.live,
+        rows.size[1],
+        len(x),
+        images,
+        rows.capacity,
+        *x.stride(),
+        _NUMBERS,
+        _IMAGES,
     )
     return y
 

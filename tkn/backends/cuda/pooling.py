@@ -32,7 +32,9 @@ class Children:
             return Children(convolved, convolved, child)
         height, width = pool.kernel
         rows, columns = pool.output_size(convolved.size)
-        windows = mask[:, : rows * height, : columns * width].unflatten(2, (columns, width)).unflatten(1, (rows, height))
+        windows = (
+            mask[:, : rows * height, : columns * width].unflatten(2, (columns, width)).unflatten(1, (rows, height))
+        )
         output = Rows.of(windows.any(dim=4).any(dim=2))
         at = output.pixel.long()
         y, x = at // columns * height, at % columns * width
@@ -46,7 +48,9 @@ class Children:
         return self.child.shape[1]
 
 
-def pool(z: Tensor, window: Tensor, children: Children, *, relu: bool, average: bool, keep: bool) -> tuple[Tensor, Tensor]:
+def pool(
+    z: Tensor, window: Tensor, children: Children, *, relu: bool, average: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
     """Rows of the convolution -> rows of the layer, and with `keep` which child each came from: uint8 [rows, images].
 
     `window`: float32 [capacity + 1] of the convolution's rows.

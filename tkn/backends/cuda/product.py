@@ -254,9 +254,7 @@ def _pack_kernel(
 
 
 @triton.jit
-def _finished(
-    y, channel, bias, window, e, used, BIAS: tl.constexpr, WINDOW: tl.constexpr, RELU: tl.constexpr
-):
+def _finished(y, channel, bias, window, e, used, BIAS: tl.constexpr, WINDOW: tl.constexpr, RELU: tl.constexpr):
     """Sums [64, images] with what follows them."""
     if BIAS:
         y += tl.load(bias + tl.load(channel + e), mask=used, other=0.0)[:, None]
@@ -316,7 +314,9 @@ def _product_kernel(
     to = y + e.to(tl.int64)[:, None] * images + b[None, :]
     tl.store(to, total.to(y.dtype.element_ty), mask=used[:, None] & inside)
     if tile == 0:
-        tl.store(y + tl.cast(capacity, tl.int64) * images + b, tl.zeros((COLUMNS,), y.dtype.element_ty), mask=b < images)
+        tl.store(
+            y + tl.cast(capacity, tl.int64) * images + b, tl.zeros((COLUMNS,), y.dtype.element_ty), mask=b < images
+        )
 
 
 @triton.jit
@@ -343,13 +343,15 @@ def _sum_kernel(
     used, inside = e < tl.load(live), (b < images)[None, :]
     at = e.to(tl.int64)[:, None] * images + b[None, :]
     total = tl.zeros((TILE, COLUMNS), tl.float32)
-    for part in tl.static_range(PARTS):
+    for _ in tl.static_range(PARTS):
         total += tl.load(parts_of + at, mask=used[:, None] & inside, other=0.0)
         parts_of += tl.cast(capacity + 1, tl.int64) * images
     total = _finished(total, channel, bias, window, e, used, BIAS, WINDOW, RELU)
     tl.store(y + at, total.to(y.dtype.element_ty), mask=used[:, None] & inside)
     if tile == 0:
-        tl.store(y + tl.cast(capacity, tl.int64) * images + b, tl.zeros((COLUMNS,), y.dtype.element_ty), mask=b < images)
+        tl.store(
+            y + tl.cast(capacity, tl.int64) * images + b, tl.zeros((COLUMNS,), y.dtype.element_ty), mask=b < images
+        )
 
 
 @triton.jit

@@ -39,10 +39,7 @@ def highest(at, stride, before, dilation, kernel, length, FLIP: tl.constexpr):
 def tap(at, other, stride, before, dilation, kernel, FLIP: tl.constexpr):
     """The tap that joins two coordinates of an axis, from the output's `at` and the input's `other`, or with FLIP from
     the input's and the output's; -1 if none does."""
-    if FLIP:
-        distance = at + before - other * stride
-    else:
-        distance = other + before - at * stride
+    distance = at + before - other * stride if FLIP else other + before - at * stride
     inside = tl.maximum(distance, 0)
     found = inside // dilation
     joins = (distance >= 0) & (found < kernel) & (found * dilation == inside)

@@ -137,7 +137,13 @@ class Stage:
         """From the gradient of the output's rows. `needs`: whether x, weight, bias and window need theirs."""
         needs_x, needs_weight, needs_bias, needs_window = needs
         of_z, of_window, sums = pool_gradient(
-            grad, computed.convolved, computed.window, computed.kept, self.children, relu=self.relu, average=self._average
+            grad,
+            computed.convolved,
+            computed.window,
+            computed.kept,
+            self.children,
+            relu=self.relu,
+            average=self._average,
         )
         grad_x = grad_weight = grad_bias = grad_window = None
         if needs_window:

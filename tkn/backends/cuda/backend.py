@@ -1,0 +1,132 @@
+"""The GPU's ROI backend as the operators see it: what it can't compute, and its chains of layers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tkn.costs import Factors
+from tkn.kept import Kept
+from tkn.spec import Target
+from tkn.windows import kept_bounds
+
+if TYPE_CHECKING:
+    from tkn.backends.cuda.chain import Chain
+    from tkn.backends.cuda.stage import Stage
+
+_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: The oldest GPUs whose matrix units know all of these types.
+_LEAST_CAPABILITY = (8, 0)
+#: Lists of layers, for the states of their ROIs that came last, bytes on the device.
+_stages = Kept(4 * 2**30)
+
+
+def reason_not(x: Tensor, targets: Sequence[Target], *, autocast: bool) -> str | None:
+    """Why the backend can't compute these layers of x, None if it can. Under autocast x may be of another type."""
+    if any(target.spec.dims != 2 for target in targets):
+        return f"the ROI engine works on maps of two dimensions, not {targets[0].spec.dims}"
+    if any(target.per_image for target in targets):
+        return "the ROI engine knows no ROIs of each image"
+    if x.dtype not in _TYPES:
+        return f"the ROI engine computes float32, float16 and bfloat16 on a GPU, not {x.dtype}"
+    for target in targets:
+        for parameter in (target.weight, target.bias):
+            if parameter is not None and parameter.dtype != x.dtype and not autocast:
+                return f"the ROI engine needs parameters of the input's type, {x.dtype}, not {parameter.dtype}"
+            if parameter is not None and parameter.dtype not in _TYPES:
+                return f"the ROI engine computes float32, float16 and bfloat16 on a GPU, not {parameter.dtype}"
+    return None
+
+
+def available(dtype: torch.dtype, *, may_build: bool) -> bool:
+    """Whether Triton and a GPU for its kernels are there; warns once if not."""
+    why = reason_unavailable()
+    if why is not None:
+        _warn(why)
+    return why is None
+
+
+@cache
+def reason_unavailable() -> str | None:
+    """What is missing on this machine for the kernels, None if nothing is."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton can't be imported ({error})"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if torch.version.hip is not None:
+        return "its kernels were made for NVIDIA's GPUs"
+    capability = torch.cuda.get_device_capability()
+    if capability < _LEAST_CAPABILITY:
+        return f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}, below 8.0"
+    return None
+
+
+@cache
+def _warn(why: str) -> None:
+    warnings.warn(f"no ROI engine on the GPU: {why}; torch computes densely", RuntimeWarning, stacklevel=2)
+
+
+def live(shape: tuple[int, ...], dtype: torch.dtype, targets: Sequence[Target], result: torch.dtype) -> float:
+    """The share of the last layer's outputs, pooled, that have rows; the arguments are those of `chain`."""
+    rows = stage(shape, targets).output
+    return rows.capacity / (rows.channels * rows.pixels)
+
+
+def factors() -> Factors:
+    """Nothing is measured on GPUs."""
+    return {}
+
+
+def stage(shape: tuple[int, ...], targets: Sequence[Target]) -> Stage:
+    """The lists of the last of `targets`, which begin at a batch of `shape` [B, C, H, W]; kept while the ROIs stay in
+    their bounds."""
+    from tkn.backends.cuda.rows import full_rows
+    from tkn.backends.cuda.stage import Stage
+
+    device, size = targets[0].weight.device, (shape[2], shape[3])
+    layers = []
+    for target in targets:
+        height, width = target.output_size(size)
+        bounds = kept_bounds(target, (height, width))
+        layers.append((target.spec, target.weight.shape, None if bounds is None else bounds.key))
+        before, size = size, target.result_size(size)  # type: ignore[assignment]
+    key = (device, shape[1:], tuple(layers))
+
+    def make() -> Stage:
+        source = full_rows(shape[1], before, device) if len(targets) == 1 else stage(shape, targets[:-1]).output
+        last = targets[-1]
+        rois = bounds.rois if bounds is not None else _whole(len(last.weight), (height, width), device)
+        geometry = last.spec.geometry(before, last.kernel)
+        return Stage(source, rois, geometry, last.spec.groups, last.spec.relu, last.spec.pool)
+
+    return _stages.get(key, make, Stage.nbytes)
+
+
+def _whole(kernels: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Bounds of kernels that work in the whole map."""
+    rois = torch.zeros(kernels, 2, 2, dtype=torch.int64, device=device)
+    rois[:, 0, 1], rois[:, 1, 1] = size
+    return rois
+
+
+def chain(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    targets: Sequence[Target],
+    result: torch.dtype,
+    lanes: int | None = None,
+) -> Chain:
+    """`targets` on inputs of `shape` [B, C, H, W], with rows and a result of the type `result`."""
+    from tkn.backends.cuda.chain import Chain
+
+    stages = tuple(stage(shape, targets[: count + 1]) for count in range(len(targets)))
+    weight = targets[-1].weight
+    last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return Chain(tuple(targets), stages, shape[0], result, last)
