@@ -94,10 +94,13 @@ class Target:
         return self.spec.pool.output_size((height, width))
 
 
-def encode(targets: Sequence[Target]) -> str:
-    """The layers' specs as one argument of an operator; `decode` gives them back. In plain words and numbers, which
-    torch's compiler can follow."""
-    return "; ".join(_words(target) for target in targets)
+def encode(targets: Sequence[Target]) -> tuple[str, list[float]]:
+    """The layers' specs as two arguments of an operator, which torch's compiler can follow; `decode` gives them back.
+
+    Plain words and numbers, and the layers' scale units: a compiler may know these as variables, of which it makes no
+    words.
+    """
+    return "; ".join(_words(target) for target in targets), [target.spec.scale_unit for target in targets]
 
 
 def _words(target: Target) -> str:
@@ -109,21 +112,22 @@ def _words(target: Target) -> str:
         height, width = spec.pool.kernel
         pool = f"{'average' if spec.pool.average else 'max'},{height},{width}"
     flags = f"{int(spec.clip)} {int(spec.relu)} {int(target.bias is not None)}"
-    return f"{spec.attention} {spec.scale_unit} {stride} {padding} {dilation} {spec.groups} {pool} {flags}"
+    return f"{spec.attention} {stride} {padding} {dilation} {spec.groups} {pool} {flags}"
 
 
 @lru_cache(maxsize=1024)
-def _specs(layers: str) -> tuple[tuple[TargetSpec, bool], ...]:
-    return tuple(_spec(words.split()) for words in layers.split("; "))
+def _specs(layers: str, scale_units: tuple[float, ...]) -> tuple[tuple[TargetSpec, bool], ...]:
+    pairs = zip(layers.split("; "), scale_units, strict=True)
+    return tuple(_spec(words.split(), scale_unit) for words, scale_unit in pairs)
 
 
-def _spec(words: Sequence[str]) -> tuple[TargetSpec, bool]:
-    attention, scale_unit, stride, padding, dilation, groups, pool, clip, relu, bias = words
+def _spec(words: Sequence[str], scale_unit: float) -> tuple[TargetSpec, bool]:
+    attention, stride, padding, dilation, groups, pool, clip, relu, bias = words
     pads = _numbers(padding)
     kind, *kernel = pool.split(",")
     spec = TargetSpec(
         attention,
-        float(scale_unit),
+        scale_unit,
         clip == "1",
         _numbers(stride),
         tuple(zip(pads[::2], pads[1::2], strict=True)),
@@ -139,15 +143,15 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
 
 
-def decode(layers: str, tensors: Sequence[Tensor]) -> tuple[Target, ...]:
-    """Target layers from what `encode` made of their specs, and from their tensors one after the other.
+def decode(tensors: Sequence[Tensor], layers: str, scale_units: Sequence[float]) -> tuple[Target, ...]:
+    """Target layers from their tensors, one after the other, and from what `encode` made of their specs.
 
-    ValueError if the two do not go together.
+    ValueError if these do not go together.
     """
     try:
-        specs = _specs(layers)
+        specs = _specs(layers, tuple(scale_units))
     except (ValueError, IndexError) as error:
-        raise ValueError(f"layers={layers!r} are no target layers") from error
+        raise ValueError(f"layers={layers!r} are no target layers of scale_units={list(scale_units)}") from error
     count = sum(3 + bias for _, bias in specs)
     if len(tensors) != count:
         raise ValueError(f"{len(specs)} target layers need {count} tensors, not {len(tensors)}")

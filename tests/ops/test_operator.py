@@ -135,20 +135,20 @@ def test_opcheck_of_a_sequence(engine: str) -> None:
     targets = [network[0].target(relu=True, pool=None), network[3].target()]
     tensors = [tensor for target in targets for tensor in target.tensors]
     x = images().requires_grad_()
-    torch.library.opcheck(torch.ops.tkn.target_sequence.default, (x, tensors, encode(targets), engine))
+    torch.library.opcheck(torch.ops.tkn.target_sequence.default, (x, tensors, *encode(targets), engine))
 
 
-def test_specs_travel_as_text() -> None:
+def test_specs_travel_as_plain_arguments() -> None:
     network = chain()
     targets = [network[0].target(relu=True), layer(groups=3, padding=(2, 1), bias=False).target()]
     tensors = [tensor for target in targets for tensor in target.tensors]
-    again = decode(encode(targets), tensors)
+    again = decode(tensors, *encode(targets))
     assert [target.spec for target in again] == [target.spec for target in targets]
     assert [target.bias is None for target in again] == [False, True]
     with pytest.raises(ValueError, match="are no target layers"):
-        decode("cauchy 0.5", tensors)
+        decode(tensors, "cauchy 1,1", [0.5])
     with pytest.raises(ValueError, match="2 target layers need 7 tensors, not 6"):
-        decode(encode(targets), tensors[:-1])
+        decode(tensors[:-1], *encode(targets))
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")
@@ -193,6 +193,20 @@ def test_compiled_once_for_all_batches_and_rois(calls: list[str]) -> None:
         targeted(network, seed=seed + 5)
         assert_near(compiled(images(batch)), truth(network)(images(batch).double()))
     assert calls == ["forward"] * 3
+
+
+@pytest.mark.usefixtures("_fresh_dynamo")
+@pytest.mark.parametrize("make", [layer, chain])
+def test_compiled_follows_a_scale_unit(make: Callable[..., nn.Module]) -> None:
+    """Which the compiler may know as a variable."""
+    network, x = make(), images()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=True)
+    for unit in (0.5, 0.3):
+        for module in network.modules():
+            if isinstance(module, TargetConv2d):
+                module.scale_unit = unit
+        for one, other in zip(results(compiled, x), results(truth(network), x.double()), strict=True):
+            assert_near(one, other)
 
 
 @pytest.mark.parametrize("make", [layer, chain, small])

@@ -73,7 +73,7 @@ class _InRois(torch.autograd.Function):
     """Layers inside their ROIs; gradients of gradients by the reference."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, chain: Runner, layers: str, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, chain: Runner, layers: tuple[str, list[float]], *tensors: Tensor) -> Tensor:
         y, saved = chain.forward(x)
         ctx.save_for_backward(x, *tensors, *saved)
         ctx.chain, ctx.layers, ctx.count = chain, layers, len(tensors)
@@ -84,25 +84,26 @@ class _InRois(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *others = ctx.saved_tensors
         tensors, saved = others[: ctx.count], others[ctx.count :]
+        targets = decode(tensors, *ctx.layers)
         needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
         if torch.is_grad_enabled():  # gradients of these gradients are asked for
             enabled, dtype = ctx.autocast
             with torch.autocast("cpu", dtype, enabled=enabled):
-                grads = gradients_of_reference(grad, x, tensors, ctx.layers, needs)
+                grads = gradients_of_reference(grad, x, targets, needs)
         else:
-            targets = decode(ctx.layers, tensors)
             per_layer = [needs[0], *needs_by_layer(targets, needs[1:])]
             grads = given(targets, ctx.chain.backward(grad, x, saved, per_layer))
         return grads[0], None, None, *grads[1:]
 
 
 def gradients_of_reference(
-    grad: Tensor, x: Tensor, tensors: Sequence[Tensor], layers: str, needs: Sequence[bool]
+    grad: Tensor, x: Tensor, targets: Sequence[Target], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Of x and `tensors`, as far as `needs` says, themselves with gradients: by torch, dense."""
+    """Of x and the targets' tensors, as far as `needs` says, themselves with gradients: by torch, dense."""
+    tensors = [t for target in targets for t in target.tensors]
     wanted = [t for t, needed in zip((x, *tensors), needs, strict=True) if needed]
     with torch.enable_grad():
-        y = reference(x, decode(layers, tensors))
+        y = reference(x, targets)
         found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
     return [next(found) if needed else None for needed in needs]
 

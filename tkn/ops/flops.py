@@ -47,8 +47,10 @@ def _of_conv(
     return 2 * sum(layer_macs(x.shape, [Target(spec_of(*options[:-1]), weight, bias, loc, scale)]))
 
 
-def _of_layers(x: Tensor, tensors: Sequence[Tensor], layers: str, *_args: Any, **_kwargs: Any) -> int:
-    return 2 * sum(layer_macs(x.shape, decode(layers, tensors)))
+def _of_layers(
+    x: Tensor, tensors: Sequence[Tensor], layers: str, scale_units: Sequence[float], *_args: Any, **_kwargs: Any
+) -> int:
+    return 2 * sum(layer_macs(x.shape, decode(tensors, layers, scale_units)))
 
 
 def _of_backward(
@@ -57,12 +59,13 @@ def _of_backward(
     tensors: Sequence[Tensor],
     _room: Tensor,
     layers: str,
+    scale_units: Sequence[float],
     _engine: str,
     needs: Sequence[bool],
     **_kwargs: Any,
 ) -> int:
     """The gradient of a layer's input costs what the layer does, that of its weight as much."""
-    targets = decode(layers, tensors)
+    targets = decode(tensors, layers, scale_units)
     needed, total, position = needs[0], 0, 1
     for macs, target in zip(layer_macs(x.shape, targets), targets, strict=True):
         total += macs * (needed + needs[position])

@@ -21,10 +21,11 @@ from tkn.tracing import transformed
 
 _CONV = """target_conv(Tensor x, Tensor weight, Tensor? bias, Tensor loc, Tensor scale, str attention, float scale_unit,
     bool clip, int[] stride, int[] padding, int[] dilation, int groups, str engine) -> Tensor"""
-_SEQUENCE = "target_sequence(Tensor x, Tensor[] tensors, str layers, str engine) -> Tensor"
-_FORWARD = "target_forward(Tensor x, Tensor[] tensors, str layers, str engine) -> (Tensor, Tensor)"
-_BACKWARD = """target_backward(Tensor grad, Tensor x, Tensor[] tensors, Tensor room, str layers, str engine,
-    bool[] needs) -> Tensor[]"""
+_SEQUENCE = "target_sequence(Tensor x, Tensor[] tensors, str layers, float[] scale_units, str engine) -> Tensor"
+_FORWARD = """target_forward(Tensor x, Tensor[] tensors, str layers, float[] scale_units, str engine)
+    -> (Tensor, Tensor)"""
+_BACKWARD = """target_backward(Tensor grad, Tensor x, Tensor[] tensors, Tensor room, str layers, float[] scale_units,
+    str engine, bool[] needs) -> Tensor[]"""
 
 library = torch.library.Library("tkn", "DEF")
 for _schema in (_CONV, _SEQUENCE, _FORWARD, _BACKWARD):
@@ -73,8 +74,10 @@ def _one(
     return x, (Target(spec, weight, bias, loc, scale),), engine
 
 
-def _many(x: Tensor, tensors: Sequence[Tensor], layers: str, engine: str) -> tuple[Tensor, tuple[Target, ...], str]:
-    return x, decode(layers, tensors), engine
+def _many(
+    x: Tensor, tensors: Sequence[Tensor], layers: str, scale_units: Sequence[float], engine: str
+) -> tuple[Tensor, tuple[Target, ...], str]:
+    return x, decode(tensors, layers, scale_units), engine
 
 
 def _with_autograd(arguments: Callable[..., tuple[Tensor, tuple[Target, ...], str]]) -> Callable[..., Tensor]:
@@ -127,18 +130,29 @@ for _name, _arguments in (("target_conv", _one), ("target_sequence", _many)):
     torch.library.register_fake(f"tkn::{_name}", _fake(_arguments), lib=library)
 
 
-def _forward(x: Tensor, tensors: Sequence[Tensor], layers: str, engine: str) -> tuple[Tensor, Tensor]:
-    return watched.forward(x, decode(layers, tensors), engine)
+def _forward(
+    x: Tensor, tensors: Sequence[Tensor], layers: str, scale_units: Sequence[float], engine: str
+) -> tuple[Tensor, Tensor]:
+    return watched.forward(x, decode(tensors, layers, scale_units), engine)
 
 
 def _backward(
-    grad: Tensor, x: Tensor, tensors: Sequence[Tensor], room: Tensor, layers: str, engine: str, needs: Sequence[bool]
+    grad: Tensor,
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    room: Tensor,
+    layers: str,
+    scale_units: Sequence[float],
+    engine: str,
+    needs: Sequence[bool],
 ) -> list[Tensor]:
-    return watched.backward(grad, x, tensors, room, layers, engine, needs)
+    return watched.backward(grad, x, room, decode(tensors, layers, scale_units), engine, needs)
 
 
-def _fake_forward(x: Tensor, tensors: Sequence[Tensor], layers: str, _engine: str) -> tuple[Tensor, Tensor]:
-    targets = decode(layers, tensors)
+def _fake_forward(
+    x: Tensor, tensors: Sequence[Tensor], layers: str, scale_units: Sequence[float], _engine: str
+) -> tuple[Tensor, Tensor]:
+    targets = decode(tensors, layers, scale_units)
     return watched.empty_result(x, targets), watched.empty_room(x, targets)
 
 
@@ -148,6 +162,7 @@ def _fake_backward(
     tensors: Sequence[Tensor],
     _room: Tensor,
     _layers: str,
+    _scale_units: Sequence[float],
     _engine: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
@@ -177,4 +192,4 @@ def run_sequence(x: Tensor, targets: Sequence[Target], engine: str) -> Tensor:
     if by_torch(engine, x):
         return reference(x, targets, fourier=split_engine(engine)[1])
     tensors = [t for target in targets for t in target.tensors]
-    return torch.ops.tkn.target_sequence(x, tensors, encode(targets), engine)
+    return torch.ops.tkn.target_sequence(x, tensors, *encode(targets), engine)

@@ -31,15 +31,14 @@ def run(x: Tensor, targets: Sequence[Target], engine: str) -> Tensor:
     """The layers as one opaque operation, or with gradients as a pair of them."""
     x, targets = _cast(x, targets)
     tensors = [t for target in targets for t in target.tensors]
-    layers = encode(targets)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors)):
-        return _Watched.apply(x, layers, engine, *tensors)
+        return _Watched.apply(x, encode(targets), engine, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
         if len(targets) == 1 and not targets[0].spec.joins:
             one = targets[0]
             tensors_of_one = (one.weight, one.bias, one.loc, one.scale)
             return torch.ops.tkn.target_conv(x, *tensors_of_one, *one.spec.arguments(), engine)
-        return torch.ops.tkn.target_sequence(x, tensors, layers, engine)
+        return torch.ops.tkn.target_sequence(x, tensors, *encode(targets), engine)
 
 
 def _cast(x: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Sequence[Target]]:
@@ -56,9 +55,9 @@ def _cast(x: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Sequence[Target
 
 class _Watched(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layers: str, engine: str, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layers: tuple[str, list[float]], engine: str, *tensors: Tensor) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            y, room = torch.ops.tkn.target_forward(x, list(tensors), layers, engine)
+            y, room = torch.ops.tkn.target_forward(x, list(tensors), *layers, engine)
         ctx.save_for_backward(x, room, *tensors)
         ctx.layers, ctx.engine = layers, engine
         return y
@@ -68,9 +67,9 @@ class _Watched(torch.autograd.Function):
         x, room, *tensors = ctx.saved_tensors
         needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
         if torch.is_grad_enabled():
-            grads = gradients_of_reference(grad, x, tensors, ctx.layers, needs)
+            grads = gradients_of_reference(grad, x, decode(tensors, *ctx.layers), needs)
         else:
-            found = iter(torch.ops.tkn.target_backward(grad, x, tensors, room, ctx.layers, ctx.engine, needs))
+            found = iter(torch.ops.tkn.target_backward(grad, x, tensors, room, *ctx.layers, ctx.engine, needs))
             grads = [next(found) if needed else None for needed in needs]
         return grads[0], None, None, *grads[1:]
 
@@ -171,15 +170,14 @@ def forward(x: Tensor, targets: tuple[Target, ...], engine: str) -> tuple[Tensor
 def backward(
     grad: Tensor,
     x: Tensor,
-    tensors: Sequence[Tensor],
     room: Tensor,
-    layers: str,
+    targets: tuple[Target, ...],
     engine: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """The gradients of x and `tensors` that are needed, each laid out as what it is the gradient of."""
+    """The gradients of x and of the targets' tensors that are needed, each laid out as what it is the gradient of."""
     with torch.no_grad():
-        targets = decode(layers, tensors)
+        tensors = [t for target in targets for t in target.tensors]
         single = x.dim() == targets[0].spec.dims + 1
         batch, grad = (x[None], grad[None]) if single else (x, grad)
         wanted = [needs[0], *needs_by_layer(targets, needs[1:])]
