@@ -44,7 +44,9 @@ def reason_not(x: Tensor, targets: Sequence[Target], *, autocast: bool) -> str |
 
 
 def available(dtype: torch.dtype, *, may_build: bool) -> bool:
-    """Whether Triton and a GPU for its kernels are there; warns once if not."""
+    """Whether Triton and a GPU for its kernels are there; warns once if not. It is the same for every `dtype`, and
+    whether they `may_build`: Triton compiles a kernel when it is first started."""
+    del dtype, may_build
     why = reason_unavailable()
     if why is not None:
         _warn(why)
@@ -75,6 +77,7 @@ def _warn(why: str) -> None:
 
 def live(shape: tuple[int, ...], dtype: torch.dtype, targets: Sequence[Target], result: torch.dtype) -> float:
     """The share of the last layer's outputs, pooled, that have rows; the arguments are those of `chain`."""
+    del dtype, result  # lists are the same for all types
     rows = stage(shape, targets).output
     return rows.capacity / (rows.channels * rows.pixels)
 
@@ -123,7 +126,9 @@ def chain(
     result: torch.dtype,
     lanes: int | None = None,
 ) -> Chain:
-    """`targets` on inputs of `shape` [B, C, H, W], with rows and a result of the type `result`."""
+    """`targets` on inputs of `shape` [B, C, H, W], with rows and a result of the type `result`. Rows are
+    the same for every `dtype`, and there are no `lanes`."""
+    del dtype, lanes
     from tkn.backends.cuda.chain import Chain
 
     stages = tuple(stage(shape, targets[: count + 1]) for count in range(len(targets)))

@@ -76,12 +76,10 @@ class Chain:
 
     @torch.no_grad()
     def backward(self, grad: Tensor, x: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-        """The gradients of x and of every layer's weight, bias, loc and scale, as far as `needs` says, in their types."""
+        """The gradients of x and of each layer's weight, bias, loc and scale, as far as `needs` says, in their types."""
         results: list[Tensor | None] = [None] * len(needs)
         with _on(x), torch.autocast(x.device.type, enabled=False):
-            computed = [
-                self._computed(saved[_LEFT * i : _LEFT * (i + 1)], self.targets[i]) for i in range(len(self.stages))
-            ]
+            computed = [self._computed(saved[_LEFT * i : _LEFT * (i + 1)]) for i in range(len(self.stages))]
             inputs = [to_rows(x, self.stages[0].source, self.dtype), *(one.output for one, _ in pairwise(computed))]
             rows = to_rows(grad, self.stages[-1].output, self.dtype)
             for i in reversed(range(len(self.stages))):
@@ -102,7 +100,7 @@ class Chain:
                 results[0] = from_rows(rows, self.stages[0].source, self.batch, x.dtype, channels_last=last)
         return [result if needed else None for result, needed in zip(results, needs, strict=True)]
 
-    def _computed(self, left: Sequence[Tensor], target: Target) -> Computed:
+    def _computed(self, left: Sequence[Tensor]) -> Computed:
         """As `forward` made it, also of what a room of another type keeps."""
         output, convolved, kept, window = left
         return Computed(output.to(self.dtype), convolved.to(self.dtype), kept.to(torch.uint8), window.float())

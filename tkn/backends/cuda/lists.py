@@ -1,4 +1,4 @@
-"""The lists of a convolution inside its ROIs: for every tile of outputs the rows of the inputs that any of them reaches.
+"""The lists of a convolution inside its ROIs: for every tile of outputs the rows of the inputs that it reaches.
 
 Made on the device, from the rows of both sides, in three passes: the box of pixels around what a tile reaches, how many
 rows lie there, the rows themselves.

@@ -49,7 +49,6 @@ def from_rows(y: Tensor, rows: Rows, batch: int, dtype: torch.dtype, *, channels
         x,
         rows.row,
         numbers,
-        rows.channels if channels_last else rows.pixels,
         rows.channels,
         rows.pixels,
         y.shape[1],
@@ -96,7 +95,6 @@ def _from_rows_kernel(
     x,
     row,
     numbers,
-    inner,
     channels,
     pixels,
     images,
@@ -109,7 +107,7 @@ def _from_rows_kernel(
     b = tl.program_id(1) * IMAGES + tl.arange(0, IMAGES)
     inside = i < numbers
     # In the order of memory: pixels within channels, or channels within pixels.
-    number = (i % inner) * pixels + i // inner if LAST else i
+    number = (i % channels) * pixels + i // channels if LAST else i
     r = tl.load(row + number, mask=inside, other=0).to(tl.int64)
     there = inside[:, None] & (b < batch)[None, :]
     value = tl.load(y + r[:, None] * images + b[None, :], mask=there, other=0.0)

@@ -200,11 +200,9 @@ def _pool_gradient_kernel(
             w = tl.load(window + c, mask=used, other=0.0)[:, None]
             there = inside & (c < in_capacity)[:, None]
             v = tl.load(z + c[:, None] * images + b[None, :], mask=there, other=0.0).to(tl.float32)
-            if AVERAGE:
-                # As torch: what is no number passes the ReLU.
-                mine = tl.where(w * v <= 0, 0.0, g) if RELU else g
-            else:
-                mine = tl.where(best == j, g, 0.0)
+            # As torch: what is no number passes the ReLU.
+            passed = tl.where(w * v <= 0, 0.0, g) if RELU else g
+            mine = passed if AVERAGE else tl.where(best == j, g, 0.0)
             tl.store(of_z + c[:, None] * images + b[None, :], (mine * w).to(of_z.dtype.element_ty), mask=there)
             here = place[None, :] == j
             by_window += tl.where(here, tl.sum(mine * v, 1)[:, None], 0.0)
