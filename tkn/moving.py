@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -30,17 +33,40 @@ class Outer:
     area_inside: int
 
 
+class _Checked(threading.local):
+    """What was found to hold within the present call of an operator; None outside of one."""
+
+    places: dict[Hashable, Outer] | None = None
+
+
+_checked = _Checked()
+
+
+@contextmanager
+def checked_once() -> Iterator[None]:
+    """Within the context, in this thread, loc and scale stay: bounds are compared with them once."""
+    before, _checked.places = _checked.places, {}
+    try:
+        yield
+    finally:
+        _checked.places = before
+
+
 def outer_bounds(size: tuple[int, ...], loc: Tensor, scale: Tensor, *, margin: int) -> Outer:
     """Bounds of the ROIs on maps of `size`, the same object again while they hold. Waits for the device once, for a
     number, or twice where new ones are made."""
     place = (loc.device, loc.data_ptr(), scale.data_ptr(), tuple(loc.shape), size, margin)
+    within = _checked.places
+    if within is not None and place in within:
+        return within[place]
     rois = roi_bounds(size, loc, scale)
     known = _known.find(place)
-    if isinstance(known, Outer) and bool(holds(rois, known)):
-        return known
-    made = _made(size, rois, margin)
-    _known.put(place, made, 1)
-    return made
+    if not isinstance(known, Outer) or not bool(holds(rois, known)):
+        known = _made(size, rois, margin)
+        _known.put(place, known, 1)
+    if within is not None:
+        within[place] = known
+    return known
 
 
 def holds(rois: Tensor, outer: Outer) -> Tensor:

@@ -14,7 +14,7 @@ class Work:
     `size`, `output`: of its input's and its convolution's maps. `dtype`: in which numbers are multiplied: float32,
     float64 or, under autocast or of such a network, a half. `share`: of the output's pixels inside the ROIs, `live`: of
     the input's numbers that may not be zero. `training`: with the gradients of its parameters, `needs_x`: and of its
-    input. `fourier`: densely it may be computed in the frequency domain.
+    input. `fourier`: densely it may be computed in the frequency domain. `device`: a GPU's name, else its kind.
     """
 
     batch: int
@@ -36,6 +36,7 @@ class Work:
     channels_last: bool
     fourier: bool
     threads: int
+    device: str = "cpu"
 
     @property
     def macs(self) -> int:

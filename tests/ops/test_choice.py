@@ -53,11 +53,11 @@ def estimates(monkeypatch: pytest.MonkeyPatch, *, roi: float, dense: float) -> l
     """Lets every layer be estimated so; what was asked for."""
     asked: list[Work] = []
 
-    def seconds(engine: str, work: Work, _factors: costs.Factors) -> float:
+    def seconds(engine: str, work: Work) -> float:
         asked.append(work)
         return roi if engine == "roi" else dense
 
-    monkeypatch.setattr(choice, "seconds", seconds)
+    monkeypatch.setattr(backend, "seconds", seconds)
     return asked
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from tkn.costs import seconds
 from tkn.ops.engines import Backend
 from tkn.work import Work
 
 
 def is_faster(backend: Backend, work: Work) -> bool:
     """Whether the backend is estimated to be faster than torch, densely."""
-    factors = backend.factors()
-    return seconds("roi", work, factors) < seconds("dense", work, factors)
+    return backend.seconds("roi", work) < backend.seconds("dense", work)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tkn.moving import checked_once
 from tkn.ops.engines import Runner, backend_of, split_engine
 from tkn.ops.reference import reference
 from tkn.ops.segments import Call, Segment, segments
@@ -22,7 +23,8 @@ def run(x: Tensor, targets: Sequence[Target], engine: str) -> Tensor:
     if name == "dense" or (name == "auto" and backend_of(x.device) is None):
         return reference(x, targets, fourier=fourier)
     call = how_called(x, targets)
-    return compute(x, sticky(x, targets, engine, call, segments), call, fourier)
+    with checked_once():
+        return compute(x, sticky(x, targets, engine, call, segments), call, fourier)
 
 
 def compute(x: Tensor, made: Sequence[Segment], call: Call, fourier: bool) -> Tensor:
@@ -66,7 +68,7 @@ def _compute(x: Tensor, segment: Segment, call: Call, fourier: bool) -> Tensor:
     tensors = [t for target in segment.targets for t in target.tensors]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors)):
         return _InRois.apply(x, chain, encode(segment.targets), *tensors)
-    return chain.forward(x)[0]
+    return chain.infer(x)
 
 
 class _InRois(torch.autograd.Function):
@@ -77,7 +79,8 @@ class _InRois(torch.autograd.Function):
         y, saved = chain.forward(x)
         ctx.save_for_backward(x, *tensors, *saved)
         ctx.chain, ctx.layers, ctx.count = chain, layers, len(tensors)
-        ctx.autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        kind = x.device.type
+        ctx.autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         return y
 
     @staticmethod
@@ -88,7 +91,7 @@ class _InRois(torch.autograd.Function):
         needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
         if torch.is_grad_enabled():  # gradients of these gradients are asked for
             enabled, dtype = ctx.autocast
-            with torch.autocast("cpu", dtype, enabled=enabled):
+            with torch.autocast(x.device.type, dtype, enabled=enabled):
                 grads = gradients_of_reference(grad, x, targets, needs)
         else:
             per_layer = [needs[0], *needs_by_layer(targets, needs[1:])]

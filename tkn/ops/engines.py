@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tkn.app.messages import unknown
-from tkn.costs import Factors
 from tkn.spec import Target
+from tkn.work import Work
 
 Engine = Literal["auto", "dense", "roi"]
 ENGINES: tuple[str, ...] = get_args(Engine)
@@ -19,7 +19,7 @@ ENGINES: tuple[str, ...] = get_args(Engine)
 FOURIER = "+fourier"
 
 #: Imported when they are first asked for: what they import takes time.
-_MODULES = {"cpu": "tkn.backends.cpu.backend"}
+_MODULES = {"cpu": "tkn.backends.cpu.backend", "cuda": "tkn.backends.cuda.backend"}
 
 
 class Runner(Protocol):
@@ -47,6 +47,9 @@ class RoiRunner(Runner, Protocol):
     def lanes(self) -> int:
         """Images that are computed together: a runner of as many can read what this one saved."""
 
+    def infer(self, x: Tensor) -> Tensor:
+        """The result alone."""
+
 
 class Backend(Protocol):
     """A module that computes target layers inside their ROIs."""
@@ -60,8 +63,8 @@ class Backend(Protocol):
     def live(self, shape: tuple[int, ...], dtype: torch.dtype, targets: Sequence[Target], result: torch.dtype) -> float:
         """The share of the numbers that the last of `targets` gives on that are not known to be zero."""
 
-    def factors(self) -> Factors:
-        """How much longer than by costs.json this machine takes, by engine and kind of numbers."""
+    def seconds(self, engine: str, work: Work) -> float:
+        """What `engine`, "roi" or on the same device "dense", is estimated to take here."""
 
     def chain(
         self,

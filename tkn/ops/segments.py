@@ -80,7 +80,7 @@ def _is_batch(x: Tensor, targets: Sequence[Target]) -> bool:
 
 def _reason_not(backend: Backend | None, x: Tensor, targets: Sequence[Target], call: Call) -> str | None:
     if backend is None:
-        return f"the ROI engine works on the CPU, not on {x.device}"
+        return f"there is no ROI engine for {x.device}"
     reason = backend.reason_not(x, targets, autocast=call.autocast)
     size = tuple(x.shape[2:])
     for target in targets:
@@ -133,6 +133,10 @@ def works_of(shape: tuple[int, ...], targets: Sequence[Target], call: Call, four
     return works
 
 
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def work_of(shape: tuple[int, ...], target: Target, live: float, call: Call, *, needs_x: bool, fourier: bool) -> Work:
     """A layer on an input of `shape` [B, C, *size]."""
     spec, weight = target.spec, target.weight
@@ -161,4 +165,5 @@ def work_of(shape: tuple[int, ...], target: Target, live: float, call: Call, *, 
         else False,
         fourier=fourier,
         threads=torch.get_num_threads(),
+        device=_device_name(weight.device),
     )

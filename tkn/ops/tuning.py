@@ -124,11 +124,19 @@ def _in_turns(call: _Seen, candidates: set[tuple[bool, ...]]) -> dict[tuple[bool
     taken: dict[tuple[bool, ...], list[float]] = {flags: [] for flags in runs}
     for turn in range(1 + _ROUNDS):
         for flags, run in runs.items():
+            _finish(call.x)
             started = time.perf_counter()
             run()
+            _finish(call.x)
             if turn > 0:  # the first makes lists and windows
                 taken[flags].append(time.perf_counter() - started)
     return {flags: median(times) for flags, times in taken.items()}
+
+
+def _finish(x: Tensor) -> None:
+    """Wait for what the device of x still computes."""
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
 
 
 def _run(call: _Seen, made: list[Segment]) -> Callable[[], None]:
@@ -138,7 +146,9 @@ def _run(call: _Seen, made: list[Segment]) -> Callable[[], None]:
 
     def run() -> None:
         with torch.set_grad_enabled(call.call.training):
-            with torch.autocast("cpu", call.call.dtype if call.call.autocast else None, enabled=call.call.autocast):
+            with torch.autocast(
+                x.device.type, call.call.dtype if call.call.autocast else None, enabled=call.call.autocast
+            ):
                 y = eager.compute(x, made, call.call, call.fourier)
             if call.call.training:
                 torch.autograd.grad(y, wanted, torch.ones_like(y))

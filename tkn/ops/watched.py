@@ -106,9 +106,9 @@ def empty_room(x: Tensor, targets: Sequence[Target]) -> Tensor:
     numbers = 1 + len(targets)  # the choice
     for target in targets:
         output, result, outputs = target.output_size(size), target.result_size(size), target.weight.shape[0]
-        # An unused row a pixel may keep pixels apart.
+        # An unused row a pixel may keep pixels apart, and a tile be filled up with unused rows.
         inputs, convolved, given_on = (
-            (c + 1) * prod(of) for c, of in ((channels, size), (outputs, output), (outputs, result))
+            (c + 1) * prod(of) + _FILL for c, of in ((channels, size), (outputs, output), (outputs, result))
         )
         numbers = numbers + images * (inputs + convolved + given_on) + outputs * prod(output)
         channels, size = outputs, result

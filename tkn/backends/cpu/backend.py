@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tkn import costs
 from tkn.backends.cpu import build
 from tkn.backends.cpu.chain import Chain
 from tkn.backends.cpu.kernels import Tiles
@@ -21,6 +22,7 @@ from tkn.kept import Kept
 from tkn.roi import roi_mask
 from tkn.spec import Target
 from tkn.windows import kept_bounds
+from tkn.work import Work
 
 _HALVES = (torch.bfloat16, torch.float16)
 #: Lists of layers, for the states of their ROIs and the batches that came last, bytes.
@@ -49,6 +51,11 @@ def reason_not(x: Tensor, targets: Sequence[Target], *, autocast: bool) -> str |
             if parameter is not None and parameter.dtype != expected:
                 return f"the ROI engine needs parameters of the input's type, {expected}, not {parameter.dtype}"
     return None
+
+
+def seconds(engine: str, work: Work) -> float:
+    """What `engine` is estimated to take on this machine."""
+    return costs.seconds(engine, work, factors())
 
 
 def factors() -> Factors:

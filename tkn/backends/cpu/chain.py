@@ -50,6 +50,10 @@ class Chain:
             y = unpack(rows.to(self.dtype), last.output, last.tiles.batch, channels_last=self.channels_last)
         return y, saved
 
+    def infer(self, x: Tensor) -> Tensor:
+        """The result alone."""
+        return self.forward(x)[0]
+
     def _packed(self, x: Tensor) -> Tensor:
         first = self.stages[0]
         return pack(x.detach(), first.source, first.tiles).to(first.dtype)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tkn.costs import Factors
+from tkn.app.messages import first_line
+from tkn.backends.cuda import costs
 from tkn.kept import Kept
 from tkn.spec import Target
 from tkn.windows import kept_bounds
+from tkn.work import Work
 
 if TYPE_CHECKING:
     from tkn.backends.cuda.chain import Chain
@@ -44,16 +45,22 @@ def reason_not(x: Tensor, targets: Sequence[Target], *, autocast: bool) -> str |
 
 
 def available(dtype: torch.dtype, *, may_build: bool) -> bool:
-    """Whether Triton and a GPU for its kernels are there; warns once if not. It is the same for every `dtype`, and
-    whether they `may_build`: Triton compiles a kernel when it is first started."""
-    del dtype, may_build
-    why = reason_unavailable()
-    if why is not None:
-        _warn(why)
-    return why is None
+    """Whether the kernels run on this machine's GPU and compute numbers of `dtype` as torch does; `may_build`: they may
+    be compiled and checked if that was not done yet. A warning says once why not."""
+    device = torch.cuda.current_device() if torch.cuda.is_available() else -1
+    key = device, dtype
+    if key not in _checked and may_build:
+        _checked[key] = reason_unavailable() or _failed_check(torch.device("cuda", device), dtype)
+        if _checked[key] is not None:
+            why = f"no ROI engine on the GPU: {_checked[key]}; torch computes densely"
+            warnings.warn(why, RuntimeWarning, stacklevel=2)
+    return _checked.get(key, "not checked yet") is None
 
 
-@cache
+#: By device and type of numbers: why the kernels can't be used there, None if they can.
+_checked: dict[tuple[int, torch.dtype], str | None] = {}
+
+
 def reason_unavailable() -> str | None:
     """What is missing on this machine for the kernels, None if nothing is."""
     try:
@@ -70,9 +77,16 @@ def reason_unavailable() -> str | None:
     return None
 
 
-@cache
-def _warn(why: str) -> None:
-    warnings.warn(f"no ROI engine on the GPU: {why}; torch computes densely", RuntimeWarning, stacklevel=2)
+def _failed_check(device: torch.device, dtype: torch.dtype) -> str | None:
+    from tkn.backends.cuda.check import wrong_results
+
+    try:
+        # Modes of a user's (inference, autocast, another default device) are not for the check.
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
+            return wrong_results(device, dtype)
+    except Exception as error:
+        # Triton's errors are of many kinds: of a driver, an assembler or a compiler that it does not know.
+        return f"its check failed with {type(error).__name__}: {first_line(error)}"
 
 
 def live(shape: tuple[int, ...], dtype: torch.dtype, targets: Sequence[Target], result: torch.dtype) -> float:
@@ -82,9 +96,9 @@ def live(shape: tuple[int, ...], dtype: torch.dtype, targets: Sequence[Target], 
     return rows.capacity / (rows.channels * rows.pixels)
 
 
-def factors() -> Factors:
-    """Nothing is measured on GPUs."""
-    return {}
+def seconds(engine: str, work: Work) -> float:
+    """What `engine` is estimated to take."""
+    return costs.seconds(engine, work)
 
 
 def stage(shape: tuple[int, ...], targets: Sequence[Target]) -> Stage:

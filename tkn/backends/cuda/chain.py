@@ -76,7 +76,7 @@ class Chain:
 
     @torch.no_grad()
     def backward(self, grad: Tensor, x: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-        """The gradients of x and of each layer's weight, bias, loc and scale, as far as `needs` says, in their types."""
+        """The gradients of x and of each layer's weight, bias, loc and scale that `needs` asks for, in their types."""
         results: list[Tensor | None] = [None] * len(needs)
         with _on(x), torch.autocast(x.device.type, enabled=False):
             computed = [self._computed(saved[_LEFT * i : _LEFT * (i + 1)]) for i in range(len(self.stages))]
