@@ -38,6 +38,11 @@ def sticky(x: Tensor, targets: Sequence[Target], engine: str, call: Call, choose
     return made
 
 
+def forget() -> None:
+    """Choose anew from now on: what a choice depends on was changed from outside."""
+    _choices.clear()
+
+
 def _state(target: Target) -> tuple[Hashable, ...]:
     """What a choice depends on of a layer."""
     weight, bias = target.weight, target.bias

@@ -126,6 +126,11 @@ def stage(shape: tuple[int, ...], targets: Sequence[Target]) -> Stage:
     return _stages.get(key, make, Stage.nbytes)
 
 
+def forget() -> None:
+    """Let go of all lists."""
+    _stages.clear()
+
+
 def _whole(kernels: int, size: tuple[int, int], device: torch.device) -> Tensor:
     """Bounds of kernels that work in the whole map."""
     rois = torch.zeros(kernels, 2, 2, dtype=torch.int64, device=device)
