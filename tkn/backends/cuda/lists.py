@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tkn.backends.cuda.reach import geometry_arguments, highest, lowest, tap
-from tkn.backends.cuda.rows import TILE, Rows
+from tkn.backends.cuda.rows import TILE, Outgrown, Rows
 from tkn.geometry import Geometry
 
 #: Pixels of a box that a program looks at together.
@@ -51,15 +51,28 @@ class Lists:
     tile_of: Tensor
 
     @staticmethod
-    def of(inputs: Rows, outputs: Rows, geometry: Geometry, *, flip: bool = False) -> Lists:
-        """The lists of a convolution between rows; the host waits twice for the device."""
+    def of(
+        inputs: Rows,
+        outputs: Rows,
+        geometry: Geometry,
+        *,
+        flip: bool = False,
+        headroom: float = 1.0,
+        like: Lists | None = None,
+    ) -> Lists:
+        """The lists of a convolution between rows, with place for `headroom` times as much, or of the sizes of `like`;
+        `Outgrown` if these are too small. The host waits twice for the device."""
         device, tiles = outputs.pixel.device, outputs.tiles
         numbers = geometry_arguments(geometry)
         (height, width), output_width = inputs.size, outputs.size[1]
         box = torch.empty(tiles, 4, dtype=torch.int32, device=device)
         _box_kernel[(tiles,)](outputs.pixel, outputs.live, box, height, width, output_width, *numbers, flip, TILE)
         box_first = _starts(box[:, 2] * box[:, 3])
-        offset = torch.empty(max(1, int(box_first[-1])), dtype=torch.int32, device=device)
+        boxed = int(box_first[-1])
+        place = max(1, int(headroom * boxed)) if like is None else like.offset.numel()
+        if boxed > place:
+            raise Outgrown
+        offset = torch.empty(place, dtype=torch.int32, device=device)
         total = torch.empty(tiles, dtype=torch.int32, device=device)
         _offset_kernel[(tiles,)](
             outputs.pixel,
@@ -77,10 +90,13 @@ class Lists:
             _CHUNK,
         )
         listed = int(total.sum())
-        depth = 64 if listed > 512 * tiles else 32
+        depth = like.depth if like is not None else 64 if listed > 512 * tiles else 32
         first = _starts((total + depth - 1) // depth)
-        # No waiting: a tile leaves less than a block empty.
-        blocks = listed // depth + tiles
+        # A tile leaves less than a block empty.
+        most = listed // depth + tiles
+        blocks = int(headroom * most) if like is None else like.blocks
+        if most > blocks:
+            raise Outgrown
         rows = torch.empty(blocks * depth, dtype=torch.int32, device=device)
         tile_of = torch.empty(blocks, dtype=torch.int32, device=device)
         _rows_kernel[(tiles,)](
@@ -103,10 +119,9 @@ class Lists:
     def tiles(self) -> int:
         return self.outputs.tiles
 
-    def nbytes(self) -> int:
-        """What the lists take on the device, without the rows' tables."""
-        tensors = (self.box, self.box_first, self.offset, self.first, self.rows, self.tile_of)
-        return sum(tensor.nbytes for tensor in tensors)
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is on the device, without the rows' tables."""
+        return self.box, self.box_first, self.offset, self.first, self.rows, self.tile_of
 
 
 def _starts(numbers: Tensor) -> Tensor:

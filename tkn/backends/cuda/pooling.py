@@ -25,8 +25,10 @@ class Children:
     child: Tensor
 
     @staticmethod
-    def of(convolved: Rows, mask: Tensor, pool: Pool | None) -> Children:
-        """`mask`: bool [C, H, W], the rows that there are of `convolved`."""
+    def of(
+        convolved: Rows, mask: Tensor, pool: Pool | None, *, headroom: float = 1.0, capacity: int | None = None
+    ) -> Children:
+        """`mask`: bool [C, H, W], the rows that there are of `convolved`. The others are those of the pooled rows."""
         if pool is None:
             child = torch.arange(convolved.capacity, dtype=torch.int32, device=mask.device)[:, None]
             return Children(convolved, convolved, child)
@@ -35,7 +37,7 @@ class Children:
         windows = (
             mask[:, : rows * height, : columns * width].unflatten(2, (columns, width)).unflatten(1, (rows, height))
         )
-        output = Rows.of(windows.any(dim=4).any(dim=2))
+        output = Rows.of(windows.any(dim=4).any(dim=2), headroom=headroom, capacity=capacity)
         at = output.pixel.long()
         y, x = at // columns * height, at % columns * width
         down, right = (torch.arange(length, device=mask.device) for length in pool.kernel)

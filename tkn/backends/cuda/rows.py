@@ -12,6 +12,10 @@ from torch import Tensor
 TILE = 64
 
 
+class Outgrown(Exception):
+    """What was to be made in the place of something else is larger than that."""
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """The rows of maps [C, H, W]: one for each live (pixel, channel), a pixel's channels side by side, neighbouring
@@ -48,27 +52,30 @@ class Rows:
         return self.capacity // TILE
 
     @staticmethod
-    def of(mask: Tensor, capacity: int | None = None) -> Rows:
-        """Of the numbers where `mask`, bool [C, H, W], is True. With a `capacity` the host need not wait for the
-        device; numbers beyond it have no row."""
+    def of(mask: Tensor, *, headroom: float = 1.0, capacity: int | None = None) -> Rows:
+        """Of the numbers where `mask`, bool [C, H, W], is True, with place for `headroom` times as many, or for
+        `capacity`; `Outgrown` if that is less. The host waits for the device."""
         channels, height, width = mask.shape
         order, inverse = morton_order((height, width), mask.device)
         by_pixel = mask.flatten(1).t()[order]
         position = by_pixel.flatten().cumsum(0, dtype=torch.int32)
         live = position[-1:]
+        wanted = int(live)
         if capacity is None:
-            capacity = max(TILE, round_up(int(live), TILE))
-        rows = torch.where(by_pixel, position.view_as(by_pixel) - 1, capacity).clamp(max=capacity)
+            capacity = max(TILE, round_up(min(int(headroom * wanted), mask.numel()), TILE))
+        if wanted > capacity:
+            raise Outgrown
+        rows = torch.where(by_pixel, position.view_as(by_pixel) - 1, capacity)
         number = by_pixel.sum(1, dtype=torch.int32)
         first = number.cumsum(0, dtype=torch.int32) - number
-        wanted = torch.arange(1, capacity + 1, dtype=torch.int32, device=mask.device)
+        counted = torch.arange(1, capacity + 1, dtype=torch.int32, device=mask.device)
         # Of the first number that as many live ones end at: nothing is scattered, so the same every time.
-        flat = torch.searchsorted(position, wanted, out_int32=True).clamp(max=position.numel() - 1)
+        flat = torch.searchsorted(position, counted, out_int32=True).clamp(max=position.numel() - 1)
         return Rows(
             channels,
             (height, width),
             capacity,
-            live.clamp(max=capacity),
+            live.clone(),
             order[flat // channels].int(),
             flat % channels,
             rows[inverse].t().flatten().contiguous(),

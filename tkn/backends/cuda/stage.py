@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -51,6 +52,10 @@ class Stage:
     groups: int
     relu: bool
     pool: Pool | None
+    #: Place for so many times the rows and lists that there are.
+    headroom: float = 1.0
+    #: Makes all of the same sizes.
+    like: Stage | None = None
 
     @cached_property
     def mask(self) -> Tensor:
@@ -64,11 +69,13 @@ class Stage:
 
     @cached_property
     def convolved(self) -> Rows:
-        return Rows.of(self.mask)
+        capacity = None if self.like is None else self.like.convolved.capacity
+        return Rows.of(self.mask, headroom=self.headroom, capacity=capacity)
 
     @cached_property
     def children(self) -> Children:
-        return Children.of(self.convolved, self.mask, self.pool)
+        capacity = None if self.like is None else self.like.output.capacity
+        return Children.of(self.convolved, self.mask, self.pool, headroom=self.headroom, capacity=capacity)
 
     @property
     def output(self) -> Rows:
@@ -76,12 +83,14 @@ class Stage:
 
     @cached_property
     def lists(self) -> Lists:
-        return Lists.of(self.source, self.convolved, self.geometry)
+        like = None if self.like is None else self.like.lists
+        return Lists.of(self.source, self.convolved, self.geometry, headroom=self.headroom, like=like)
 
     @cached_property
     def reversed_lists(self) -> Lists:
         """Of the gradient of the inputs."""
-        return Lists.of(self.convolved, self.source, self.geometry, flip=True)
+        like = None if self.like is None else self.like.reversed_lists
+        return Lists.of(self.convolved, self.source, self.geometry, flip=True, headroom=self.headroom, like=like)
 
     @cached_property
     def corners(self) -> Tensor:
@@ -162,7 +171,25 @@ class Stage:
         rows = self.convolved
         return of_rows[rows.row.long()].view(rows.channels, *rows.size)
 
+    def refill(self, bounds: Tensor) -> None:
+        """Make the lists of other bounds in the place of these, in the same tensors: what was captured reads on there.
+        `Outgrown` if they do not fit; then these are good for nothing more."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        made = Stage(**{**fields, "bounds": bounds, "like": self})
+        for mine, new in zip(self._tensors(), made._tensors(like=self), strict=True):
+            mine.copy_(new)
+
+    def _tensors(self, like: Stage | None = None) -> list[Tensor]:
+        """All that depends on the bounds, as far as it was made; or as far as `like` has it."""
+        made = vars(self if like is None else like)
+        tensors = [self.bounds, self.mask, *self.convolved.tensors(), self.children.child]
+        if self.pool is not None:
+            tensors += self.output.tensors()
+        for name in ("lists", "reversed_lists"):
+            tensors += getattr(self, name).tensors() if name in made else ()
+        return tensors + [getattr(self, name) for name in ("corners", "place") if name in made]
+
     def nbytes(self) -> int:
         """What the lists take on the device: those of the forward pass, and as much for the backward pass's."""
-        tables = (*self.convolved.tensors(), *self.output.tensors(), self.children.child, self.mask)
-        return 2 * self.lists.nbytes() + sum(table.nbytes for table in tables)
+        lists = sum(tensor.nbytes for tensor in self.lists.tensors())
+        return lists + sum(tensor.nbytes for tensor in self._tensors())
