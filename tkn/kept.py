@@ -58,6 +58,11 @@ class Kept:
             while self._bytes > self.limit and len(self._values) > 1:
                 self._bytes -= self._values.popitem(last=False)[1][1]
 
+    def drop(self, key: Hashable) -> None:
+        """Let go of the value of `key`, if there is one."""
+        with self._lock:
+            self._bytes -= self._values.pop(key, (None, 0))[1]
+
     @property
     def nbytes(self) -> int:
         """What all values together hold."""

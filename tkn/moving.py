@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,48 +34,129 @@ class Outer:
     area_inside: int
 
 
-class _Checked(threading.local):
-    """What was found to hold within the present call of an operator; None outside of one."""
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """ROIs that a captured program was captured for, and the bounds that it computes in, in tensors of its own."""
+
+    size: tuple[int, ...]
+    loc: Tensor
+    scale: Tensor
+    margin: int
+    #: int64 [O, dims, 2]
+    rois: Tensor
+    #: int64, the least pixels that all ROIs may have
+    least: Tensor
+
+
+@dataclass
+class Record:
+    """What a program depends on beside its tensors, noted while it is captured."""
+
+    bounds: dict[Hashable, Followed] = field(default_factory=dict)
+    #: by key: a backend's lists, in the order of their use, and how it makes them anew: whether they fit
+    lists: dict[Hashable, Any] = field(default_factory=dict)
+    refill: Callable[[Record], bool] | None = None
+    #: the choices between engines
+    choices: list[Any] = field(default_factory=list)
+
+
+class NotPrepared(RuntimeError):
+    """What a program needs in order to be captured was not made by a pass before."""
+
+
+class _Here(threading.local):
+    """Of this thread: what was found to hold within the present call of an operator, and what is being recorded."""
 
     places: dict[Hashable, Outer] | None = None
+    record: Record | None = None
 
 
-_checked = _Checked()
+_here = _Here()
+#: One entry for each time that bounds did no longer hold.
+_remade: list[Hashable] = []
 
 
 @contextmanager
 def checked_once() -> Iterator[None]:
     """Within the context, in this thread, loc and scale stay: bounds are compared with them once."""
-    before, _checked.places = _checked.places, {}
+    before, _here.places = _here.places, {}
     try:
         yield
     finally:
-        _checked.places = before
+        _here.places = before
+
+
+@contextmanager
+def recording(record: Record) -> Iterator[None]:
+    """Within the context, in this thread, a program is captured: nothing waits for the device, what was known before is
+    taken as it is and noted. `NotPrepared` if something was not known."""
+    before, _here.record = _here.record, record
+    try:
+        yield
+    finally:
+        _here.record = before
+
+
+def record_here() -> Record | None:
+    """What is being recorded in this thread."""
+    return _here.record
+
+
+def remade_count() -> int:
+    """How often bounds did no longer hold, of all layers since this process began."""
+    return len(_remade)
 
 
 def outer_bounds(size: tuple[int, ...], loc: Tensor, scale: Tensor, *, margin: int) -> Outer:
     """Bounds of the ROIs on maps of `size`, the same object again while they hold. Waits for the device once, for a
     number, or twice where new ones are made."""
     place = (loc.device, loc.data_ptr(), scale.data_ptr(), tuple(loc.shape), size, margin)
-    within = _checked.places
-    if within is not None and place in within:
-        return within[place]
-    rois = roi_bounds(size, loc, scale)
     known = _known.find(place)
-    if not isinstance(known, Outer) or not bool(holds(rois, known)):
+    assert known is None or isinstance(known, Outer)
+    if _here.record is not None:
+        if known is None:
+            raise NotPrepared
+        if place not in _here.record.bounds:
+            followed = Followed(size, loc.detach(), scale.detach(), margin, known.rois.clone(), _least(known))
+            _here.record.bounds[place] = followed
+        return known
+    if _here.places is not None and place in _here.places:
+        return _here.places[place]
+    rois = roi_bounds(size, loc, scale)
+    if known is None or not bool(hold(rois, known.rois, _least(known))):
+        if known is not None:
+            _remade.append(place)
         known = _made(size, rois, margin)
         _known.put(place, known, 1)
-    if within is not None:
-        within[place] = known
+    if _here.places is not None:
+        _here.places[place] = known
     return known
 
 
-def holds(rois: Tensor, outer: Outer) -> Tensor:
-    """Whether all ROIs, int64 [O, dims, 2], lie in the bounds, and are not much smaller: bool, on the device."""
+def _least(outer: Outer) -> Tensor:
+    return torch.full((), int(_SHRUNK * outer.area_inside), dtype=torch.int64, device=outer.rois.device)
+
+
+def hold(rois: Tensor, outer: Tensor, least: Tensor) -> Tensor:
+    """Whether all `rois` lie in `outer`, both int64 [O, dims, 2], and have `least` pixels: bool, on the device."""
     lo, hi = rois.unbind(-1)
-    outer_lo, outer_hi = outer.rois.unbind(-1)
+    outer_lo, outer_hi = outer.unbind(-1)
     within = ((lo >= outer_lo) & (hi <= outer_hi)) | (hi <= lo)
-    return within.all() & (roi_areas(rois).sum() >= int(_SHRUNK * outer.area_inside))
+    return within.all() & (roi_areas(rois).sum() >= least)
+
+
+def all_hold(record: Record) -> Tensor:
+    """Whether all bounds of a captured program hold now: bool, on the device; there must be some."""
+    found = [hold(roi_bounds(f.size, f.loc, f.scale), f.rois, f.least) for f in record.bounds.values()]
+    return torch.stack(found).all()
+
+
+def renew(record: Record) -> None:
+    """Write the bounds that hold now into the record's tensors."""
+    for followed in record.bounds.values():
+        outer = outer_bounds(followed.size, followed.loc, followed.scale, margin=followed.margin)
+        followed.rois.copy_(outer.rois)
+        followed.least.copy_(_least(outer))
 
 
 def _made(size: tuple[int, ...], rois: Tensor, margin: int) -> Outer:

@@ -68,9 +68,8 @@ def kept_bounds(target: Target, size: tuple[int, ...]) -> Bounds | None:
     """
     if not target.spec.clip:
         return None
-    if target.loc.device.type != "cpu":
-        learns = target.loc.requires_grad or target.scale.requires_grad
-        outer = outer_bounds(size, target.loc, target.scale, margin=MARGIN if learns else 0)
+    if is_far(target.loc):
+        outer = outer_bounds(size, target.loc, target.scale, margin=MARGIN if learns(target) else 0)
         return Bounds(outer.rois, outer.key, outer.area)
 
     def make() -> Bounds:
@@ -79,6 +78,16 @@ def kept_bounds(target: Target, size: tuple[int, ...]) -> Bounds | None:
             return Bounds(rois, rois.numpy().tobytes(), int(roi_areas(rois).sum()))
 
     return _made.get(("bounds", size, *content(target.loc, target.scale)), make, lambda bounds: 2 * len(bounds.key))
+
+
+def is_far(tensor: Tensor) -> bool:
+    """Whether reading a tensor's numbers waits for a device."""
+    return tensor.device.type != "cpu"
+
+
+def learns(target: Target) -> bool:
+    """Whether the layer's ROIs may move."""
+    return target.loc.requires_grad or target.scale.requires_grad
 
 
 def readable(target: Target) -> bool:

@@ -1,4 +1,4 @@
-"""The GPU's kernels on the GPU, or where there is none by Triton's interpreter on the CPU, in the CPU backend's place."""
+"""The GPU's kernels on the GPU; where there is none by Triton's interpreter, in the place of the CPU's."""
 
 from __future__ import annotations
 

@@ -20,13 +20,17 @@ INTEGERS = {"rows", "first", "channel", "live", "tile_of", "pixel", "row", "chil
 SINGLE = {"bias", "window", "parts_of", "of_packed", "result", "of_window", "sums"}
 NUMBERS = {"x", "y", "z", "packed", "weight", "grad", "of_z"}
 
+def type_of(name, numbers):
+    for names, pointer in ((INTEGERS, "i32"), (SINGLE, "fp32"), (NUMBERS, numbers), ({"kept"}, "i8")):
+        if name in names:
+            return f"*{pointer}"
+    return "fp32" if name == "share" else "i32"
+
 def compiled(kernel, numbers, target, **constants):
     constants = {name: value for name, value in {**SIZES, **FLAGS, **constants}.items() if name in kernel.arg_names}
     types = {}
     for name in kernel.arg_names:
-        pointer = "*i32" if name in INTEGERS else "*fp32" if name in SINGLE else f"*{numbers}" if name in NUMBERS else None
-        pointer = "*i8" if name == "kept" else pointer
-        types[name] = "constexpr" if name in constants else pointer or ("fp32" if name == "share" else "i32")
+        types[name] = "constexpr" if name in constants else type_of(name, numbers)
     aligned = [n for n, name in enumerate(kernel.arg_names) if types[name].startswith("*") or name == "images"]
     source = ASTSource(fn=kernel, signature=types, attrs={(n,): [["tt.divisibility", 16]] for n in aligned},
                        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()})

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tkn.moving import record_here
 from tkn.ops import tuned
 from tkn.ops.choice import is_faster
 from tkn.ops.engines import Backend, backend_of, split_engine
@@ -60,6 +61,8 @@ def segments(x: Tensor, targets: Sequence[Target], engine: str, call: Call) -> l
         return [Segment(layers, None, f"an input of shape {list(x.shape)} is torch's")]
     backend = backend_of(x.device)
     reason = _reason_not(backend, x, layers, call)
+    if reason is None and _is_captured_unseen(x):
+        reason = "no lists are made while a GPU's work is captured"
     if name == "roi" and reason is not None:
         raise ValueError(f"engine='roi': {reason}; engine='auto' takes torch there")
     if reason is not None or backend is None:
@@ -67,7 +70,37 @@ def segments(x: Tensor, targets: Sequence[Target], engine: str, call: Call) -> l
     if not backend.available(x.dtype, may_build=call.may_build):
         built = "" if call.may_build else " yet, and none may be built in a checkpoint, a backward pass or a capture"
         return [Segment(layers, None, f"there are no kernels here{built}")]
-    return [Segment(layers, backend)] if name == "roi" else _faster(x, layers, backend, fourier, call)
+    made = [Segment(layers, backend)] if name == "roi" else _faster(x, layers, backend, fourier, call)
+    record = record_here()
+    if record is not None:
+        standing_for_x = x.detach().new_empty(()).expand(x.shape)
+        record.choices.append(Choice(standing_for_x, layers, engine, call, backends_of(made)))
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What was chosen for a captured call, and how it is asked again: `x` has the shape and type of the input."""
+
+    x: Tensor
+    targets: tuple[Target, ...]
+    engine: str
+    call: Call
+    backends: list[tuple[int, Backend | None]]
+
+    def stands(self) -> bool:
+        """Whether the same would be chosen now."""
+        return backends_of(segments(self.x, self.targets, self.engine, self.call)) == self.backends
+
+
+def backends_of(made: Sequence[Segment]) -> list[tuple[int, Backend | None]]:
+    """How many layers each segment has, and what computes them."""
+    return [(len(segment.targets), segment.backend) for segment in made]
+
+
+def _is_captured_unseen(x: Tensor) -> bool:
+    """Whether a GPU's work is captured by somebody who will not follow the ROIs."""
+    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing() and record_here() is None
 
 
 def _is_batch(x: Tensor, targets: Sequence[Target]) -> bool:

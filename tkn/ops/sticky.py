@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tkn.kept import Kept, content
 from tkn.ops import tuned
-from tkn.ops.segments import Call, Segment, is_observed
+from tkn.ops.segments import Call, Segment, backends_of, is_observed
 from tkn.spec import Target
 
 #: A choice counts as one byte: so many are kept.
@@ -30,7 +30,7 @@ def sticky(x: Tensor, targets: Sequence[Target], engine: str, call: Call, choose
     if x.device.type != "cpu" or not (handed_on or lasts):
         return choose(x, targets, engine, call)
     key = (tuple(x.shape), x.dtype, engine, call, torch.get_num_threads(), tuned.count(), *map(_state, targets))
-    backends = _choices.get(key, lambda: [(len(s.targets), s.backend) for s in choose(x, targets, engine, call)], _one)
+    backends = _choices.get(key, lambda: backends_of(choose(x, targets, engine, call)), _one)
     made, first = [], 0
     for count, backend in backends:
         made.append(Segment(tuple(targets[first : first + count]), backend))

@@ -9,6 +9,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tkn.moving import NotPrepared
+from tkn.ops.following import Following
+
 Result = TypeVar("Result")
 
 #: In the first steps libraries choose their kernels, which no graph can capture.
@@ -115,19 +118,43 @@ class StepGraphs:
         self.penalised = False
         self.gradients: GradientGraph | None = None
         self.projected: Captured[None] | None = None
+        self.following = Following()
 
     def step(self, batch: tuple[Tensor, Tensor], penalised: bool) -> dict[str, Tensor] | None:
-        """The losses of `batch`, whose gradients the parameters have then; None in the first steps."""
+        """The losses of `batch`, whose gradients the parameters have then. None if it has to be computed outside of the
+        graphs: in the first steps, and where the ROIs have outgrown what was captured."""
         self.steps += 1
         if self.steps <= _FIRST_STEPS:
             return None
+        if self.gradients is not None and self.following.left() and not self.following.remake():
+            self.gradients = None
+            return None
         if self.gradients is None or self.penalised != penalised:
             self.gradients, self.penalised = None, penalised  # most of the old graph's memory is free first
-            self.gradients = GradientGraph(partial(self.losses, penalised=penalised), self.parameters, batch)
-        return self.gradients(batch)
+            self.gradients = self._captured(batch)
+        return None if self.gradients is None else self.gradients(batch)
 
-    def project(self) -> None:
-        """The projection, captured when this is called first."""
-        if self.projected is None:
-            self.projected = Captured(self.projection)
-        self.projected.replay()
+    def _captured(self, batch: tuple[Tensor, Tensor]) -> GradientGraph | None:
+        """A new graph; None if what it needs of the ROIs has to be made outside of it first."""
+        if self.following.flag is not None:
+            self.projected = None  # it looks at the bounds of the old one
+        try:
+            with self.following.recording():
+                made = GradientGraph(partial(self.losses, penalised=self.penalised), self.parameters, batch)
+        except NotPrepared:
+            return None
+        self.following.check()
+        return None if self.following.left() else made
+
+    def project(self, *, captured: bool) -> None:
+        """The projection after a step, and a look at the ROIs. `captured`: by a graph, made when it is first called."""
+        if captured and self.projected is None:
+            self.projected = Captured(self._project)
+        if captured and self.projected is not None:
+            self.projected.replay()
+        else:
+            self._project()
+
+    def _project(self) -> None:
+        self.projection()
+        self.following.check()

@@ -259,9 +259,8 @@ class TargetedTraining(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self._replayed and self.map_sizes:  # without ROIs there is nothing to capture
-            assert self._graphs is not None
-            self._graphs.project()
+        if self._graphs is not None:
+            self._graphs.project(captured=self._replayed and bool(self.map_sizes))  # without ROIs nothing is captured
         else:
             self.project()
         if self._average is not None:

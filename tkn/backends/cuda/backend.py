@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from tkn.app.messages import first_line
 from tkn.backends.cuda import costs
 from tkn.kept import Kept
+from tkn.moving import NotPrepared, Record, record_here
 from tkn.spec import Target
-from tkn.windows import kept_bounds
+from tkn.windows import kept_bounds, learns
 from tkn.work import Work
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: The oldest GPUs whose matrix units know all of these types.
 _LEAST_CAPABILITY = (8, 0)
+#: Place for moving ROIs: for so many times the rows and lists that there are.
+_HEADROOM = 1.25
 #: Lists of layers, for the states of their ROIs that came last, bytes on the device.
 _stages = Kept(4 * 2**30)
 
@@ -107,23 +111,70 @@ def stage(shape: tuple[int, ...], targets: Sequence[Target]) -> Stage:
     from tkn.backends.cuda.rows import full_rows
     from tkn.backends.cuda.stage import Stage
 
-    device, size = targets[0].weight.device, (shape[2], shape[3])
-    layers = []
-    for target in targets:
-        height, width = target.output_size(size)
-        bounds = kept_bounds(target, (height, width))
-        layers.append((target.spec, target.weight.shape, None if bounds is None else bounds.key))
-        before, size = size, target.result_size(size)  # type: ignore[assignment]
-    key = (device, shape[1:], tuple(layers))
+    key = _key(shape, targets)
+    record = record_here()
+    headroom = _HEADROOM if learns(targets[-1]) else 1.0
 
     def make() -> Stage:
-        source = full_rows(shape[1], before, device) if len(targets) == 1 else stage(shape, targets[:-1]).output
-        last = targets[-1]
-        rois = bounds.rois if bounds is not None else _whole(len(last.weight), (height, width), device)
-        geometry = last.spec.geometry(before, last.kernel)
-        return Stage(source, rois, geometry, last.spec.groups, last.spec.relu, last.spec.pool)
+        if record is not None:
+            raise NotPrepared
+        last, device = targets[-1], targets[-1].weight.device
+        first = len(targets) == 1
+        source = full_rows(shape[1], (shape[2], shape[3]), device) if first else stage(shape, targets[:-1]).output
+        geometry = last.spec.geometry(source.size, last.kernel)
+        bounds = kept_bounds(last, geometry.output_size)
+        rois = bounds.rois.clone() if bounds is not None else _whole(len(last.weight), geometry.output_size, device)
+        return Stage(source, rois, geometry, last.spec.groups, last.spec.relu, last.spec.pool, headroom)
 
-    return _stages.get(key, make, Stage.nbytes)
+    made = _stages.get(key, make, Stage.nbytes)
+    if record is not None:
+        record.lists[key] = Used(shape, tuple(targets), made)
+        record.refill = refill
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class Used:
+    """Lists that a captured program reads: of the last of `targets`, which begin at a batch of `shape`."""
+
+    shape: tuple[int, ...]
+    targets: tuple[Target, ...]
+    stage: Stage
+
+
+def refill(record: Record) -> bool:
+    """Make the lists that a captured program reads anew, for the present ROIs, in their tensors; whether they fit. If
+    they do not, they are good for nothing more."""
+    from tkn.backends.cuda.rows import Outgrown
+
+    # Whoever asks for lists of these states gets others.
+    for key in record.lists:
+        _stages.drop(key)
+    used, record.lists = list(record.lists.values()), {}
+    try:
+        for one in used:
+            size = one.stage.geometry.output_size
+            bounds = kept_bounds(one.targets[-1], size)
+            one.stage.refill(one.stage.bounds.clone() if bounds is None else bounds.rois)
+    except Outgrown:
+        return False
+    for one in used:
+        key = _key(one.shape, one.targets)
+        record.lists[key] = one
+        _stages.put(key, one.stage, one.stage.nbytes())
+    return True
+
+
+def _key(shape: tuple[int, ...], targets: Sequence[Target]) -> Hashable:
+    """What lists are kept under: all that they depend on."""
+    size, layers = tuple(shape[2:]), []
+    for target in targets:
+        bounds = kept_bounds(target, target.output_size(size))
+        # Lists of ROIs that move are one layer's: they are made anew in the same tensors.
+        place = target.loc.data_ptr() if learns(target) else None
+        layers.append((target.spec, target.weight.shape, place, None if bounds is None else bounds.key))
+        size = target.result_size(size)
+    return targets[0].weight.device, shape[1:], tuple(layers)
 
 
 def forget() -> None:
