@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import TKN_RUN, run_forked
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
@@ -22,15 +22,7 @@ SMALL = (*SMALL, "trainer.limit_test_batches=1")
 
 
 def _tkn_run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from tkn.cli import main; main()", *arguments],
-        cwd=folder,
-        env={**os.environ, "HYDRA_FULL_ERROR": "0", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_forked(TKN_RUN, *arguments, folder=folder, **{"HYDRA_FULL_ERROR": "0", **environment})
 
 
 def _one_line_error(done: subprocess.CompletedProcess[str]) -> str:

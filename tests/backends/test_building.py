@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_cases import assert_near, engine_of, python, targeted, truth
+from engine_cases import assert_near, engine_of, new_python, python, targeted, truth
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -90,7 +90,7 @@ def test_with_an_environment_that_is_not_activated(tmp_path: Path) -> None:
         if found is not None:
             (tmp_path / "bin" / tool).symlink_to(found)
     path = os.pathsep.join([*folders, str(tmp_path / "bin")])
-    said = python(PROGRAM, TKN_CACHE_DIR=str(tmp_path / "cache"), PATH=path, TKN_ENGINE_CFLAGS="-O1")
+    said = python(PROGRAM, TKN_CACHE_DIR=str(tmp_path / "cache"), PATH=path, TKN_ENGINE_CFLAGS="-O0")
     assert said["warnings"] == []
     assert said["roi"]
     assert max(said["errors"]) < 1e-5
@@ -101,7 +101,7 @@ def test_a_cache_folder_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "temporary").mkdir()
     folders = {"TKN_CACHE_DIR": str(tmp_path / "file" / "cache"), "TMPDIR": str(tmp_path / "temporary")}
-    said = python(PROGRAM, TKN_ENGINE_CFLAGS="-O0", **folders)
+    said = new_python(PROGRAM, TKN_ENGINE_CFLAGS="-O0", **folders)
     assert max(said["errors"]) < 1e-5
     assert said["roi"]
     assert said["warnings"] == []
@@ -222,7 +222,7 @@ def test_kernels_that_must_not_run_are_refused(name: str, tmp_path: Path) -> Non
     assert right in vector.read_text()
     vector.write_text(vector.read_text().replace(right, wrong, 1))
     cache = tmp_path / "cache"
-    said = python(PROGRAM, tmp_path, TKN_CACHE_DIR=str(cache), PYTHONPATH="", TKN_ENGINE_CFLAGS="-O0")
+    said = new_python(PROGRAM, tmp_path, TKN_CACHE_DIR=str(cache), PYTHONPATH="", TKN_ENGINE_CFLAGS="-O0")
     assert max(said["errors"]) < 1e-5
     assert not said["roi"]
     assert expected in said["warnings"][0]

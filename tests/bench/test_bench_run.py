@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import TKN_BENCH, run_forked
 from omegaconf import OmegaConf
 
 from tkn.bench import measure, run
@@ -182,20 +181,9 @@ def test_memory(tmp_path: Path) -> None:
     assert measured["increase_mib"] > 2 * 16 * 72 * 64 * 64 * 4 / 2**20
 
 
-def _tkn_bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from tkn.bench.cli import main; main()", *arguments],
-        cwd=folder,
-        env={**os.environ, "HYDRA_FULL_ERROR": "0"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def test_the_command(tmp_path: Path) -> None:
-    done = _tkn_bench(tmp_path, *SMALL, "batch_sizes=[1]", "train_batch_size=null", "engines=[torch]")
+    arguments = (*SMALL, "batch_sizes=[1]", "train_batch_size=null", "engines=[torch]")
+    done = run_forked(TKN_BENCH, *arguments, folder=tmp_path, HYDRA_FULL_ERROR="0")
     assert done.returncode == 0, done.stderr
     assert "tdn10_mnist: milliseconds" in done.stdout
     (path,) = tmp_path.glob("outputs/bench/*/*/bench.json")

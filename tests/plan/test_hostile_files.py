@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from engine_cases import python
+from engine_cases import new_python
 from mutations import raw
 from torch import Tensor
 
@@ -208,7 +208,7 @@ HOSTILE: dict[str, bytes] = {
 def test_memory_while_loading(tmp_path: Path) -> None:
     for name, data in HOSTILE.items():
         (tmp_path / name).write_bytes(data)
-    taken = python(f"FOLDER = {str(tmp_path)!r}\n" + PROGRAM)
+    taken = new_python(f"FOLDER = {str(tmp_path)!r}\n" + PROGRAM)
     assert set(taken) == set(HOSTILE)
     for name, (most, outcome) in taken.items():
         assert most <= 2 * len(HOSTILE[name]) + ROOM, f"{name}: {most / 2**20:.0f} MiB ({outcome})"

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import TKN_RUN, ForkedPython
 from runs import TINY, assert_same_run, metrics_rows
 
 import tkn
@@ -225,21 +226,11 @@ def test_a_run_killed_while_it_writes_comes_to_the_same_result(tmp_path: Path, w
 
 
 @contextmanager
-def _started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def _started(folder: Path, *arguments: str, code: str = TKN_RUN) -> Iterator[ForkedPython]:
     """The command in a process of its own, which has come to its first best.ckpt in the folder (or did before)."""
-    # Root too obeys permissions without its capability to override them (prctl PR_CAPBSET_DROP).
-    script = "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
     flags = [argument for argument in arguments if argument.startswith("-")]
     overrides = [*ARGUMENTS, *(argument for argument in arguments if argument not in flags)]
-    command = [sys.executable, "-c", "from tkn.cli import main; main()", *flags, *overrides]
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *command],
-        cwd=folder,
-        env={**os.environ, "HYDRA_FULL_ERROR": "0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = ForkedPython(code, *flags, *overrides, folder=folder, HYDRA_FULL_ERROR="0")
     try:
         while not list(folder.glob("**/best.ckpt")):
             assert process.poll() is None, process.communicate()
@@ -249,7 +240,7 @@ def _started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def _end(process: subprocess.Popen[str]) -> str:
+def _end(process: ForkedPython) -> str:
     """Its one line on stderr."""
     _, errors = process.communicate(timeout=120)
     (line,) = (line for line in errors.splitlines() if not line.startswith("stopping after this step"))
@@ -311,8 +302,19 @@ def test_a_disk_without_room_ends_the_run_with_an_error(tmp_path: Path) -> None:
     _assert_good_checkpoint(tmp_path / "run")
 
 
+#: Root too obeys permissions without its capabilities to override them (1 and 2, of <linux/capability.h>).
+OBEY_PERMISSIONS = """
+import ctypes
+libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert libc.capget(header, sets) == 0
+sets[0] &= ~0b110
+assert libc.capset(header, sets) == 0
+"""
+
+
 def test_a_folder_that_becomes_unwritable_ends_the_run_with_an_error(tmp_path: Path) -> None:
-    with _started(tmp_path, "trainer.max_epochs=1000", "hydra.run.dir=run") as process:
+    arguments = ("trainer.max_epochs=1000", "hydra.run.dir=run")
+    with _started(tmp_path, *arguments, code=f"{OBEY_PERMISSIONS}\n{TKN_RUN}") as process:
         (tmp_path / "run").chmod(0o555)
         line = _end(process)
         (tmp_path / "run").chmod(0o755)
