@@ -39,7 +39,7 @@ def _run_and_keep(config: DictConfig, folder: Path, rank: int, *, continued: Pat
 
 def test_two_processes_do_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # All 1,000 test digits, by each process 500: the error is a whole number of a thousandth.
-    arguments = (*SAME, "trainer.limit_val_batches=null", "trainer.limit_test_batches=null")
+    arguments = (*SAME, "trainer.limit_test_batches=null")
     one, _ = tkn.run(compose(*arguments), tmp_path / "one")
     monkeypatch.setattr(run, "_run_in_group", _run_and_keep)
     two, objects = tkn.run(compose(*arguments, *TWO), tmp_path / "two")
