@@ -32,7 +32,7 @@ class CalledAgain:
 @pytest.mark.parametrize(
     ("overrides", "captured", "replays"),
     [
-        # Two epochs of six steps of 32 images and one of 16, which is no graph's; nor are the first three. Two replays
+        # Two epochs of six steps of 8 images and one of 4, which is no graph's; nor are the first three. Two replays
         # a step: the gradients' and the projection's.
         (("model=tdn10", "recipe=modern", "model.dropout=0.1"), 2, 2 * 9),
         # The penalty begins within the second epoch, so the gradients are captured again.
@@ -45,7 +45,7 @@ class CalledAgain:
 def test_runs_with_and_without_graphs_learn_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], captured: int, replays: int
 ) -> None:
-    config = compose(*TINY, "data.limit=208", "recipe.epochs=2", *overrides)
+    config = compose(*TINY, "data.limit=52", "recipe.epochs=2", *overrides, "recipe.batch_size=8")
     tkn.run(config, tmp_path / "plain")
     monkeypatch.setattr(module, "supports_cuda_graphs", lambda _device: True)
     monkeypatch.setattr(cuda_graphs, "Captured", CalledAgain)

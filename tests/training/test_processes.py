@@ -21,9 +21,7 @@ from runs import TINY, assert_same_run, recorded_rois
 import tkn
 from tkn.app.signals import Signals
 from tkn.cli import compose
-from tkn.training.config import check_config
-from tkn.training.processes import run_processes
-from tkn.training.run import _run
+from tkn.training import run
 
 TWO = ("trainer.devices=2", "trainer.strategy=ddp")
 #: No batch normalisation and no dropout, so that the number of processes makes no difference. 43 = 16 + 16 + 11.
@@ -31,19 +29,22 @@ SAME = (*TINY, "model=tkn6", "model.dropout=0", "data.limit=43", "recipe.batch_s
 SAME = (*SAME, "trainer.max_epochs=1", "recipe.optimizer.lr=0.01", "engine=dense")
 
 
-def _run_and_keep(config: DictConfig, folder: Path, rank: int) -> dict[str, Any]:
+def _run_and_keep(config: DictConfig, folder: Path, rank: int, *, continued: Path | None) -> dict[str, Any]:
     """A run's part in one process, which keeps its own parameters for the test to see."""
     with Signals() as signals:
-        summary, made = _run(config, folder, None, signals, rank)
+        summary, made = run._run(config, folder, continued, signals, rank)
     torch.save(made["module"].model.state_dict(), folder / f"process{rank}.pt")
     return summary
 
 
-def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
-    one, _ = tkn.run(compose(*SAME), tmp_path / "one")
-    (tmp_path / "two").mkdir()
-    two = run_processes(_run_and_keep, check_config(compose(*SAME, *TWO)), tmp_path / "two", 2)
-    # Evaluation takes two batches in each process, so twice the images.
+def test_two_processes_do_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # All 1,000 test digits, by each process 500: the error is a whole number of a thousandth.
+    arguments = (*SAME, "trainer.limit_test_batches=null")
+    one, _ = tkn.run(compose(*arguments), tmp_path / "one")
+    monkeypatch.setattr(run, "_run_in_group", _run_and_keep)
+    two, objects = tkn.run(compose(*arguments, *TWO), tmp_path / "two")
+    assert objects.keys() == {"config", "output_dir"}
+    assert json.loads((tmp_path / "two/summary.json").read_text()) == two
     for key in ("parameters", "macs_roi", "macs_dense", "epochs", "train_images"):
         assert two[key] == one[key], key
     rows = [next(csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines())) for name in ("one", "two")]
@@ -59,18 +60,10 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     saved = torch.load(tmp_path / "two/last.ckpt", weights_only=True)["state_dict"]
     for name, value in parameters[0].items():
         assert torch.equal(saved[f"model.{name}"], value), name
-
-
-def test_no_image_is_evaluated_twice(tmp_path: Path) -> None:
-    # All 1,000 test digits, by each process 500: the error is a whole number of a thousandth.
-    arguments = (*SAME, *TWO, "model=tdn10", "trainer.limit_val_batches=null", "trainer.limit_test_batches=null")
-    two, objects = tkn.run(compose(*arguments), tmp_path / "two")
-    assert objects.keys() == {"config", "output_dir"}
-    checkpoint = f"checkpoint={tmp_path / 'two/last.ckpt'}"
-    one, _ = tkn.run(compose(*arguments, "trainer.devices=1", "mode=test", checkpoint), tmp_path / "one")
-    assert two["error"] == one["error"]
+    # No image is evaluated twice.
+    tested, _ = tkn.run(compose(*arguments, "mode=test", f"checkpoint={tmp_path / 'two/last.ckpt'}"), tmp_path / "test")
+    assert two["error"] == tested["error"]
     assert two["error"] * 10 == pytest.approx(round(two["error"] * 10), abs=1e-4)
-    assert json.loads((tmp_path / "two/summary.json").read_text()) == two
 
 
 def test_a_process_that_fails_fails_the_run(tmp_path: Path) -> None:
