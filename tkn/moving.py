@@ -103,7 +103,7 @@ def record_here() -> Record | None:
 
 
 def remade_count() -> int:
-    """How often bounds did no longer hold, of all layers since this process began."""
+    """How often bounds with a margin did no longer hold, of all layers since this process began."""
     return len(_remade)
 
 
@@ -124,7 +124,7 @@ def outer_bounds(size: tuple[int, ...], loc: Tensor, scale: Tensor, *, margin: i
         return _here.places[place]
     rois = roi_bounds(size, loc, scale)
     if known is None or not bool(hold(rois, known.rois, _least(known))):
-        if known is not None:
+        if known is not None and margin:
             _remade.append(place)
         known = _made(size, rois, margin)
         _known.put(place, known, 1)

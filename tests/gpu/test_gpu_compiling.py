@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine_cases import python
+from engine_cases import new_python
 
 CODE = """
 import json
@@ -56,7 +56,7 @@ print(json.dumps(found))
 
 
 def test_built_for_two_kinds_of_gpus() -> None:
-    found = python(CODE, TRITON_INTERPRET="0")
+    found = new_python(CODE, TRITON_INTERPRET="0")
     for target, units in ((80, "mma"), (90, "wgmma")):
         for numbers in ("bf16 False", "fp16 False", "fp32 True"):
             assert found[f"{target} {numbers}"] == [units, units], numbers

@@ -95,7 +95,7 @@ def test_the_engine_is_said_and_passed_on() -> None:
 
 
 REFUSED = {
-    "meta": (lambda: layer().to("meta"), lambda: images().to("meta"), "on the CPU, not on meta"),
+    "meta": (lambda: layer().to("meta"), lambda: images().to("meta"), "no ROI engine for meta"),
     "mixed": (lambda: layer().double(), images, "parameters of the input's type, torch.float32"),
     "mixed input": (layer, lambda: images().double(), "parameters of the input's type, torch.float64"),
 }

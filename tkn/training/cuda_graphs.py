@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tkn.app.messages import first_line
 from tkn.moving import NotPrepared
 from tkn.ops.following import Following
 
@@ -119,12 +121,14 @@ class StepGraphs:
         self.gradients: GradientGraph | None = None
         self.projected: Captured[None] | None = None
         self.following = Following()
+        #: whether a step could not be captured
+        self.fails = False
 
     def step(self, batch: tuple[Tensor, Tensor], penalised: bool) -> dict[str, Tensor] | None:
         """The losses of `batch`, whose gradients the parameters have then. None if it has to be computed outside of the
         graphs: in the first steps, and where the ROIs have outgrown what was captured."""
         self.steps += 1
-        if self.steps <= _FIRST_STEPS:
+        if self.steps <= _FIRST_STEPS or self.fails:
             return None
         if self.gradients is not None and self.following.left() and not self.following.remake():
             self.gradients = None
@@ -142,6 +146,13 @@ class StepGraphs:
             with self.following.recording():
                 made = GradientGraph(partial(self.losses, penalised=self.penalised), self.parameters, batch)
         except NotPrepared:
+            return None
+        except RuntimeError as error:
+            if not self.following.record.bounds:
+                raise
+            # What the ROI engine does in a step can't be captured here: the run goes on without graphs.
+            self.fails = True
+            warnings.warn(f"steps are not captured: {first_line(error)}", RuntimeWarning, stacklevel=2)
             return None
         self.following.check()
         return None if self.following.left() else made

@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from tkn.app.files import csv_text, write_whole
+from tkn.moving import remade_count
 from tkn.training.module import TargetedTraining
 
 _log = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ def _seconds(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> 
 class History(Callback):
     """One row of metrics an epoch; rewritten whole into metrics.csv, and carried along in the checkpoints.
 
-    Columns: epoch, lr (of the epoch's first step), train/..., valid/... or test/..., macs_roi, step_seconds (the median
-    training step), seconds.
+    Columns: epoch, lr (of the epoch's first step), train/..., valid/... or test/..., macs_roi, on a GPU roi_overruns
+    (how often ROIs left the bounds that they were computed in), step_seconds (the median training step), seconds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,6 +61,7 @@ class History(Callback):
         self.epoch_started = 0.0
         self.lr = 0.0
         self.step_ends: list[float | torch.cuda.Event] = []
+        self.overruns_before = 0
 
     @property
     def wall_seconds(self) -> float:
@@ -86,6 +88,7 @@ class History(Callback):
         self._start_clock(module.device)
 
     def _start_clock(self, device: torch.device) -> None:
+        self.overruns_before = remade_count()
         self.epoch_started = time.perf_counter()
         self.step_ends = [_now(device)]
 
@@ -101,6 +104,7 @@ class History(Callback):
             "lr": self.lr,
             **metrics,
             "macs_roi": module.macs_roi,
+            **({"roi_overruns": remade_count() - self.overruns_before} if module.device.type == "cuda" else {}),
             "step_seconds": round(median(_seconds(end, later) for end, later in pairwise(self.step_ends)), 5),
             "seconds": round(self.epoch_seconds, 3),
         }
