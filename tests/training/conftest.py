@@ -1,4 +1,4 @@
-"""Runs of these tests write empty pictures: to draw them takes as long as to train."""
+"""What the tests of runs share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from tkn.training import run
 
 
-@pytest.fixture(autouse=True)
-def _empty_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runs of module-wide fixtures, and of the command in processes of its own, draw them."""
+@pytest.fixture
+def empty_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw nothing, for that takes as long as to train; for tests that only compare what was learnt."""
     for name in ("attention_maps", "training_curves"):
         monkeypatch.setattr(run, name, lambda *_: Figure(figsize=(1, 1)))

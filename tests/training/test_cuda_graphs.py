@@ -13,6 +13,8 @@ import tkn
 from tkn.cli import compose
 from tkn.training import cuda_graphs, module
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
+
 
 class CalledAgain:
     """In place of `Captured`: capturing runs nothing, replaying calls the function."""

@@ -19,7 +19,6 @@ from omegaconf import DictConfig
 from runs import TINY, assert_same_run, recorded_rois
 
 import tkn
-from tkn.app.signals import Signals
 from tkn.cli import compose
 from tkn.training import run
 
@@ -31,10 +30,15 @@ SAME = (*SAME, "trainer.max_epochs=1", "recipe.optimizer.lr=0.01", "engine=dense
 
 def _run_and_keep(config: DictConfig, folder: Path, rank: int, *, continued: Path | None) -> dict[str, Any]:
     """A run's part in one process, which keeps its own parameters for the test to see."""
-    with Signals() as signals:
-        summary, made = run._run(config, folder, continued, signals, rank)
-    torch.save(made["module"].model.state_dict(), folder / f"process{rank}.pt")
-    return summary
+    original = run._run
+
+    def keeping(*arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        summary, made = original(*arguments)
+        torch.save(made["module"].model.state_dict(), folder / f"process{rank}.pt")
+        return summary, made
+
+    run._run = keeping  # in this process, which is there for the run alone
+    return run._run_in_group(config, folder, rank, continued=continued)
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ import tkn
 from tkn.cli import compose
 from tkn.training.prune import is_hopeless
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
+
 TINY = ("model=tdn10", "data=mnist", "data.source=embedded", "data.limit=64", "recipe.batch_size=32")
 TINY = (*TINY, "trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer.accelerator=cpu")
 TINY = (*TINY, "trainer.max_epochs=4", "prune=dominated", "prune.runs=1", "prune.grace=0.25")

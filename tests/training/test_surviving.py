@@ -25,6 +25,8 @@ from tkn.app.signals import Interrupted
 from tkn.cli import compose
 from tkn.training.module import TargetedTraining
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
+
 #: Three batches an epoch, dropout, and a penalty that moves the ROIs.
 ARGUMENTS = (*TINY, "model=tdn10", "model.dropout=0.2", "trainer.max_epochs=2", "penalty.l2=0.01", "engine=roi")
 
