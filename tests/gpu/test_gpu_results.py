@@ -10,6 +10,7 @@ from engine_cases import Case, assert_near, assert_same_results, cases, engine_o
 from torch import nn
 
 from tkn import TargetConv2d
+from tkn.backends.cuda import stage
 from tkn.sequential import TargetSequential
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
@@ -124,3 +125,14 @@ def test_gradients_of_gradients(device: torch.device) -> None:
         return torch.autograd.grad(grad.square().sum(), model.weight)[0]
 
     assert_near(penalty(network, x), penalty(truth(network), x.double()), 1e-4)
+
+
+def test_too_little_memory_is_explained(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = layer().to(device)
+
+    def full(*_args: object, **_options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(stage, "pack", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"allocate 20.00 GiB. A layer's weights.*batch \(now 3\)"):
+        network(torch.randn(3, 2, 6, 5).to(device))

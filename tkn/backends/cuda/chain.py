@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from tkn.app.messages import first_line
 from tkn.backends.cuda.packing import from_rows, padded, to_rows
 from tkn.backends.cuda.product import pack
+from tkn.backends.cuda.rows import TILE
 from tkn.backends.cuda.stage import Computed, Stage
 from tkn.spec import Target
 from tkn.windows import kept_window, window_gradients
@@ -46,7 +49,7 @@ class Chain:
     def forward(self, x: Tensor, room: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """The result, and what `backward` needs again, if `room` is given copied there."""
         saved: list[Tensor] = []
-        with _on(x), torch.autocast(x.device.type, enabled=False):
+        with _on(x), self._explained(), torch.autocast(x.device.type, enabled=False):
             rows = to_rows(x.detach(), self.stages[0].source, self.dtype)
             for target, stage in zip(self.targets, self.stages, strict=True):
                 computed = stage.forward(rows, target.weight, target.bias, self._window(target, stage), tf32=_tf32())
@@ -60,13 +63,26 @@ class Chain:
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
         """The result without what gradients need."""
-        with _on(x), torch.autocast(x.device.type, enabled=False):
+        with _on(x), self._explained(), torch.autocast(x.device.type, enabled=False):
             rows = to_rows(x.detach(), self.stages[0].source, self.dtype)
             for target, stage in zip(self.targets, self.stages, strict=True):
                 packed = pack(target.weight, stage.lists, stage.groups, self.dtype)
                 bias = None if target.bias is None else target.bias.float()
                 rows = stage.infer(rows, packed, bias, self._window(target, stage), tf32=_tf32())
             return self._dense(rows)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say what would need less memory where there is not enough."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            packed = max(stage.lists.blocks * stage.lists.depth * TILE * self.dtype.itemsize for stage in self.stages)
+            raise torch.OutOfMemoryError(
+                f"{first_line(error)} A layer's weights, packed for the ROI engine, take {packed / 2**30:.2g} GiB, and "
+                f"in training three times more; a smaller batch (now {self.batch}), smaller ROIs or engine='dense' "
+                "need less"
+            ) from error
 
     def _window(self, target: Target, stage: Stage) -> Tensor:
         return stage.window_of_rows(kept_window(target, stage.geometry.output_size, torch.float32))
@@ -78,7 +94,7 @@ class Chain:
     def backward(self, grad: Tensor, x: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
         """The gradients of x and of each layer's weight, bias, loc and scale that `needs` asks for, in their types."""
         results: list[Tensor | None] = [None] * len(needs)
-        with _on(x), torch.autocast(x.device.type, enabled=False):
+        with _on(x), self._explained(), torch.autocast(x.device.type, enabled=False):
             computed = [self._computed(saved[_LEFT * i : _LEFT * (i + 1)]) for i in range(len(self.stages))]
             inputs = [to_rows(x, self.stages[0].source, self.dtype), *(one.output for one, _ in pairwise(computed))]
             rows = to_rows(grad, self.stages[-1].output, self.dtype)
