@@ -15,6 +15,8 @@ import pytest
 # The tests' networks are so small that more threads only wait for each other; so do those of processes that tests
 # start. Lightning sets the number of threads where the environment does not, and torch reads it when it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A program that an earlier version of the operators was compiled into, and that lies in a cache, tells nothing of this.
+os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
 # Without a GPU its kernels are interpreted. Triton reads this when it is imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -13,11 +13,11 @@ from tkn.backends.cuda import lists, packing, pooling, product
 
 SIZES = {"TILE": 64, "DEPTH": 64, "COLUMNS": 64, "NUMBERS": 32, "IMAGES": 32, "ROWS": 8, "PIXELS": 16, "CHANNELS": 32,
          "CHUNK": 32, "COUNT": 4, "WIDE": 4, "PARTS": 2}
-FLAGS = {"BIAS": True, "WINDOW": True, "RELU": True, "KEEP": True, "AVERAGE": False, "LAST": True}
+FLAGS = {"SCALE": True, "SHIFT": True, "RELU": True, "KEEP": True, "AVERAGE": False, "LAST": True}
 INTEGERS = {"rows", "first", "channel", "live", "tile_of", "pixel", "row", "child", "box", "box_first", "offset",
             "number", "total", "row_first", "bounds", "out_row", "in_row", "in_first", "out_pixel", "out_channel",
             "in_pixel", "in_channel"}
-SINGLE = {"bias", "window", "parts_of", "of_packed", "result", "of_window", "sums"}
+SINGLE = {"window", "scale", "shift", "parts_of", "of_packed", "result", "of_window", "sums"}
 NUMBERS = {"x", "y", "z", "packed", "weight", "grad", "of_z"}
 
 def type_of(name, numbers):

@@ -67,8 +67,7 @@ class Chain:
             rows = to_rows(x.detach(), self.stages[0].source, self.dtype)
             for target, stage in zip(self.targets, self.stages, strict=True):
                 packed = pack(target.weight, stage.lists, stage.groups, self.dtype)
-                bias = None if target.bias is None else target.bias.float()
-                rows = stage.infer(rows, packed, bias, self._window(target, stage), tf32=_tf32())
+                rows = stage.infer(rows, packed, target.bias, self._window(target, stage), tf32=_tf32())
             return self._dense(rows)
 
     @contextmanager

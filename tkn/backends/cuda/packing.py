@@ -18,10 +18,12 @@ def padded(images: int) -> int:
     return round_up(images, 16)
 
 
-def to_rows(x: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
-    """x [B, C, H, W], of any strides -> [capacity + 1, `padded` images] of `dtype`."""
-    images = padded(len(x))
-    y = torch.empty(rows.capacity + 1, images, dtype=dtype, device=x.device)
+def to_rows(x: Tensor, rows: Rows, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """x [B, C, H, W], of any strides -> [capacity + 1, `padded` images] of `dtype`, or into `out` of more images."""
+    y = out
+    if y is None:
+        y = torch.empty(rows.capacity + 1, padded(len(x)), dtype=dtype, device=x.device)
+    images = y.shape[1]
     _to_rows_kernel[(triton.cdiv(rows.capacity + 1, _NUMBERS), triton.cdiv(images, _IMAGES))](
         x,
         y,
@@ -39,15 +41,18 @@ def to_rows(x: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
     return y
 
 
-def from_rows(y: Tensor, rows: Rows, batch: int, dtype: torch.dtype, *, channels_last: bool) -> Tensor:
-    """Rows [capacity + 1, images] -> [batch, C, H, W] of `dtype`, zero where there is no row."""
+def from_rows(
+    y: Tensor, rows: Rows, batch: int, dtype: torch.dtype, *, channels_last: bool, row: Tensor | None = None
+) -> Tensor:
+    """Rows [capacity + 1, images] -> [batch, C, H, W] of `dtype`, zero where there is no row. `row`: where the numbers
+    of a map are in y, in the place of `rows.row`."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(batch, rows.channels, *rows.size, dtype=dtype, device=y.device, memory_format=layout)
     numbers = rows.channels * rows.pixels
     _from_rows_kernel[(triton.cdiv(numbers, _NUMBERS), triton.cdiv(batch, _IMAGES))](
         y,
         x,
-        rows.row,
+        rows.row if row is None else row,
         numbers,
         rows.channels,
         rows.pixels,

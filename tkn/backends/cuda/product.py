@@ -26,10 +26,10 @@ _PIXELS, _CHANNELS = 16, 32
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What follows a product: `bias` [outputs] in float32, `window` [capacity] of each row, ReLU."""
+    """What follows a product: times `scale`, plus `shift`, both float32 [capacity] or more, of each row; ReLU."""
 
-    bias: Tensor | None = None
-    window: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
     relu: bool = False
 
 
@@ -67,28 +67,39 @@ def pack(weight: Tensor, lists: Lists, groups: int, dtype: torch.dtype) -> Tenso
     return packed
 
 
-def multiply(x: Tensor, packed: Tensor, lists: Lists, epilogue: Epilogue, *, tf32: bool) -> Tensor:
+def multiply(
+    x: Tensor,
+    packed: Tensor,
+    lists: Lists,
+    epilogue: Epilogue,
+    *,
+    tf32: bool,
+    rows: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """Rows of the inputs [capacity + 1, images] -> those of the outputs, in the same type.
 
-    The images are a multiple of 16. `tf32`: round the factors of float32 products to it.
+    The images are a multiple of 16. `tf32`: round the factors of float32 products to it. `rows`: which rows of x are
+    meant in the place of `lists.rows`; `out`: where the result is put.
     """
     images = x.shape[1]
     columns = _columns(images)
     parts = _parts(lists, triton.cdiv(images, columns), x.device)
-    y = torch.empty(lists.outputs.capacity + 1, images, dtype=x.dtype, device=x.device)
+    y = out
+    if y is None:
+        y = torch.empty(lists.outputs.capacity + 1, images, dtype=x.dtype, device=x.device)
     to = y if parts == 1 else torch.empty(parts, *y.shape, dtype=torch.float32, device=x.device)
-    bias, window = _or(epilogue.bias, x), _or(epilogue.window, x)
-    given = (epilogue.bias is not None, epilogue.window is not None, epilogue.relu)
+    scale, shift = _or(epilogue.scale, x), _or(epilogue.shift, x)
+    given = (epilogue.scale is not None, epilogue.shift is not None, epilogue.relu)
     in_product = given if parts == 1 else (False, False, False)
     _product_kernel[(lists.tiles, triton.cdiv(images, columns), parts)](
         x,
         packed,
         to,
-        lists.rows,
+        lists.rows if rows is None else rows,
         lists.first,
-        lists.outputs.channel,
-        bias,
-        window,
+        scale,
+        shift,
         lists.outputs.live,
         images,
         lists.outputs.capacity,
@@ -105,9 +116,8 @@ def multiply(x: Tensor, packed: Tensor, lists: Lists, epilogue: Epilogue, *, tf3
         _sum_kernel[(lists.tiles, triton.cdiv(images, columns))](
             to,
             y,
-            lists.outputs.channel,
-            bias,
-            window,
+            scale,
+            shift,
             lists.outputs.live,
             images,
             lists.outputs.capacity,
@@ -254,12 +264,12 @@ def _pack_kernel(
 
 
 @triton.jit
-def _finished(y, channel, bias, window, e, used, BIAS: tl.constexpr, WINDOW: tl.constexpr, RELU: tl.constexpr):
+def _finished(y, scale, shift, e, used, SCALE: tl.constexpr, SHIFT: tl.constexpr, RELU: tl.constexpr):
     """Sums [64, images] with what follows them."""
-    if BIAS:
-        y += tl.load(bias + tl.load(channel + e), mask=used, other=0.0)[:, None]
-    if WINDOW:
-        y *= tl.load(window + e, mask=used, other=0.0)[:, None]
+    if SCALE:
+        y *= tl.load(scale + e, mask=used, other=0.0)[:, None]
+    if SHIFT:
+        y += tl.load(shift + e, mask=used, other=0.0)[:, None]
     if RELU:
         # NaN stays NaN.
         y = tl.where(y < 0, 0.0, y)
@@ -273,14 +283,13 @@ def _product_kernel(
     y,
     rows,
     first,
-    channel,
-    bias,
-    window,
+    scale,
+    shift,
     live,
     images,
     capacity,
-    BIAS: tl.constexpr,
-    WINDOW: tl.constexpr,
+    SCALE: tl.constexpr,
+    SHIFT: tl.constexpr,
     RELU: tl.constexpr,
     TF32: tl.constexpr,
     PARTS: tl.constexpr,
@@ -309,7 +318,7 @@ def _product_kernel(
         total = tl.dot(w, v, total, input_precision="tf32" if TF32 else "ieee")
         rows += DEPTH
         packed += TILE * DEPTH
-    total = _finished(total, channel, bias, window, e, used, BIAS, WINDOW, RELU)
+    total = _finished(total, scale, shift, e, used, SCALE, SHIFT, RELU)
     y += part.to(tl.int64) * (capacity + 1) * images
     to = y + e.to(tl.int64)[:, None] * images + b[None, :]
     tl.store(to, total.to(y.dtype.element_ty), mask=used[:, None] & inside)
@@ -323,14 +332,13 @@ def _product_kernel(
 def _sum_kernel(
     parts_of,
     y,
-    channel,
-    bias,
-    window,
+    scale,
+    shift,
     live,
     images,
     capacity,
-    BIAS: tl.constexpr,
-    WINDOW: tl.constexpr,
+    SCALE: tl.constexpr,
+    SHIFT: tl.constexpr,
     RELU: tl.constexpr,
     PARTS: tl.constexpr,
     TILE: tl.constexpr,
@@ -346,7 +354,7 @@ def _sum_kernel(
     for _ in tl.static_range(PARTS):
         total += tl.load(parts_of + at, mask=used[:, None] & inside, other=0.0)
         parts_of += tl.cast(capacity + 1, tl.int64) * images
-    total = _finished(total, channel, bias, window, e, used, BIAS, WINDOW, RELU)
+    total = _finished(total, scale, shift, e, used, SCALE, SHIFT, RELU)
     tl.store(y + at, total.to(y.dtype.element_ty), mask=used[:, None] & inside)
     if tile == 0:
         tl.store(

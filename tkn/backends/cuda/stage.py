@@ -110,6 +110,10 @@ class Stage:
         dense = torch.nn.functional.pad(window.float().flatten(), (0, 1))
         return torch.nn.functional.pad(dense[self.place], (0, 1))
 
+    def shift_of_rows(self, bias: Tensor) -> Tensor:
+        """Of the bias [O] that of each row: float32 [capacity]."""
+        return bias.float()[self.convolved.channel.long()]
+
     def inside(self, target: Target) -> Tensor:
         """The pixels inside the present ROIs: bool [O, H, W]."""
         size = self.geometry.output_size
@@ -117,15 +121,18 @@ class Stage:
 
     def infer(self, x: Tensor, packed: Tensor, bias: Tensor | None, window: Tensor, *, tf32: bool) -> Tensor:
         """Rows of `source` -> rows of `output`, without what gradients need."""
+        shift = None if bias is None else self.shift_of_rows(bias)
         if self.pool is None:
-            return multiply(x, packed, self.lists, Epilogue(bias, window, self.relu), tf32=tf32)
-        z = multiply(x, packed, self.lists, Epilogue(bias), tf32=tf32)
+            weighed = Epilogue(window, None if shift is None else shift * window[:-1], self.relu)
+            return multiply(x, packed, self.lists, weighed, tf32=tf32)
+        z = multiply(x, packed, self.lists, Epilogue(shift=shift), tf32=tf32)
         return pool(z, window, self.children, relu=self.relu, average=self.pool.average, keep=False)[0]
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor, *, tf32: bool) -> Computed:
         """Rows of `source` -> rows of `output`. `weight` [O, C / groups, kH, kW], `bias` [O], `window` of rows."""
         packed = pack(weight, self.lists, self.groups, x.dtype)
-        z = multiply(x, packed, self.lists, Epilogue(None if bias is None else bias.float()), tf32=tf32)
+        shift = None if bias is None else self.shift_of_rows(bias)
+        z = multiply(x, packed, self.lists, Epilogue(shift=shift), tf32=tf32)
         y, kept = pool(z, window, self.children, relu=self.relu, average=self._average, keep=not self._average)
         return Computed(y, z, kept, window)
 
