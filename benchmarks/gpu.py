@@ -139,7 +139,7 @@ def errors(case: str, size: tuple[int, int, int], models: dict[str, nn.Module]) 
     found = {}
 
     def results(engine: str, dtype: torch.dtype) -> list[Tensor]:
-        model = copy.deepcopy(models["tkn"]).to(DEVICE, dtype)
+        model = copy.deepcopy(models["tkn"]).to(DEVICE, dtype).eval()  # dropout would differ
         for layer in roi_layers(model).values():
             layer.engine = engine  # type: ignore[assignment]
         loss = F.cross_entropy(model(x.to(dtype)), torch.arange(len(x), device=DEVICE) % 10)

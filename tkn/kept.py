@@ -58,6 +58,11 @@ class Kept:
             while self._bytes > self.limit and len(self._values) > 1:
                 self._bytes -= self._values.popitem(last=False)[1][1]
 
+    def items(self) -> list[tuple[Hashable, object]]:
+        """All keys and values now."""
+        with self._lock:
+            return [(key, value) for key, (value, _) in self._values.items()]
+
     def drop(self, key: Hashable) -> None:
         """Let go of the value of `key`, if there is one."""
         with self._lock:

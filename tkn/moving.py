@@ -34,18 +34,19 @@ class Outer:
     area_inside: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Followed:
-    """ROIs that a captured program was captured for, and the bounds that it computes in, in tensors of its own."""
+    """ROIs that a captured program was captured for, and the bounds that it computes in."""
 
     size: tuple[int, ...]
     loc: Tensor
     scale: Tensor
     margin: int
-    #: int64 [O, dims, 2]
-    rois: Tensor
-    #: int64, the least pixels that all ROIs may have
-    least: Tensor
+    outer: Outer
+    #: of the bounds, in tensors that stay where they are: int64 [O, dims, 2], and the least pixels of all ROIs; made
+    #: when all is captured, for a graph would write into them what they were
+    rois: Tensor | None = None
+    least: Tensor | None = None
 
 
 @dataclass
@@ -117,17 +118,18 @@ def outer_bounds(size: tuple[int, ...], loc: Tensor, scale: Tensor, *, margin: i
         if known is None:
             raise NotPrepared
         if place not in _here.record.bounds:
-            followed = Followed(size, loc.detach(), scale.detach(), margin, known.rois.clone(), _least(known))
-            _here.record.bounds[place] = followed
+            _here.record.bounds[place] = Followed(size, loc.detach(), scale.detach(), margin, known)
         return known
     if _here.places is not None and place in _here.places:
         return _here.places[place]
-    rois = roi_bounds(size, loc, scale)
-    if known is None or not bool(hold(rois, known.rois, _least(known))):
-        if known is not None and margin:
-            _remade.append(place)
-        known = _made(size, rois, margin)
-        _known.put(place, known, 1)
+    # Not tensors of inference mode: what is kept is written into later.
+    with torch.inference_mode(False), torch.no_grad():
+        rois = roi_bounds(size, loc, scale)
+        if known is None or not bool(hold(rois, known.rois, _least(known))):
+            if known is not None and margin:
+                _remade.append(place)
+            known = _made(size, rois, margin)
+            _known.put(place, known, 1)
     if _here.places is not None:
         _here.places[place] = known
     return known
@@ -141,20 +143,31 @@ def hold(rois: Tensor, outer: Tensor, least: Tensor) -> Tensor:
     """Whether all `rois` lie in `outer`, both int64 [O, dims, 2], and have `least` pixels: bool, on the device."""
     lo, hi = rois.unbind(-1)
     outer_lo, outer_hi = outer.unbind(-1)
-    within = ((lo >= outer_lo) & (hi <= outer_hi)) | (hi <= lo)
+    within = ((lo >= outer_lo) & (hi <= outer_hi)) | (hi <= lo).any(dim=1, keepdim=True)
     return within.all() & (roi_areas(rois).sum() >= least)
 
 
 def all_hold(record: Record) -> Tensor:
     """Whether all bounds of a captured program hold now: bool, on the device; there must be some."""
-    found = [hold(roi_bounds(f.size, f.loc, f.scale), f.rois, f.least) for f in record.bounds.values()]
+    found = []
+    for followed in record.bounds.values():
+        assert followed.rois is not None and followed.least is not None
+        found.append(hold(roi_bounds(followed.size, followed.loc, followed.scale), followed.rois, followed.least))
     return torch.stack(found).all()
+
+
+def settle(record: Record) -> None:
+    """Give what was recorded its tensors, when nothing is captured any more."""
+    for followed in record.bounds.values():
+        followed.rois, followed.least = followed.outer.rois.clone(), _least(followed.outer)
 
 
 def renew(record: Record) -> None:
     """Write the bounds that hold now into the record's tensors."""
     for followed in record.bounds.values():
         outer = outer_bounds(followed.size, followed.loc, followed.scale, margin=followed.margin)
+        assert followed.rois is not None and followed.least is not None
+        followed.outer = outer
         followed.rois.copy_(outer.rois)
         followed.least.copy_(_least(outer))
 
@@ -162,7 +175,7 @@ def renew(record: Record) -> None:
 def _made(size: tuple[int, ...], rois: Tensor, margin: int) -> Outer:
     inside = rois.cpu()
     lo, hi = inside.unbind(-1)
-    length = torch.tensor(size)
+    length = torch.tensor(size, device="cpu")
     empty = (hi <= lo).any(dim=1, keepdim=True)
     wide_lo = torch.where(empty, lo, (lo - margin).clamp(min=0))
     wide_hi = torch.where(empty, lo, torch.minimum(hi + margin, length))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tkn.moving import checked_once
-from tkn.ops.engines import Runner, backend_of, split_engine
+from tkn.ops.engines import Runner, may_choose, split_engine
 from tkn.ops.reference import reference
 from tkn.ops.segments import Call, Segment, segments
 from tkn.ops.sticky import sticky
@@ -20,7 +20,7 @@ from tkn.tracing import autocast_dtype
 def run(x: Tensor, targets: Sequence[Target], engine: str) -> Tensor:
     """The layers on x [B, C, *size] or [C, *size]. ValueError if engine "roi" can't compute them."""
     name, fourier = split_engine(engine)
-    if name == "dense" or (name == "auto" and backend_of(x.device) is None):
+    if name == "dense" or (name == "auto" and not may_choose(x)):
         return reference(x, targets, fourier=fourier)
     call = how_called(x, targets)
     with checked_once():

@@ -22,6 +22,10 @@ FOURIER = "+fourier"
 _MODULES = {"cpu": "tkn.backends.cpu.backend", "cuda": "tkn.backends.cuda.backend"}
 
 
+#: Devices whose backends "auto" compares with torch. The GPU's kernels have not run on a GPU yet: "roi" asks for them.
+_CHOSEN = {"cpu"}
+
+
 class Runner(Protocol):
     """Layers on batches of one shape, as an engine computes them."""
 
@@ -77,9 +81,9 @@ class Backend(Protocol):
         """The layers on inputs of `shape` and `dtype`, with a result of the type `result`."""
 
 
-def has_backend(x: Tensor) -> bool:
-    """Whether there is an ROI backend for the device of x."""
-    return x.device.type in _MODULES
+def may_choose(x: Tensor) -> bool:
+    """Whether engine="auto" may choose an ROI backend for x."""
+    return x.device.type in _CHOSEN
 
 
 def backend_of(device: torch.device) -> Backend | None:

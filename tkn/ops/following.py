@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from tkn.moving import Record, all_hold, recording, renew
+from tkn.moving import Record, all_hold, checked_once, recording, renew, settle
 
 
 class Following:
@@ -29,6 +29,7 @@ class Following:
         self.record, self.flag = Record(), None
         with recording(self.record):
             yield
+        settle(self.record)
         if self.record.bounds:
             device = next(iter(self.record.bounds.values())).loc.device
             self.flag = torch.zeros((), dtype=torch.bool, device=device)
@@ -47,9 +48,10 @@ class Following:
     def remake(self) -> bool:
         """Make the lists for the present ROIs. False if another program has to be captured: the lists have no place,
         or other engines are better now."""
-        fits = self.record.refill is None or self.record.refill(self.record)
-        if not fits:
-            return False
-        renew(self.record)
-        self.check()
-        return all(choice.stands() for choice in self.record.choices)
+        with checked_once():
+            fits = self.record.refill is None or self.record.refill(self.record)
+            if not fits:
+                return False
+            renew(self.record)
+            self.check()
+            return all(choice.stands() for choice in self.record.choices)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tkn.ops import eager, flops, watched
-from tkn.ops.engines import has_backend, split_engine
+from tkn.ops.engines import may_choose, split_engine
 from tkn.ops.reference import reference
 from tkn.spec import Target, decode, encode, spec_of
 from tkn.tracing import transformed
@@ -182,7 +182,7 @@ def by_torch(engine: str, x: Tensor) -> bool:
     """Whether torch must see operations of its own: to transform them, to write TorchScript or ONNX, which know no
     others, or to compile dense layers and join them with what is around."""
     if torch.compiler.is_compiling():
-        dense = engine.startswith("dense") or (engine.startswith("auto") and not has_backend(x))
+        dense = engine.startswith("dense") or (engine.startswith("auto") and not may_choose(x))
         return dense or torch.onnx.is_in_onnx_export()
     return torch.jit.is_tracing() or transformed()
 

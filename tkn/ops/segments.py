@@ -11,7 +11,7 @@ from torch import Tensor
 from tkn.moving import record_here
 from tkn.ops import tuned
 from tkn.ops.choice import is_faster
-from tkn.ops.engines import Backend, backend_of, split_engine
+from tkn.ops.engines import Backend, backend_of, may_choose, split_engine
 from tkn.spec import Target
 from tkn.windows import kept_bounds
 from tkn.work import Work
@@ -57,6 +57,8 @@ def segments(x: Tensor, targets: Sequence[Target], engine: str, call: Call) -> l
     layers = tuple(targets)
     if name == "dense":
         return [Segment(layers, None, "engine='dense'")]
+    if name == "auto" and not may_choose(x):
+        return [Segment(layers, None, f"engine='auto' is torch on {x.device.type}")]
     if not _is_batch(x, layers):
         return [Segment(layers, None, f"an input of shape {list(x.shape)} is torch's")]
     backend = backend_of(x.device)
@@ -67,7 +69,7 @@ def segments(x: Tensor, targets: Sequence[Target], engine: str, call: Call) -> l
         raise ValueError(f"engine='roi': {reason}; engine='auto' takes torch there")
     if reason is not None or backend is None:
         return [Segment(layers, None, reason or "")]
-    if not backend.available(x.dtype, may_build=call.may_build):
+    if not backend.available(call.dtype, may_build=call.may_build):
         built = "" if call.may_build else " yet, and none may be built in a checkpoint, a backward pass or a capture"
         return [Segment(layers, None, f"there are no kernels here{built}")]
     made = [Segment(layers, backend)] if name == "roi" else _faster(x, layers, backend, fourier, call)

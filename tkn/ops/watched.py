@@ -110,7 +110,8 @@ def empty_room(x: Tensor, targets: Sequence[Target]) -> Tensor:
         inputs, convolved, given_on = (
             (c + 1) * prod(of) + _FILL for c, of in ((channels, size), (outputs, output), (outputs, result))
         )
-        numbers = numbers + images * (inputs + convolved + given_on) + outputs * prod(output)
+        # What was given on counts twice: also which number of a pooling's window it was.
+        numbers = numbers + images * (inputs + convolved + 2 * given_on) + outputs * prod(output)
         channels, size = outputs, result
     return torch.empty(numbers, dtype=dtype, device=x.device)
 

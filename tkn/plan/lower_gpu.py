@@ -18,7 +18,7 @@ from tkn.backends.cpu.rows import Bool, Float
 from tkn.backends.cuda.combine import combine
 from tkn.backends.cuda.lists import Lists
 from tkn.backends.cuda.packing import from_rows, padded, to_rows
-from tkn.backends.cuda.product import Epilogue, multiply, pack
+from tkn.backends.cuda.product import Epilogue, multiply, pack, tf32_allowed
 from tkn.backends.cuda.rows import Rows, full_rows
 from tkn.geometry import Geometry, Pool
 from tkn.plan.fuse import Following
@@ -173,8 +173,7 @@ class GpuLowering(Lowering[GpuValue]):
         where, convolved = self._allocated(outputs, fused.outside)
 
         def step(memory: Memory) -> None:
-            tf32 = torch.backends.cuda.matmul.allow_tf32
-            multiply(memory.rows, packed, lists, epilogue, tf32=tf32, rows=rows, out=memory.rows[where])
+            multiply(memory.rows, packed, lists, epilogue, tf32=tf32_allowed(), rows=rows, out=memory.rows[where])
 
         self.steps.append(step)
         result = convolved if fused.pool is None else self._pooled(convolved, fused.pool)

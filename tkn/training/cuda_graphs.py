@@ -18,6 +18,8 @@ Result = TypeVar("Result")
 
 #: In the first steps libraries choose their kernels, which no graph can capture.
 _FIRST_STEPS = 3
+#: So many steps in a row that could not be captured are enough.
+_MOST_FAILURES = 10
 
 
 def supports_cuda_graphs(device: torch.device) -> bool:
@@ -121,8 +123,8 @@ class StepGraphs:
         self.gradients: GradientGraph | None = None
         self.projected: Captured[None] | None = None
         self.following = Following()
-        #: whether a step could not be captured
-        self.fails = False
+        #: how often in a row a step was not captured, and whether that is no longer tried
+        self.failures, self.fails = 0, False
 
     def step(self, batch: tuple[Tensor, Tensor], penalised: bool) -> dict[str, Tensor] | None:
         """The losses of `batch`, whose gradients the parameters have then. None if it has to be computed outside of the
@@ -142,20 +144,25 @@ class StepGraphs:
         """A new graph; None if what it needs of the ROIs has to be made outside of it first."""
         if self.following.flag is not None:
             self.projected = None  # it looks at the bounds of the old one
+        made, why = None, "the ROIs leave their bounds in every step"
         try:
             with self.following.recording():
                 made = GradientGraph(partial(self.losses, penalised=self.penalised), self.parameters, batch)
         except NotPrepared:
-            return None
+            why = "what the ROI engine needs is made anew in every step"
         except RuntimeError as error:
             if not self.following.record.bounds:
                 raise
             # What the ROI engine does in a step can't be captured here: the run goes on without graphs.
+            why, self.failures = first_line(error), _MOST_FAILURES
+        else:
+            self.following.check()
+            made = None if self.following.left() else made
+        self.failures = 0 if made is not None else self.failures + 1
+        if self.failures >= _MOST_FAILURES:
             self.fails = True
-            warnings.warn(f"steps are not captured: {first_line(error)}", RuntimeWarning, stacklevel=2)
-            return None
-        self.following.check()
-        return None if self.following.left() else made
+            warnings.warn(f"steps are no longer captured: {why}", RuntimeWarning, stacklevel=2)
+        return made
 
     def project(self, *, captured: bool) -> None:
         """The projection after a step, and a look at the ROIs. `captured`: by a graph, made when it is first called."""

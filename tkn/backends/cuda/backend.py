@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from tkn.app.messages import first_line
 from tkn.backends.cuda import costs
 from tkn.kept import Kept
-from tkn.moving import NotPrepared, Record, record_here
+from tkn.moving import NotPrepared, Record, checked_once, record_here
 from tkn.spec import Target
 from tkn.windows import kept_bounds, learns
 from tkn.work import Work
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: The oldest GPUs whose matrix units know all of these types.
 _LEAST_CAPABILITY = (8, 0)
+#: Pixels of a pooling's window: each is a piece of the kernels' code, and their numbers are kept as bytes.
+_MOST_POOLED = 64
 #: Place for moving ROIs: for so many times the rows and lists that there are.
 _HEADROOM = 1.25
 #: Lists of layers, for the states of their ROIs that came last, bytes on the device.
@@ -40,6 +44,8 @@ def reason_not(x: Tensor, targets: Sequence[Target], *, autocast: bool) -> str |
     if x.dtype not in _TYPES:
         return f"the ROI engine computes float32, float16 and bfloat16 on a GPU, not {x.dtype}"
     for target in targets:
+        if target.spec.pool is not None and prod(target.spec.pool.kernel) > _MOST_POOLED:
+            return f"the ROI engine pools at most {_MOST_POOLED} pixels on a GPU, not {target.spec.pool.kernel}"
         for parameter in (target.weight, target.bias):
             if parameter is not None and parameter.dtype != x.dtype and not autocast:
                 return f"the ROI engine needs parameters of the input's type, {x.dtype}, not {parameter.dtype}"
@@ -124,9 +130,12 @@ def stage(shape: tuple[int, ...], targets: Sequence[Target]) -> Stage:
         geometry = last.spec.geometry(source.size, last.kernel)
         bounds = kept_bounds(last, geometry.output_size)
         rois = bounds.rois.clone() if bounds is not None else _whole(len(last.weight), geometry.output_size, device)
-        return Stage(source, rois, geometry, last.spec.groups, last.spec.relu, last.spec.pool, headroom)
+        made = Stage(source, rois, geometry, last.spec.groups, last.spec.relu, last.spec.pool, headroom)
+        made.prepare(gradients=last.weight.requires_grad or learns(last))
+        return made
 
-    made = _stages.get(key, make, Stage.nbytes)
+    with _making(targets[0].weight.device):
+        made = _stages.get(key, make, Stage.nbytes)
     if record is not None:
         record.lists[key] = Used(shape, tuple(targets), made)
         record.refill = refill
@@ -146,6 +155,7 @@ def refill(record: Record) -> bool:
     """Make the lists that a captured program reads anew, for the present ROIs, in their tensors; whether they fit. If
     they do not, they are good for nothing more."""
     from tkn.backends.cuda.rows import Outgrown
+    from tkn.backends.cuda.stage import Stage
 
     # Whoever asks for lists of these states gets others.
     for key in record.lists:
@@ -155,14 +165,27 @@ def refill(record: Record) -> bool:
         for one in used:
             size = one.stage.geometry.output_size
             bounds = kept_bounds(one.targets[-1], size)
-            one.stage.refill(one.stage.bounds.clone() if bounds is None else bounds.rois)
+            with _making(one.stage.bounds.device):
+                one.stage.refill(one.stage.bounds.clone() if bounds is None else bounds.rois)
     except Outgrown:
         return False
+    # Other lists that begin at these are no longer right.
+    written = {id(one.stage.output) for one in used}
+    for key, stage in _stages.items():
+        if isinstance(stage, Stage) and id(stage.source) in written:
+            _stages.drop(key)
     for one in used:
         key = _key(one.shape, one.targets)
         record.lists[key] = one
         _stages.put(key, one.stage, one.stage.nbytes())
     return True
+
+
+@contextmanager
+def _making(device: torch.device) -> Iterator[None]:
+    """Lists are made on the device, in tensors that may be written again, whatever mode the caller is in."""
+    with torch.cuda.device(device if device.type == "cuda" else -1), torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _key(shape: tuple[int, ...], targets: Sequence[Target]) -> Hashable:
@@ -201,7 +224,8 @@ def chain(
     del dtype, lanes
     from tkn.backends.cuda.chain import Chain
 
-    stages = tuple(stage(shape, targets[: count + 1]) for count in range(len(targets)))
+    with checked_once():
+        stages = tuple(stage(shape, targets[: count + 1]) for count in range(len(targets)))
     weight = targets[-1].weight
     last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     return Chain(tuple(targets), stages, shape[0], result, last)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tkn.app.messages import first_line
 from tkn.backends.cuda.packing import from_rows, padded, to_rows
-from tkn.backends.cuda.product import pack
+from tkn.backends.cuda.product import pack, tf32_allowed
 from tkn.backends.cuda.rows import TILE
 from tkn.backends.cuda.stage import Computed, Stage
 from tkn.spec import Target
@@ -52,7 +52,9 @@ class Chain:
         with _on(x), self._explained(), torch.autocast(x.device.type, enabled=False):
             rows = to_rows(x.detach(), self.stages[0].source, self.dtype)
             for target, stage in zip(self.targets, self.stages, strict=True):
-                computed = stage.forward(rows, target.weight, target.bias, self._window(target, stage), tf32=_tf32())
+                computed = stage.forward(
+                    rows, target.weight, target.bias, self._window(target, stage), tf32=tf32_allowed()
+                )
                 saved += [computed.output, computed.convolved, computed.kept, computed.window]
                 rows = computed.output
             if room is not None:
@@ -67,7 +69,7 @@ class Chain:
             rows = to_rows(x.detach(), self.stages[0].source, self.dtype)
             for target, stage in zip(self.targets, self.stages, strict=True):
                 packed = pack(target.weight, stage.lists, stage.groups, self.dtype)
-                rows = stage.infer(rows, packed, target.bias, self._window(target, stage), tf32=_tf32())
+                rows = stage.infer(rows, packed, target.bias, self._window(target, stage), tf32=tf32_allowed())
             return self._dense(rows)
 
     @contextmanager
@@ -101,7 +103,7 @@ class Chain:
                 target, stage = self.targets[i], self.stages[i]
                 mine = needs[1 + 4 * i : 5 + 4 * i]
                 wanted = (any(needs[: 1 + 4 * i]), mine[0], mine[1], mine[2] or mine[3])
-                grads = stage.backward(rows, inputs[i], target.weight, computed[i], wanted, tf32=_tf32())
+                grads = stage.backward(rows, inputs[i], target.weight, computed[i], wanted, tf32=tf32_allowed())
                 results[1 + 4 * i : 3 + 4 * i] = [_as(grads.weight, target.weight), _as(grads.bias, target.weight)]
                 if grads.window is not None:
                     size = stage.geometry.output_size
@@ -124,11 +126,6 @@ class Chain:
 def _on(x: Tensor) -> torch.cuda.device:
     """The device of x as the one that kernels are started on."""
     return torch.cuda.device(x.device if x.device.type == "cuda" else -1)
-
-
-def _tf32() -> bool:
-    """Whether torch lets matrix products of float32 round their factors to TF32."""
-    return torch.backends.cuda.matmul.allow_tf32
 
 
 def _as(grad: Tensor | None, like: Tensor) -> Tensor | None:

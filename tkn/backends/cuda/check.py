@@ -17,16 +17,16 @@ from tkn.spec import Target, TargetSpec
 from tkn.windows import target_window
 
 _BATCH, _CHANNELS, _SIZE = 20, (5, 70, 9), (9, 8)
-#: Of the largest number expected: what rounding may cost.
+#: What rounding may cost, as a part of the norm.
 _TOLERANCE = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
 def wrong_results(device: torch.device, dtype: torch.dtype) -> str | None:
     """How two layers' results or gradients differ from torch's in float64; None if they are as near as they may be."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator).to(device)
+        return torch.rand(shape, generator=generator, device="cpu").to(device)
 
     pooled = Pool((2, 2))
     targets = []
@@ -42,9 +42,10 @@ def wrong_results(device: torch.device, dtype: torch.dtype) -> str | None:
     found = [y, *chain.backward(grad, x, saved, [True] * 9)]
     for name, mine, expected in zip(("results", *["gradients"] * 9), found, _expected(x, targets, grad), strict=True):
         assert mine is not None
-        error = float((mine.double() - expected).abs().max() / expected.abs().max())
+        # Not the largest: rounding lets another of two nearly equal numbers be the maximum of a pooling.
+        error = float((mine.double() - expected).norm() / expected.norm())
         if not error <= _TOLERANCE[dtype]:
-            return f"{name} in {dtype} differ from torch's by {error:.2g} of the largest"
+            return f"{name} in {dtype} differ from torch's by {error:.2g} of their norm"
     return None
 
 

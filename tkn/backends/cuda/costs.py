@@ -41,7 +41,7 @@ def _kernels(engine: str, work: Work) -> float:
 
 def _dense(work: Work) -> float:
     """The convolution, and passes over its result for window, ReLU and pooling; twice as much for each gradient."""
-    rate = _DENSE[_precision(work, tf32=torch.backends.cudnn.allow_tf32)]
+    rate = _DENSE[_precision(work, tf32=torch.backends.cudnn.conv.fp32_precision == "tf32")]  # type: ignore[attr-defined]
     # Fewer channels than the matrix units' sides leave these empty.
     filled = min(1.0, work.channels / work.groups / 16) * min(1.0, work.outputs / work.groups / 64)
     products = 1 + work.training + (work.training and work.needs_x)
@@ -58,7 +58,7 @@ def _roi(work: Work) -> float:
     side = sqrt(max(1.0, _TILE / max(1.0, work.outputs * work.share)))
     around = prod(min(side * s + d * (k - 1), n) for s, d, k, n in _axes(work))
     entries = tiles * _TILE * around * work.channels * work.live
-    rate = _GATHERED[_precision(work, tf32=torch.backends.cuda.matmul.allow_tf32)]
+    rate = _GATHERED[_precision(work, tf32=torch.backends.cuda.matmul.fp32_precision == "tf32")]
     images = ceil(work.batch / 16) * 16
     products = 1 + work.training + (work.training and work.needs_x)
     size = work.dtype.itemsize

@@ -152,7 +152,8 @@ def weight_gradient(
         tf32,
         TILE,
         lists.depth,
-        _columns(images),
+        # More of float32 would not fit into the shared memory of all GPUs.
+        _columns(images) if x.dtype.itemsize == 2 else min(64, _columns(images)),
         num_warps=4,
         num_stages=4 if x.dtype.itemsize == 2 else 3,
     )
@@ -183,6 +184,12 @@ def weight_gradient(
         _CHANNELS,
     )
     return result
+
+
+def tf32_allowed() -> bool:
+    """Whether torch lets matrix products of float32 round their factors to TF32."""
+    own, general = torch.backends.cuda.matmul.fp32_precision, torch.backends.fp32_precision  # type: ignore[attr-defined]
+    return own == "tf32" or (own == "none" and general == "tf32")
 
 
 def _columns(images: int) -> int:

@@ -105,6 +105,17 @@ class Stage:
         used = torch.arange(rows.capacity, device=rows.pixel.device) < rows.live
         return torch.where(used, rows.channel.long() * rows.pixels + rows.pixel, numbers)
 
+    def prepare(self, *, gradients: bool) -> None:
+        """Make now what would be made when it is first used, perhaps while a graph is captured; with lists for
+        `gradients` or without."""
+        made = [self.lists.rows, self.place, self.corners]
+        if gradients:
+            made.append(self.reversed_lists.rows)
+        if self.place.is_cuda:
+            # They may be read on another stream than the one that they are made on.
+            torch.cuda.current_stream(self.place.device).synchronize()
+        assert all(tensor.device == self.place.device for tensor in made)
+
     def window_of_rows(self, window: Tensor) -> Tensor:
         """Of a dense window [O, H, W]: that of each row, and zero: float32 [capacity + 1]."""
         dense = torch.nn.functional.pad(window.float().flatten(), (0, 1))
