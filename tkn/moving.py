@@ -80,7 +80,8 @@ _remade: list[Hashable] = []
 @contextmanager
 def checked_once() -> Iterator[None]:
     """Within the context, in this thread, loc and scale stay: bounds are compared with them once."""
-    before, _here.places = _here.places, {}
+    before = _here.places
+    _here.places = {} if before is None else before
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from tkn.attention import attention_function
@@ -75,6 +76,13 @@ class Target:
     @property
     def kernel(self) -> tuple[int, ...]:
         return tuple(self.weight.shape[2:])
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the weight, and so the layer's output, is in channels-last memory format."""
+        weight = self.weight
+        last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+        return last and not weight.is_contiguous()
 
     @property
     def per_image(self) -> bool:

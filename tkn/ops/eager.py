@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tkn.moving import checked_once
 from tkn.ops.engines import Runner, may_choose, split_engine
 from tkn.ops.reference import reference
 from tkn.ops.segments import Call, Segment, segments
@@ -23,8 +22,7 @@ def run(x: Tensor, targets: Sequence[Target], engine: str) -> Tensor:
     if name == "dense" or (name == "auto" and not may_choose(x)):
         return reference(x, targets, fourier=fourier)
     call = how_called(x, targets)
-    with checked_once():
-        return compute(x, sticky(x, targets, engine, call, segments), call, fourier)
+    return compute(x, sticky(x, targets, engine, call, segments), call, fourier)
 
 
 def compute(x: Tensor, made: Sequence[Segment], call: Call, fourier: bool) -> Tensor:

@@ -195,9 +195,7 @@ def work_of(shape: tuple[int, ...], target: Target, live: float, call: Call, *, 
         pool=None if spec.pool is None else spec.pool.kernel,
         training=call.training,
         needs_x=needs_x,
-        channels_last=weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-        if weight.dim() == 4
-        else False,
+        channels_last=target.channels_last,
         fourier=fourier,
         threads=torch.get_num_threads(),
         device=_device_name(weight.device),

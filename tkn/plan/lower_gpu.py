@@ -16,9 +16,10 @@ from torch import Tensor
 
 from tkn.backends.cpu.rows import Bool, Float
 from tkn.backends.cuda.combine import combine
+from tkn.backends.cuda.device import tf32_allowed
 from tkn.backends.cuda.lists import Lists
 from tkn.backends.cuda.packing import from_rows, padded, to_rows
-from tkn.backends.cuda.product import Epilogue, multiply, pack, tf32_allowed
+from tkn.backends.cuda.product import Epilogue, multiply, pack
 from tkn.backends.cuda.rows import Rows, full_rows
 from tkn.geometry import Geometry, Pool
 from tkn.plan.fuse import Following
@@ -135,7 +136,7 @@ class GpuLowering(Lowering[GpuValue]):
         mask = np.logical_or.reduce([one.varies for one in children])
         rows = Rows.of(torch.from_numpy(mask).to(self.device))
         where, value = self._allocated(rows, outside)
-        at = (rows.channel.cpu().numpy(), *np.divmod(rows.pixel.cpu().numpy(), rows.size[1]))
+        at = _coordinates(rows)
         # Rows beyond those that are used compute what nobody reads, and the last one is zero.
         columns = [
             np.concatenate([getattr(one, name)[at] for one in children], axis=1) for name in ("row", "scale", "shift")
@@ -162,13 +163,9 @@ class GpuLowering(Lowering[GpuValue]):
         outputs = Rows.of(torch.from_numpy(_read(fused.mask, fused.pool)).to(self.device))
         lists = Lists.of(inputs, outputs, conv.geometry)
         packed = pack(conv.weight.to(self.device), lists, conv.groups, self.dtype)
-        dense = self._integers(np.append(source.place.flatten(), 0)).long()
-        unused = source.place.size
-        used = torch.arange(inputs.capacity + 1, device=self.device) < inputs.live
-        number = torch.where(used[:-1], inputs.channel.long() * inputs.pixels + inputs.pixel, unused)
-        in_memory = torch.nn.functional.pad(dense[number], (0, 1))
-        rows = in_memory[lists.rows.long()].int()
-        at = (outputs.channel.cpu().numpy(), *np.divmod(outputs.pixel.cpu().numpy(), outputs.size[1]))
+        in_memory = self._integers(np.append(source.place.flatten(), 0))
+        rows = torch.nn.functional.pad(in_memory[inputs.places()], (0, 1))[lists.rows.long()]
+        at = _coordinates(outputs)
         epilogue = Epilogue(self._numbers(fused.scale[at]), self._numbers(fused.shift[at]), fused.relu)
         where, convolved = self._allocated(outputs, fused.outside)
 
@@ -190,6 +187,11 @@ class GpuLowering(Lowering[GpuValue]):
 
     def _numbers(self, values: Float) -> Tensor:
         return torch.from_numpy(values.astype(np.float32)).to(self.device)
+
+
+def _coordinates(rows: Rows) -> tuple[NDArray[np.int32], ...]:
+    """Channel, y and x of each row."""
+    return rows.channel.cpu().numpy(), *np.divmod(rows.pixel.cpu().numpy(), rows.size[1])
 
 
 @dataclass(frozen=True, eq=False)

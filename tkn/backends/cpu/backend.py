@@ -123,12 +123,7 @@ def chain(
     stages = tuple(
         stage(shape, rows, targets[: count + 1], bfloat16=bfloat16, lanes=lanes) for count in range(len(targets))
     )
-    return Chain(tuple(targets), stages, result, channels_last(targets[-1].weight))
-
-
-def channels_last(weight: Tensor) -> bool:
-    """Whether the weight, and so the layer's output, is in channels-last memory format."""
-    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return Chain(tuple(targets), stages, result, targets[-1].channels_last)
 
 
 def _made(source: Rows, target: Target, tiles: Tiles, dtype: torch.dtype, bfloat16: bool) -> Stage:

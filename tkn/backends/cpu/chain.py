@@ -77,7 +77,7 @@ class Chain:
                 mine = needs[1 + 4 * i : 5 + 4 * i]
                 wanted = (any(needs[: 1 + 4 * i]), mine[0], mine[1], mine[2] or mine[3])
                 grads = stage.backward(rows, inputs[i], target.weight, computed[i], wanted)
-                results[1 + 4 * i : 3 + 4 * i] = [_as(grads.weight, target.weight), _as(grads.bias, target.weight)]
+                results[1 + 4 * i : 3 + 4 * i] = grads.of_parameters(target.weight)
                 if grads.window is not None:
                     of_window = window_gradients(target, stage.geometry.output_size, grads.window)
                     results[3 + 4 * i : 5 + 4 * i] = of_window
@@ -88,7 +88,3 @@ class Chain:
                 first, last_channels = self.stages[0], x.stride(1) == 1 and x.shape[1] > 1
                 results[0] = unpack(rows.to(x.dtype), first.source, first.tiles.batch, channels_last=last_channels)
         return [result if needed else None for result, needed in zip(results, needs, strict=True)]
-
-
-def _as(grad: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if grad is None else grad.to(like.dtype)

@@ -27,6 +27,7 @@ from tkn.backends.cpu.kernels import (
 )
 from tkn.backends.cpu.rows import Bool, Children, Int32, Rows, pooled_order
 from tkn.backends.cpu.structs import MAX, SUM, Filled
+from tkn.backends.gradients import Gradients
 from tkn.geometry import Geometry, Pool
 
 
@@ -38,16 +39,6 @@ class Computed:
     output: Tensor
     convolved: Tensor
     window: Tensor
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Of a stage: its input's rows, weight, bias, and the window [O, H, W]; None where not asked for."""
-
-    x: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    window: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)

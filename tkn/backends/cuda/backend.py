@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tkn.app.messages import first_line
 from tkn.backends.cuda import costs
+from tkn.backends.cuda.device import on
 from tkn.kept import Kept
 from tkn.moving import NotPrepared, Record, checked_once, record_here
 from tkn.spec import Target
@@ -184,7 +185,7 @@ def refill(record: Record) -> bool:
 @contextmanager
 def _making(device: torch.device) -> Iterator[None]:
     """Lists are made on the device, in tensors that may be written again, whatever mode the caller is in."""
-    with torch.cuda.device(device if device.type == "cuda" else -1), torch.inference_mode(False), torch.no_grad():
+    with on(device), torch.inference_mode(False), torch.no_grad():
         yield
 
 
@@ -226,6 +227,4 @@ def chain(
 
     with checked_once():
         stages = tuple(stage(shape, targets[: count + 1]) for count in range(len(targets)))
-    weight = targets[-1].weight
-    last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    return Chain(tuple(targets), stages, shape[0], result, last)
+    return Chain(tuple(targets), stages, shape[0], result, targets[-1].channels_last)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tkn.app.messages import first_line
+from tkn.backends.cuda.device import on, tf32_allowed
 from tkn.backends.cuda.packing import from_rows, padded, to_rows
-from tkn.backends.cuda.product import pack, tf32_allowed
 from tkn.backends.cuda.rows import TILE
 from tkn.backends.cuda.stage import Computed, Stage
 from tkn.spec import Target
@@ -41,15 +41,15 @@ class Chain:
         shapes: list[tuple[int, ...]] = []
         for stage in self.stages:
             output, convolved = (rows.capacity + 1 for rows in (stage.output, stage.convolved))
-            average = stage.pool is not None and stage.pool.average
-            shapes += [(output, images), (convolved, images), (1, 1) if average else (output, images), (convolved,)]
+            kept = (1, 1) if stage.averages else (output, images)
+            shapes += [(output, images), (convolved, images), kept, (convolved,)]
         return shapes
 
     @torch.no_grad()
     def forward(self, x: Tensor, room: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """The result, and what `backward` needs again, if `room` is given copied there."""
         saved: list[Tensor] = []
-        with _on(x), self._explained(), torch.autocast(x.device.type, enabled=False):
+        with self._computing(x.device):
             rows = to_rows(x.detach(), self.stages[0].source, self.dtype)
             for target, stage in zip(self.targets, self.stages, strict=True):
                 computed = stage.forward(
@@ -65,18 +65,18 @@ class Chain:
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
         """The result without what gradients need."""
-        with _on(x), self._explained(), torch.autocast(x.device.type, enabled=False):
+        with self._computing(x.device):
             rows = to_rows(x.detach(), self.stages[0].source, self.dtype)
             for target, stage in zip(self.targets, self.stages, strict=True):
-                packed = pack(target.weight, stage.lists, stage.groups, self.dtype)
-                rows = stage.infer(rows, packed, target.bias, self._window(target, stage), tf32=tf32_allowed())
+                rows = stage.infer(rows, target.weight, target.bias, self._window(target, stage), tf32=tf32_allowed())
             return self._dense(rows)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Say what would need less memory where there is not enough."""
+    def _computing(self, device: torch.device) -> Iterator[None]:
+        """On the device, without autocast; says what would need less memory where there is not enough."""
         try:
-            yield
+            with on(device), torch.autocast(device.type, enabled=False):
+                yield
         except torch.OutOfMemoryError as error:
             packed = max(stage.lists.blocks * stage.lists.depth * TILE * self.dtype.itemsize for stage in self.stages)
             raise torch.OutOfMemoryError(
@@ -95,7 +95,7 @@ class Chain:
     def backward(self, grad: Tensor, x: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
         """The gradients of x and of each layer's weight, bias, loc and scale that `needs` asks for, in their types."""
         results: list[Tensor | None] = [None] * len(needs)
-        with _on(x), self._explained(), torch.autocast(x.device.type, enabled=False):
+        with self._computing(x.device):
             computed = [self._computed(saved[_LEFT * i : _LEFT * (i + 1)]) for i in range(len(self.stages))]
             inputs = [to_rows(x, self.stages[0].source, self.dtype), *(one.output for one, _ in pairwise(computed))]
             rows = to_rows(grad, self.stages[-1].output, self.dtype)
@@ -104,7 +104,7 @@ class Chain:
                 mine = needs[1 + 4 * i : 5 + 4 * i]
                 wanted = (any(needs[: 1 + 4 * i]), mine[0], mine[1], mine[2] or mine[3])
                 grads = stage.backward(rows, inputs[i], target.weight, computed[i], wanted, tf32=tf32_allowed())
-                results[1 + 4 * i : 3 + 4 * i] = [_as(grads.weight, target.weight), _as(grads.bias, target.weight)]
+                results[1 + 4 * i : 3 + 4 * i] = grads.of_parameters(target.weight)
                 if grads.window is not None:
                     size = stage.geometry.output_size
                     inside = grads.window * stage.inside(target) if target.spec.clip else grads.window
@@ -121,12 +121,3 @@ class Chain:
         """As `forward` made it, also of what a room of another type keeps."""
         output, convolved, kept, window = left
         return Computed(output.to(self.dtype), convolved.to(self.dtype), kept.to(torch.uint8), window.float())
-
-
-def _on(x: Tensor) -> torch.cuda.device:
-    """The device of x as the one that kernels are started on."""
-    return torch.cuda.device(x.device if x.device.type == "cuda" else -1)
-
-
-def _as(grad: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if grad is None else grad.to(like.dtype)

@@ -9,6 +9,7 @@ from math import ceil, prod, sqrt
 
 import torch
 
+from tkn.backends.cuda.device import tf32_allowed
 from tkn.work import Work
 
 #: Multiply-adds a second of a dense convolution and of the gathered product, in half precision, TF32 and float32.
@@ -58,7 +59,7 @@ def _roi(work: Work) -> float:
     side = sqrt(max(1.0, _TILE / max(1.0, work.outputs * work.share)))
     around = prod(min(side * s + d * (k - 1), n) for s, d, k, n in _axes(work))
     entries = tiles * _TILE * around * work.channels * work.live
-    rate = _GATHERED[_precision(work, tf32=torch.backends.cuda.matmul.fp32_precision == "tf32")]
+    rate = _GATHERED[_precision(work, tf32=tf32_allowed())]
     images = ceil(work.batch / 16) * 16
     products = 1 + work.training + (work.training and work.needs_x)
     size = work.dtype.itemsize

@@ -186,12 +186,6 @@ def weight_gradient(
     return result
 
 
-def tf32_allowed() -> bool:
-    """Whether torch lets matrix products of float32 round their factors to TF32."""
-    own, general = torch.backends.cuda.matmul.fp32_precision, torch.backends.fp32_precision  # type: ignore[attr-defined]
-    return own == "tf32" or (own == "none" and general == "tf32")
-
-
 def _columns(images: int) -> int:
     """Images that a program computes."""
     return 16 if images <= 16 else 32 if images <= 32 else 64 if images <= 256 else 128
@@ -284,6 +278,16 @@ def _finished(y, scale, shift, e, used, SCALE: tl.constexpr, SHIFT: tl.constexpr
 
 
 @triton.jit
+def _store(y, total, tile, e, b, used, images, capacity, COLUMNS: tl.constexpr):
+    """Put a tile's rows into y; the first tile's program also makes the last row zero."""
+    to = y + e.to(tl.int64)[:, None] * images + b[None, :]
+    tl.store(to, total.to(y.dtype.element_ty), mask=used[:, None] & (b < images)[None, :])
+    if tile == 0:
+        last = y + tl.cast(capacity, tl.int64) * images + b
+        tl.store(last, tl.zeros((COLUMNS,), y.dtype.element_ty), mask=b < images)
+
+
+@triton.jit
 def _product_kernel(
     x,
     packed,
@@ -327,12 +331,7 @@ def _product_kernel(
         packed += TILE * DEPTH
     total = _finished(total, scale, shift, e, used, SCALE, SHIFT, RELU)
     y += part.to(tl.int64) * (capacity + 1) * images
-    to = y + e.to(tl.int64)[:, None] * images + b[None, :]
-    tl.store(to, total.to(y.dtype.element_ty), mask=used[:, None] & inside)
-    if tile == 0:
-        tl.store(
-            y + tl.cast(capacity, tl.int64) * images + b, tl.zeros((COLUMNS,), y.dtype.element_ty), mask=b < images
-        )
+    _store(y, total, tile, e, b, used, images, capacity, COLUMNS)
 
 
 @triton.jit
@@ -362,11 +361,7 @@ def _sum_kernel(
         total += tl.load(parts_of + at, mask=used[:, None] & inside, other=0.0)
         parts_of += tl.cast(capacity + 1, tl.int64) * images
     total = _finished(total, scale, shift, e, used, SCALE, SHIFT, RELU)
-    tl.store(y + at, total.to(y.dtype.element_ty), mask=used[:, None] & inside)
-    if tile == 0:
-        tl.store(
-            y + tl.cast(capacity, tl.int64) * images + b, tl.zeros((COLUMNS,), y.dtype.element_ty), mask=b < images
-        )
+    _store(y, total, tile, e, b, used, images, capacity, COLUMNS)
 
 
 @triton.jit

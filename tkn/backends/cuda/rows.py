@@ -83,6 +83,11 @@ class Rows:
             number[inverse],
         )
 
+    def places(self) -> Tensor:
+        """Where each row lies in a map [C * H * W]: int64 [capacity]; past it if unused."""
+        used = torch.arange(self.capacity, device=self.pixel.device) < self.live
+        return torch.where(used, self.channel.long() * self.pixels + self.pixel, self.channels * self.pixels)
+
     def tensors(self) -> tuple[Tensor, ...]:
         """All that is on the device."""
         return self.live, self.pixel, self.channel, self.row, self.first, self.number

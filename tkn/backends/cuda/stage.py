@@ -13,6 +13,7 @@ from tkn.backends.cuda.lists import Lists
 from tkn.backends.cuda.pooling import Children, pool, pool_gradient
 from tkn.backends.cuda.product import Epilogue, multiply, pack, weight_gradient
 from tkn.backends.cuda.rows import Rows
+from tkn.backends.gradients import Gradients
 from tkn.geometry import Geometry, Pool
 from tkn.roi import roi_bounds, roi_mask
 from tkn.spec import Target
@@ -27,16 +28,6 @@ class Computed:
     convolved: Tensor
     kept: Tensor
     window: Tensor
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Of a stage: its input's rows, weight, bias, and the window [O, H, W]; None where not asked for."""
-
-    x: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    window: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,21 +91,16 @@ class Stage:
     @cached_property
     def place(self) -> Tensor:
         """Where each of the convolution's rows lies in a dense [O * H * W]: int64 [capacity]; past it if unused."""
-        rows = self.convolved
-        numbers = rows.channels * rows.pixels
-        used = torch.arange(rows.capacity, device=rows.pixel.device) < rows.live
-        return torch.where(used, rows.channel.long() * rows.pixels + rows.pixel, numbers)
+        return self.convolved.places()
 
     def prepare(self, *, gradients: bool) -> None:
         """Make now what would be made when it is first used, perhaps while a graph is captured; with lists for
         `gradients` or without."""
-        made = [self.lists.rows, self.place, self.corners]
-        if gradients:
-            made.append(self.reversed_lists.rows)
-        if self.place.is_cuda:
+        for name in ("lists", "place", "corners", *(["reversed_lists"] if gradients else [])):
+            getattr(self, name)
+        if self.bounds.is_cuda:
             # They may be read on another stream than the one that they are made on.
-            torch.cuda.current_stream(self.place.device).synchronize()
-        assert all(tensor.device == self.place.device for tensor in made)
+            torch.cuda.current_stream(self.bounds.device).synchronize()
 
     def window_of_rows(self, window: Tensor) -> Tensor:
         """Of a dense window [O, H, W]: that of each row, and zero: float32 [capacity + 1]."""
@@ -130,8 +116,9 @@ class Stage:
         size = self.geometry.output_size
         return roi_mask(size, roi_bounds(size, target.loc, target.scale))
 
-    def infer(self, x: Tensor, packed: Tensor, bias: Tensor | None, window: Tensor, *, tf32: bool) -> Tensor:
-        """Rows of `source` -> rows of `output`, without what gradients need."""
+    def infer(self, x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor, *, tf32: bool) -> Tensor:
+        """As `forward`, without what gradients need."""
+        packed = pack(weight, self.lists, self.groups, x.dtype)
         shift = None if bias is None else self.shift_of_rows(bias)
         if self.pool is None:
             weighed = Epilogue(window, None if shift is None else shift * window[:-1], self.relu)
@@ -144,11 +131,12 @@ class Stage:
         packed = pack(weight, self.lists, self.groups, x.dtype)
         shift = None if bias is None else self.shift_of_rows(bias)
         z = multiply(x, packed, self.lists, Epilogue(shift=shift), tf32=tf32)
-        y, kept = pool(z, window, self.children, relu=self.relu, average=self._average, keep=not self._average)
+        y, kept = pool(z, window, self.children, relu=self.relu, average=self.averages, keep=not self.averages)
         return Computed(y, z, kept, window)
 
     @property
-    def _average(self) -> bool:
+    def averages(self) -> bool:
+        """Whether it ends in a mean pooling."""
         return self.pool is not None and self.pool.average
 
     def backward(
@@ -170,7 +158,7 @@ class Stage:
             computed.kept,
             self.children,
             relu=self.relu,
-            average=self._average,
+            average=self.averages,
         )
         grad_x = grad_weight = grad_bias = grad_window = None
         if needs_window:
