@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +12,11 @@ from engine_cases import assert_near, targeted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tkn import TargetConv2d
-from tkn.plan.capture import build_graph, frozen
-from tkn.plan.gpu import GpuPart, arranged_on_gpu
+from tkn import TargetConv2d, accelerate, load_plan
+from tkn.backends.cuda import backend
+from tkn.plan.gpu import GpuPart, _Run
 from tkn.plan.graph import Size
+from tkn.plan.plan import Plan
 
 
 class Residual(nn.Module):
@@ -59,8 +62,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Size]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_plans_compute_what_networks_do(name: str, device: torch.device) -> None:
+def made(name: str) -> tuple[nn.Module, Size]:
+    """With ROIs, and outputs that depend on all of the network."""
     make, size = NETWORKS[name]
     torch.manual_seed(0)
     network = targeted(make(), seed=1).eval()
@@ -68,10 +71,85 @@ def test_plans_compute_what_networks_do(name: str, device: torch.device) -> None
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.weight.mul_(4)
-    program = arranged_on_gpu(build_graph(frozen(network), size), 3, device, torch.float32)
-    assert isinstance(program.parts[0], GpuPart)
+    return network, size
+
+
+def by_kernels(plan: Plan) -> bool:
+    assert plan._program is not None
+    return any(isinstance(part, GpuPart) for part in plan._program.parts)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_plans_compute_what_networks_do(name: str, device: torch.device, tmp_path: Path) -> None:
+    network, size = made(name)
+    plan = accelerate(network, 3, size, device=device)
+    assert by_kernels(plan)
     x = torch.randn(4, *size)  # more than the plan is made for
     with torch.no_grad():
         expected = network(x)
         assert expected.std(dim=0).min() > 1e-4
-        assert_near(program(x.to(device)).cpu(), expected)
+    result = plan(x.to(device))
+    assert result.device.type == device.type
+    assert_near(result.cpu(), expected)
+    plan.save(tmp_path / "net.plan")
+    again = load_plan(tmp_path / "net.plan", device=device)
+    assert_near(again(x.to(device)).cpu(), expected)
+    assert by_kernels(again)
+
+
+def test_halves(device: torch.device) -> None:
+    """From images of either type; a network on the device, made at the first batch; torch's way in the same type."""
+    network, size = made("plain")
+    plan = accelerate(network.to(device), 3, dtype=torch.float16, device=device)
+    x = torch.randn(3, *size, device=device)
+    with torch.no_grad():
+        expected = network(x)
+    for images in (x, x.half(), x.contiguous(memory_format=torch.channels_last)):
+        result = plan(images)
+        assert result.dtype == plan.dtype == torch.float16
+        assert_near(result.float(), expected, tolerance=1e-2)
+    assert by_kernels(plan)
+    assert plan._by_torch is not None
+    assert_near(plan._by_torch(x.half()).float(), expected, tolerance=1e-2)
+    copied = copy.deepcopy(plan)
+    assert torch.equal(copied(x), plan(x))
+
+
+class Mixed(nn.Module):
+    """Layers that only torch computes between those of the kernels, one of them without a part of its own in files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = TargetConv2d(2, 3, 3, padding=1), nn.GroupNorm(1, 3), nn.Conv2d(3, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.gelu(self.norm(self.first(x))))
+
+
+def test_layers_that_torch_computes(device: torch.device) -> None:
+    torch.manual_seed(0)
+    network = targeted(Mixed(), seed=1).eval()
+    plan = accelerate(network, 2, (2, 5, 5), device=device)
+    assert plan.fallbacks == ("norm (GroupNorm)", "gelu (gelu)")
+    assert by_kernels(plan)
+    x = torch.randn(3, 2, 5, 5)
+    with torch.no_grad():
+        assert_near(plan(x.to(device)).cpu(), network(x))
+
+
+def test_without_kernels_torch_computes(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, size = made("plain")
+    monkeypatch.setattr(backend, "available", lambda *_, **__: False)
+    plan = accelerate(network, 3, size, device=device)
+    assert not by_kernels(plan)
+    x = torch.randn(3, *size)
+    with torch.no_grad():
+        assert_near(plan(x.to(device)).cpu(), network(x))
+
+
+def test_wrong_kernels_are_not_used(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, size = made("plain")
+    monkeypatch.setattr(_Run, "__call__", lambda *_: None)
+    with pytest.warns(UserWarning, match="torch runs the plan: the GPU engine's result differs"):
+        plan = accelerate(network, 3, size, device=device)
+    assert not by_kernels(plan)

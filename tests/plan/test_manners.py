@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tkn import TargetConv2d, accelerate, load_plan
+from tkn.plan import place
+from tkn.plan.parts import Program
 from tkn.plan.plan import Plan
 
 #: By the engine alone, and with torch between.
@@ -178,7 +181,7 @@ def test_a_plan_is_a_module_without_parameters(plan: Plan) -> None:
     assert not list(plan.buffers())
     assert list(plan.modules()) == [plan]
     assert not plan.training
-    assert repr(plan) == "Plan(batch_size=2, input_size=(2, 9, 9))"
+    assert repr(plan) == "Plan(batch_size=2, input_size=(2, 9, 9), float32 on the CPU)"
     assert plan.eval() is plan
     assert plan.train(False) is plan
     assert not list(accelerate(network("plain"), 2).modules())[1:]  # whose model is kept for its first call
@@ -203,7 +206,7 @@ def test_a_plan_in_a_sequence(plan: Plan) -> None:
         (lambda m: m.load_state_dict({}), r"load them into the network and make its plan with tkn\.accelerate"),
         (lambda m: m.train(), "train the network, then make its plan"),
         *(
-            (change, "use the network itself")
+            (change, "make another with tkn.accelerate")
             for change in (
                 *(lambda m: m.to("cpu"), lambda m: m.to(torch.float64), lambda m: m.half(), lambda m: m.bfloat16()),
                 *(lambda m: m.double(), lambda m: m.cuda(), lambda m: m.cpu(), lambda m: m.to_empty(device="meta")),
@@ -287,16 +290,14 @@ def test_calls_do_not_wait_for_each_other() -> None:
 
 
 def test_threads_make_a_plan_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tkn.plan import plan as module
-
     made: list[int] = []
-    arranged = module.arranged
+    arranged = place.ARRANGED["cpu"]
 
-    def counting(*arguments: object) -> object:
+    def counting(*arguments: Any) -> Program:
         made.append(threading.get_ident())
         return arranged(*arguments)
 
-    monkeypatch.setattr(module, "arranged", counting)
+    monkeypatch.setitem(place.ARRANGED, "cpu", counting)
     plan = accelerate(network("plain"), 2)
     x = images("plain", 2)
     results: list[Tensor] = []

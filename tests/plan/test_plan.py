@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from engine_cases import assert_near, place_rois, targeted, truth
 from plan_networks import COMPACT, NETWORKS, images, network, plan_of
 from torch import Tensor, nn
 
-from tkn import TargetConv2d, accelerate, build_model
+from tkn import TargetConv2d, accelerate, build_model, load_plan
 from tkn.layers import RoiLayer
 from tkn.sequential import TargetSequential
 
@@ -293,9 +295,9 @@ class InPlace(nn.Module):
         ((nn.Conv2d(1, 1, 1), 1, (1, 0, 3)), "input_size=(1, 0, 3) must be (channels, height, width)"),
         ((nn.Conv2d(1, 1, 1), 1, (1, 3.0, 3)), "input_size=(1, 3.0, 3) must be (channels, height, width)"),
         ((nn.Conv2d(1, 1, 1), 1, 28), "input_size=28 must be (channels, height, width)"),
-        ((nn.Conv2d(1, 1, 1).double(), 1), "models of float32 on the CPU; weight is torch.float64 on cpu"),
-        ((nn.Conv2d(1, 1, 1).bfloat16(), 1), "models of float32 on the CPU; weight is torch.bfloat16 on cpu"),
-        ((nn.Conv2d(1, 1, 1, device="meta"), 1), "models of float32 on the CPU; weight is torch.float32 on meta"),
+        ((nn.Conv2d(1, 1, 1).double(), 1), "models of float32; weight is torch.float64 on cpu"),
+        ((nn.Conv2d(1, 1, 1).bfloat16(), 1), "models of float32; weight is torch.bfloat16 on cpu"),
+        ((nn.Conv2d(1, 1, 1, device="meta"), 1), "models of float32; weight is torch.float32 on meta"),
         ((nn.BatchNorm2d(1, affine=False).double(), 1), "running_mean is torch.float64"),
         ((Pair(), 1, (1, 3, 3)), "networks that return one tensor"),
         ((InPlace(), 1, (1, 5, 5)), "InPlace can't be followed: its plan would differ"),
@@ -305,6 +307,27 @@ class InPlace(nn.Module):
 def test_what_accelerate_refuses(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         accelerate(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"device": "gpu"}, "device='gpu' is none that torch knows"),
+        ({"device": "meta"}, "device='meta' must be cpu or a CUDA GPU"),
+        ({"device": "cuda:1"}, "device='cuda:1' is not there: torch sees 1 CUDA GPUs"),
+        ({"device": "cuda", "dtype": torch.float64}, "on cuda must be one of float32, float16, bfloat16"),
+        ({"dtype": torch.float16}, "dtype=torch.float16 on cpu must be one of float32"),
+    ],
+    ids=str,
+)
+def test_where_no_plan_can_be(
+    place: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        accelerate(nn.Conv2d(1, 1, 1), 1, (1, 3, 3), **place)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_plan(tmp_path / "none.plan", **place)
 
 
 def test_wrong_channels_are_the_models_error() -> None:

@@ -61,8 +61,8 @@ class Backend(Protocol):
     def reason_not(self, x: Tensor, targets: Sequence[Target], *, autocast: bool) -> str | None:
         """Why it can't compute the layers on x; None if it can."""
 
-    def available(self, dtype: torch.dtype, *, may_build: bool) -> bool:
-        """Whether it runs here; with `may_build` it may be compiled and checked first."""
+    def available(self, device: torch.device, dtype: torch.dtype, *, may_build: bool) -> bool:
+        """Whether it runs on the device; with `may_build` it may be compiled and checked first."""
 
     def live(self, shape: tuple[int, ...], dtype: torch.dtype, targets: Sequence[Target], result: torch.dtype) -> float:
         """The share of the numbers that the last of `targets` gives on that are not known to be zero."""

@@ -69,7 +69,7 @@ def segments(x: Tensor, targets: Sequence[Target], engine: str, call: Call) -> l
         raise ValueError(f"engine='roi': {reason}; engine='auto' takes torch there")
     if reason is not None or backend is None:
         return [Segment(layers, None, reason or "")]
-    if not backend.available(call.dtype, may_build=call.may_build):
+    if not backend.available(x.device, call.dtype, may_build=call.may_build):
         built = "" if call.may_build else " yet, and none may be built in a checkpoint, a backward pass or a capture"
         return [Segment(layers, None, f"there are no kernels here{built}")]
     made = [Segment(layers, backend)] if name == "roi" else _faster(x, layers, backend, fourier, call)

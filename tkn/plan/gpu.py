@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tkn.app.messages import first_line
+from tkn.backends.cuda.device import on
 from tkn.plan.compare import difference, random_images
-from tkn.plan.graph import Affine, Call, Constant, Convolve, Graph, Node, Operation
+from tkn.plan.elsewhere import moved
+from tkn.plan.graph import Graph
 from tkn.plan.lower_gpu import GpuLowering, Memory
 from tkn.plan.parts import Part, Program, TorchPart, Values, split, torch_shape
 
@@ -22,31 +25,60 @@ _TRIED_IMAGES = 5
 
 
 class GpuPart(Part):
-    """Nodes that the kernels know, on batches of `images`; smaller ones are filled up, larger ones cut."""
+    """Nodes that the kernels know, on batches of `images`; smaller ones are filled up, larger ones cut.
 
-    def __init__(self, graph: Graph, nodes: list[int], images: int, device: torch.device, dtype: torch.dtype) -> None:
+    Where what it reads is not what it was made for, torch computes instead.
+    """
+
+    def __init__(
+        self, graph: Graph, far: Graph, nodes: list[int], images: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         super().__init__(graph, nodes)
         self.images, self.device, self.dtype = images, device, dtype
-        self.lowering = GpuLowering(graph, nodes, self.inputs, self.outputs, images, device, dtype)
+        self.by_torch = TorchPart(far, nodes)
+        self.shapes = {position: torch_shape(graph, position) for position in (*self.inputs, *self.outputs)}
+        with on(device):
+            self.lowering = GpuLowering(graph, nodes, self.inputs, self.outputs, images, device, dtype)
         self._free: list[_Run] = []
         self._lock = threading.Lock()
 
     def run(self, values: Values) -> None:
         inputs = [values[position] for position in self.inputs]
+        if not self._are_readable(inputs):
+            self.by_torch.run(values)
+            return
         count = len(inputs[0])
         outputs = [
-            torch.empty(count, *torch_shape(self.graph, position), dtype=self.dtype, device=self.device)
+            torch.empty(count, *self.shapes[position], dtype=self.dtype, device=self.device)
             for position in self.outputs
         ]
+        with on(self.device), self._run() as run:
+            for start in range(0, count, self.images):
+                some = slice(start, start + self.images)
+                run([x[some] for x in inputs], [y[some] for y in outputs])
+        values.update(zip(self.outputs, outputs, strict=True))
+
+    def _are_readable(self, inputs: list[Any]) -> bool:
+        for x, position in zip(inputs, self.inputs, strict=True):
+            if not isinstance(x, Tensor) or x.device != self.device or x.shape[1:] != self.shapes[position]:
+                return False
+        images = {len(x) for x in inputs}
+        return len(images) == 1 and 0 not in images
+
+    @contextmanager
+    def _run(self) -> Iterator[_Run]:
+        """One that nobody else uses meanwhile, on this or another stream."""
+        if _is_capturing(self.device):  # the graph that somebody captures keeps what it computes in
+            yield _Run(self)
+            return
         with self._lock:
             run = self._free.pop() if self._free else None
         run = run or _Run(self)
-        for start in range(0, count, self.images):
-            some = slice(start, start + self.images)
-            run([x[some] for x in inputs], [y[some] for y in outputs])
+        run.wait()
+        yield run
+        run.note_end()
         with self._lock:
             self._free.append(run)
-        values.update(zip(self.outputs, outputs, strict=True))
 
     def empty(self, position: int) -> Tensor:
         """A batch of a node's activations as the kernels take and give it."""
@@ -63,10 +95,11 @@ class _Run:
         inputs, outputs = ([part.empty(position) for position in ends] for ends in (part.inputs, part.outputs))
         self.memory = Memory(part.lowering.memory(), inputs, outputs)
         self.graph: torch.cuda.CUDAGraph | None = None
-        if part.device.type == "cuda":
+        self._end: torch.cuda.Event | None = None
+        if part.device.type == "cuda" and not _is_capturing(part.device):
             self._compute()  # kernels are compiled when they are first started
             torch.cuda.synchronize(part.device)
-            self.graph = torch.cuda.CUDAGraph()
+            self.graph, self._end = torch.cuda.CUDAGraph(), torch.cuda.Event()
             with torch.cuda.graph(self.graph):
                 self._compute()
 
@@ -86,15 +119,41 @@ class _Run:
         for mine, wanted in zip(self.memory.outputs, outputs, strict=True):
             wanted.copy_(mine[:count].reshape(wanted.shape))
 
+    def note_end(self) -> None:
+        """Of what the current stream computes in the memory."""
+        if self._end is not None:
+            self._end.record()
+
+    def wait(self) -> None:
+        """Let what comes in the current stream wait for the last end."""
+        if self._end is not None:
+            self._end.wait()
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
 
 def arranged_on_gpu(graph: Graph, images: int, device: torch.device, dtype: torch.dtype) -> Program:
-    """The graph by the GPU's kernels; by torch on the device, after a warning, if these do not compute the same."""
+    """The graph by the GPU's kernels; by torch on the device, after a warning, if these do not compute the same.
+
+    torch.OutOfMemoryError if there is no room for a batch of so many images.
+    """
     far = moved(graph, device, dtype)
     by_torch = Program.by_torch(far)
-    program = Program(far, list(_parts(graph, far, images, device, dtype)))
     x = random_images(_TRIED_IMAGES, graph.input_size)
-    expected = Program.by_torch(graph)(x)
-    differs = difference(program(x.to(device, dtype)).float().cpu(), expected)
+    try:
+        program = Program(far, list(_parts(graph, far, images, device, dtype)))
+        result = program(x.to(device, dtype)).float().cpu()
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{first_line(error)} A plan for batches of {images} images keeps all their activations inside the ROIs: a "
+            "smaller batch_size, a type of half the bytes or smaller ROIs need less"
+        ) from error
+    except Exception as error:  # Triton's are of many kinds
+        warnings.warn(f"torch runs the plan: {type(error).__name__}: {first_line(error)}", stacklevel=2)
+        return by_torch
+    differs = difference(result, Program.by_torch(graph)(x))
     if differs <= TOLERANCE[dtype]:
         return program
     warnings.warn(f"torch runs the plan: the GPU engine's result differs by {differs:.1e}", stacklevel=2)
@@ -106,36 +165,4 @@ def _parts(graph: Graph, far: Graph, images: int, device: torch.device, dtype: t
         if graph.nodes[nodes[0]].by_torch:
             yield TorchPart(far, nodes)
         else:
-            yield GpuPart(graph, nodes, images, device, dtype)
-
-
-def moved(graph: Graph, device: torch.device, dtype: torch.dtype) -> Graph:
-    """The same operations on a device, with weights of `dtype`."""
-    nodes = [
-        Node(node.name, _moved(node.operation, device, dtype), node.inputs, node.size, node.flat)
-        for node in graph.nodes
-    ]
-    return Graph(nodes, graph.output)
-
-
-def _moved(operation: Operation, device: torch.device, dtype: torch.dtype) -> Operation:
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device, dtype if value.is_floating_point() else None)
-        if isinstance(value, dict):
-            return {key: move(part) for key, part in value.items()}
-        return type(value)(map(move, value)) if type(value) in (list, tuple) else value
-
-    made = copy.copy(operation)
-    if isinstance(made, Convolve):
-        made.weight, made.bias = move(made.weight), move(made.bias)
-        # Windows and masks are kept beside what they were made of.
-        for name in ("window", "mask"):
-            made.__dict__[name] = move(getattr(operation, name))
-    elif isinstance(made, Affine):
-        made.scale, made.shift = made.scale.to(device), made.shift.to(device)
-    elif isinstance(made, Constant):
-        made.value = move(made.value)
-    elif isinstance(made, Call):
-        made.args, made.kwargs = move(made.args), move(made.kwargs)
-    return made
+            yield GpuPart(graph, far, nodes, images, device, dtype)

@@ -6,7 +6,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from tkn.app.files import whole_file
-from tkn.plan.arrange import arranged
 from tkn.plan.capture import build_graph, frozen
 from tkn.plan.compare import TOLERANCE, compare
 from tkn.plan.file import json_value, plan_bytes, read_plan
 from tkn.plan.graph import Graph, Size
 from tkn.plan.parts import Program
+from tkn.plan.place import CPU, Place
 from tkn.tracing import torch_must_follow
 
 
@@ -30,39 +30,42 @@ def accelerate(
     batch_size: int,
     input_size: tuple[int, ...] | None = None,
     *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
     classes: Any = None,
     preprocessing: Any = None,
 ) -> Plan:
-    """A trained network as a plan that computes inside the ROIs only: plan(x) is model.eval()(x), faster, on the CPU.
+    """A trained network as a plan that computes inside the ROIs only: plan(x) is model.eval()(x), faster.
 
     Batch normalisation is folded into the convolutions; windows, biases, ReLU and pooling are done as a convolution
     writes; inputs that are known to be constant outside of their own ROIs are not multiplied. The model is copied.
 
     Args:
-        model: takes one tensor [B, C, H, W] of float32 and returns one tensor.
+        model: of float32; takes one tensor [B, C, H, W] and returns one tensor.
         batch_size: what the plan is made for; it takes other batches, at another speed.
         input_size: (C, H, W) of the images; None: that of the first batch, when the plan is then made.
+        device, dtype: where the plan computes and in what numbers, wherever the model is: float32 on "cpu"; float32,
+            float16 or bfloat16 on "cuda". The images are to be there too, in that type or in float32.
         classes, preprocessing: what a user of the plan's file should know, such as the names of the outputs and how
             images are scaled: any JSON values, kept as `plan.classes` and `plan.preprocessing`.
 
     Layers that the engine does not know are run by torch: `plan.fallbacks` names them. ValueError for a model whose
-    operations can't be followed, or that is not of float32 on the CPU. Where the kernels can't be compiled, torch runs
-    everything, after a warning.
+    operations can't be followed, or that is not of float32. Where the kernels can't be compiled, torch runs everything,
+    after a warning.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
     if input_size is not None and not _is_size(input_size):
         raise ValueError(f"input_size={input_size!r} must be (channels, height, width)")
+    place = Place.of(device, dtype)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32):
-            raise ValueError(
-                f"accelerate takes models of float32 on the CPU; {name} is {tensor.dtype} on {tensor.device}"
-            )
+        if tensor.is_meta or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+            raise ValueError(f"accelerate takes models of float32; {name} is {tensor.dtype} on {tensor.device}")
     notes = {"classes": json_value("classes", classes), "preprocessing": json_value("preprocessing", preprocessing)}
     if input_size is None:
-        return Plan(copy.deepcopy(model), batch_size, **notes)
+        return Plan(copy.deepcopy(model), batch_size, place, **notes)
     with _undisturbed():
-        return Plan(_checked_graph(model, tuple(input_size)), batch_size, **notes)
+        return Plan(_checked_graph(model, tuple(input_size)), batch_size, place, **notes)
 
 
 def _is_size(value: object) -> bool:
@@ -71,28 +74,29 @@ def _is_size(value: object) -> bool:
     return all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in value)
 
 
-def load_plan(path: str | Path) -> Plan:
+def load_plan(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Plan:
     """A plan written by `Plan.save`; its first call arranges it anew for this machine, which may take seconds.
 
-    The file is data: nothing in it is executed, and everything is checked before it is used. Loading takes no more
-    memory than twice the file's size and 64 MiB: large images are computed for a check at the first call.
-    FileNotFoundError; ValueError for a file that is no plan, is damaged, of another version, or does not compute what
-    it says.
+    `device`, `dtype`: as `accelerate`'s, whatever the saved plan had. The file is data: nothing in it is executed, and
+    everything is checked before it is used. Loading takes no more of the CPU's memory than twice the file's size and
+    64 MiB: large images are computed for a check at the first call. FileNotFoundError; ValueError for a file that is no
+    plan, is damaged, of another version, or does not compute what it says.
     """
-    path = Path(path)
+    path, place = Path(path), Place.of(device, dtype)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a plan")
     with path.open("rb") as file:
-        return _read(file, path.stat().st_size, str(path))
+        return _read(file, path.stat().st_size, str(path), place)
 
 
-def _read(file: BinaryIO, size: int, name: str, small: bool | None = None) -> Plan:
+def _read(file: BinaryIO, size: int, name: str, place: Place, small: bool | None = None) -> Plan:
     with _undisturbed():
         contents = read_plan(file, size, name)
         checked = contents.check_now(name)
         plan = Plan(
             contents.graph,
             contents.batch_size,
+            place,
             small=small,
             classes=contents.classes,
             preprocessing=contents.preprocessing,
@@ -103,27 +107,14 @@ def _read(file: BinaryIO, size: int, name: str, small: bool | None = None) -> Pl
         return plan
 
 
-def _unpickled(data: bytes, small: bool | None) -> Plan:
-    return _read(BytesIO(data), len(data), "the plan", small)
+def _unpickled(data: bytes, device: str, dtype: torch.dtype, small: bool | None) -> Plan:
+    return _read(BytesIO(data), len(data), "the plan", Place.of(device, dtype), small)
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Whatever the caller is about: gradients, inference mode, autocast, default devices."""
-    with torch.inference_mode(False), torch.no_grad(), _undisturbed_modes():
-        yield
-
-
-def _own_modes() -> AbstractContextManager[Any]:
-    """No autocast, and what torch makes is made on the CPU. Entering takes longer than some layers: only if needed."""
-    if torch._C._len_torch_function_stack() or torch.is_autocast_enabled("cpu"):
-        return _undisturbed_modes()
-    return nullcontext()
-
-
-@contextmanager
-def _undisturbed_modes() -> Iterator[None]:
-    with torch.autocast("cpu", enabled=False), torch.device("cpu"):
+    with torch.inference_mode(False), torch.no_grad(), CPU.undisturbed_modes():
         yield
 
 
@@ -134,7 +125,7 @@ def _torch_must_see(x: Tensor) -> bool:
 
 def _checked_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
     """The model's graph, held against the model: in-place operations, for one, could mean something else."""
-    model = frozen(model)
+    model = frozen(model).cpu()
     graph = build_graph(model, input_size)
     error, told = compare(Program.by_torch(graph), model, input_size)
     name = type(model).__name__
@@ -157,13 +148,14 @@ class Plan(nn.Module):
 
     It has no parameters and stays in evaluation mode. Several threads may call it at the same time. Deep copies and
     pickles go through a file's content, and are refused where a file would be. `small`: with vectors over the channels
-    (True) or the images (False); by default whichever is faster.
+    (True) or the images (False), on the CPU; by default whichever is faster.
     """
 
     def __init__(
         self,
         source: Graph | nn.Module,
         batch_size: int,
+        place: Place = CPU,
         *,
         small: bool | None = None,
         classes: Any = None,
@@ -175,6 +167,7 @@ class Plan(nn.Module):
         self.batch_size = batch_size
         self.classes = classes
         self.preprocessing = preprocessing
+        self._place = place
         self._small = small
         self._lock = threading.Lock()
         self._graph: Graph | None = None
@@ -186,10 +179,10 @@ class Plan(nn.Module):
         if not isinstance(source, Graph):
             self._model = (source,)
             return
-        self._graph, self._by_torch = source, Program.by_torch(source)
+        self._graph, self._by_torch = source, place.by_torch(source)
         if arrange:
             with _undisturbed():
-                self._program = arranged(source, batch_size, small)
+                self._program = place.arranged(source, batch_size, small)
 
     def _made(self) -> Graph:
         if self._graph is None:
@@ -200,6 +193,16 @@ class Plan(nn.Module):
     def input_size(self) -> Size:
         """(C, H, W)"""
         return self._made().input_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes images and gives results."""
+        return self._place.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the results."""
+        return self._place.dtype
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -222,8 +225,8 @@ class Plan(nn.Module):
                 check()
             return plan_bytes(graph, self.batch_size, self.classes, self.preprocessing)
 
-    def __reduce__(self) -> tuple[Callable[[bytes, bool | None], Plan], tuple[bytes, bool | None]]:
-        return _unpickled, (self._bytes(), self._small)
+    def __reduce__(self) -> tuple[Callable[..., Plan], tuple[Any, ...]]:
+        return _unpickled, (self._bytes(), str(self.device), self.dtype, self._small)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As any module's; see `forward`."""
@@ -236,8 +239,8 @@ class Plan(nn.Module):
         """[B, C, H, W] -> what the network returns. ValueError for images of another size, type or device."""
         if not isinstance(x, Tensor):
             raise ValueError(f"the plan takes a tensor, not a {type(x).__name__}")
-        if x.device.type != "cpu" or x.dtype != torch.float32 or x.layout != torch.strided:
-            raise ValueError(f"the plan takes float32 on the CPU, not {x.dtype} on {x.device} ({x.layout})")
+        if not self._place.takes(x):
+            raise ValueError(f"the plan takes {self._place}, not {x.dtype} on {x.device} ({x.layout})")
         size = None if self._graph is None else self._graph.input_size
         if x.dim() != 4 or x.shape[0] == 0 or (size is not None and tuple(x.shape[1:]) != size):
             expected = "C, H, W" if size is None else ", ".join(map(str, size))
@@ -246,10 +249,10 @@ class Plan(nn.Module):
             self._made()
             if self._by_torch is None or self._checks:
                 raise ValueError("the plan's file is checked at its first use: call it on images before it is traced")
-            with torch.autocast("cpu", enabled=False):
-                return self._by_torch(x)
-        with _own_modes():
-            return (self._program or self._make(x))(x)
+            with torch.autocast(self.device.type, enabled=False):
+                return self._by_torch(self._place.numbers(x))
+        with self._place.modes():
+            return (self._program or self._make(x))(self._place.numbers(x))
 
     def _make(self, x: Tensor) -> Program:
         """What is left to the first call, once."""
@@ -260,14 +263,14 @@ class Plan(nn.Module):
                     graph = _checked_graph(self._model[0], tuple(x.shape[1:]))
                 for check in self._checks:
                     check()
-                program = arranged(graph, self.batch_size, self._small)
-                self._graph, self._by_torch = graph, Program.by_torch(graph)
+                program = self._place.arranged(graph, self.batch_size, self._small)
+                self._graph, self._by_torch = graph, self._place.by_torch(graph)
                 self._program, self._model, self._checks = program, (), ()
             return self._program
 
     def extra_repr(self) -> str:
         size = "that of the first batch" if self._graph is None else self._graph.input_size
-        return f"batch_size={self.batch_size}, input_size={size}"
+        return f"batch_size={self.batch_size}, input_size={size}, {self._place}"
 
     def train(self, mode: bool = True) -> Plan:
         """Plans are in evaluation mode."""
@@ -290,4 +293,7 @@ class Plan(nn.Module):
         self.load_state_dict()
 
     def _apply(self, *_: Any, **__: Any) -> NoReturn:  # to, half, cuda, ...
-        raise RuntimeError("a plan is float32 on the CPU: elsewhere, or in another type, use the network itself")
+        raise RuntimeError(
+            f"a plan stays {self._place}: make another with tkn.accelerate, or read its file with tkn.load_plan; both "
+            "take a device and a dtype"
+        )

@@ -72,8 +72,9 @@ def _read_factors(path: Path) -> Factors:
         return {}
 
 
-def available(dtype: torch.dtype, *, may_build: bool) -> bool:
+def available(device: torch.device, dtype: torch.dtype, *, may_build: bool) -> bool:
     """Whether there are kernels for inputs of `dtype`; `may_build`: compile and check them if that was not done yet."""
+    del device  # there is one CPU
     return build.available(computed_in(dtype), may_build=may_build)
 
 

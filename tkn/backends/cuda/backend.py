@@ -55,13 +55,12 @@ def reason_not(x: Tensor, targets: Sequence[Target], *, autocast: bool) -> str |
     return None
 
 
-def available(dtype: torch.dtype, *, may_build: bool) -> bool:
-    """Whether the kernels run on this machine's GPU and compute numbers of `dtype` as torch does; `may_build`: they may
-    be compiled and checked if that was not done yet. A warning says once why not."""
-    device = torch.cuda.current_device() if torch.cuda.is_available() else -1
+def available(device: torch.device, dtype: torch.dtype, *, may_build: bool) -> bool:
+    """Whether the kernels run on this GPU and compute numbers of `dtype` as torch does; `may_build`: they may be
+    compiled and checked if that was not done yet. A warning says once why not."""
     key = device, dtype
     if key not in _checked and may_build:
-        _checked[key] = reason_unavailable() or _failed_check(torch.device("cuda", device), dtype)
+        _checked[key] = reason_unavailable(device) or _failed_check(device, dtype)
         if _checked[key] is not None:
             why = f"no ROI engine on the GPU: {_checked[key]}; torch computes densely"
             warnings.warn(why, RuntimeWarning, stacklevel=2)
@@ -69,11 +68,11 @@ def available(dtype: torch.dtype, *, may_build: bool) -> bool:
 
 
 #: By device and type of numbers: why the kernels can't be used there, None if they can.
-_checked: dict[tuple[int, torch.dtype], str | None] = {}
+_checked: dict[tuple[torch.device, torch.dtype], str | None] = {}
 
 
-def reason_unavailable() -> str | None:
-    """What is missing on this machine for the kernels, None if nothing is."""
+def reason_unavailable(device: torch.device) -> str | None:
+    """What is missing for the kernels, None if nothing is."""
     try:
         import triton  # noqa: F401
     except ImportError as error:
@@ -82,9 +81,9 @@ def reason_unavailable() -> str | None:
         return "torch sees no GPU"
     if torch.version.hip is not None:
         return "its kernels were made for NVIDIA's GPUs"
-    capability = torch.cuda.get_device_capability()
+    capability = torch.cuda.get_device_capability(device)
     if capability < _LEAST_CAPABILITY:
-        return f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}, below 8.0"
+        return f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, below 8.0"
     return None
 
 

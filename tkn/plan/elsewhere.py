@@ -1,0 +1,45 @@
+"""A graph on another device, or with weights of another type."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tkn.plan.graph import Affine, Call, Constant, Convolve, Graph, Node, Operation
+
+
+def moved(graph: Graph, device: torch.device, dtype: torch.dtype) -> Graph:
+    """The same operations on a device, with weights of `dtype`."""
+    nodes = [
+        Node(node.name, _moved(node.operation, device, dtype), node.inputs, node.size, node.flat)
+        for node in graph.nodes
+    ]
+    return Graph(nodes, graph.output)
+
+
+def _moved(operation: Operation, device: torch.device, dtype: torch.dtype) -> Operation:
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device, dtype if value.is_floating_point() else None)
+        if isinstance(value, dict):
+            return {key: move(part) for key, part in value.items()}
+        return type(value)(map(move, value)) if type(value) in (list, tuple) else value
+
+    made = copy.copy(operation)
+    if isinstance(made, Convolve):
+        made.weight, made.bias = move(made.weight), move(made.bias)
+        # Windows and masks are kept beside what they were made of.
+        for name in ("window", "mask"):
+            made.__dict__[name] = move(getattr(operation, name))
+    elif isinstance(made, Affine):
+        made.scale, made.shift = made.scale.to(device), made.shift.to(device)
+    elif isinstance(made, Constant):
+        made.value = move(made.value)
+    elif isinstance(made, Call):
+        made.args, made.kwargs = move(made.args), move(made.kwargs)
+        if isinstance(made.function, nn.Module):
+            made.function = copy.deepcopy(made.function).to(device, dtype)
+    return made
