@@ -31,11 +31,12 @@ from torch.nn import functional as F  # noqa: E402
 import tkn  # noqa: E402
 from tkn.backends.cuda import backend  # noqa: E402
 from tkn.backends.cuda.check import wrong_results  # noqa: E402
+from tkn.bench.on_gpu import gpu_seconds, graphed  # noqa: E402
 from tkn.bench.thin import thin  # noqa: E402
 from tkn.layers import roi_layers  # noqa: E402
 from tkn.macs import count_macs  # noqa: E402
 from tkn.ops import engines, sticky  # noqa: E402
-from tkn.ops.following import Following  # noqa: E402
+from tkn.plan import place  # noqa: E402
 from tkn.sequential import TargetSequential  # noqa: E402
 
 DEVICE = torch.device("cpu" if DRY else "cuda")
@@ -68,40 +69,20 @@ def networks(case: str, size: tuple[int, int, int]) -> dict[str, nn.Module]:
     return {"dense": dense, "thin": thin(dense, size, count_macs(targeted, size).total_roi), "tkn": targeted}
 
 
-def graphed(run: Run) -> Run:
+def captured(run: Run) -> Run:
     """The kernels of a call as one graph."""
-    for _ in range(1 if DRY else 3):
-        run()
     if DRY:
         return run
-    torch.cuda.synchronize()
-    graph, following = torch.cuda.CUDAGraph(), Following()
-    with following.recording(), torch.cuda.graph(graph):
-        run()
-    following.check()
-    assert not following.left()
-    # What was captured reads these.
-    graph.following = following  # type: ignore[attr-defined]
-    return graph.replay
+    return graphed(run)
 
 
 def seconds(run: Run) -> float:
-    """The median of some calls."""
+    """The median of some samples."""
     if DRY:
         run()
         return 0.0
-    run()
-    taken = []
-    for _ in range(5):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        start.record()
-        for _ in range(20):
-            run()
-        end.record()
-        torch.cuda.synchronize()
-        taken.append(start.elapsed_time(end) / 20e3)
-    return median(taken)
+    gpu_seconds(run)
+    return median(gpu_seconds(run) for _ in range(9))
 
 
 def prepared(model: nn.Module, dtype: torch.dtype, kind: str, training: bool) -> nn.Module:
@@ -152,6 +133,20 @@ def errors(case: str, size: tuple[int, int, int], models: dict[str, nn.Module]) 
     return found
 
 
+def plain(model: nn.Module, x: Tensor) -> Tensor:
+    """The network by torch in float32."""
+    model = copy.deepcopy(model).to(x.device).eval()
+    for layer in roi_layers(model).values():
+        layer.engine = "dense"
+    with torch.no_grad():
+        return model(x)  # type: ignore[no-any-return]
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """As a part of the largest number."""
+    return float((ours.float() - theirs).abs().max() / theirs.abs().max())
+
+
 def main() -> None:
     out = Path(sys.argv[1])
     half = torch.float32 if DRY else torch.bfloat16
@@ -159,6 +154,7 @@ def main() -> None:
         engines._MODULES["cpu"] = backend.__name__
         backend.available = lambda *_, **__: True  # type: ignore[assignment]
         sticky.forget()
+        place.ARRANGED["cpu"] = place.ARRANGED["cuda"]
     card = "none" if DRY else torch.cuda.get_device_name()
     result: dict[str, Any] = {"card": card, "torch": torch.__version__, "triton": triton.__version__, "rows": []}
 
@@ -194,9 +190,13 @@ def main() -> None:
                         try:
                             made = prepared(model, half, name, training)
                             forward = torch.compile(made, mode="max-autotune-no-cudagraphs") if compiled else made
-                            runs[kind] = graphed(call(made, forward, images, half, training))
+                            runs[kind] = captured(call(made, forward, images, half, training))
                         except Exception as error:  # the others are timed all the same
                             keep(case=case, batch=batch, training=training, failed=kind, why=repr(error)[:500])
+                if not training:
+                    plan = tkn.accelerate(models["tkn"], batch, size, device=DEVICE, dtype=half)
+                    keep(case=case, batch=batch, plan_differs=difference(plan(images), plain(models["tkn"], x)))
+                    runs["tkn plan"] = captured(lambda plan=plan, images=images: plan(images))  # type: ignore[misc]
                 for turn in range(2):
                     taken = {kind: 1e3 * seconds(run) for kind, run in runs.items()}
                     keep(case=case, batch=batch, training=training, turn=turn, ms=taken)

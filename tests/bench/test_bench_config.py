@@ -43,7 +43,11 @@ def test_one_share_or_several() -> None:
         ("rois.share=half", r"rois\.share: "),
         ("batch_sizes=[0]", r"batch_sizes=\[0\] must be"),
         ("batch_sizes=[1.5]", r"batch_sizes\[0\]: Value '1\.5'"),
-        ("train_batch_size=1", "train_batch_size=1 must be null or at least 2"),
+        ("train_batch_sizes=[1]", r"train_batch_sizes=\[1\] must be a list of different numbers, at least 2"),
+        ("dtype=half", "dtype=half must be one of float32, float16, bfloat16"),
+        ("dtype=float16", r"dtype=torch\.float16 on cpu must be one of float32"),
+        ("device=gpu", "device='gpu' is none that torch knows"),
+        ("engines=[torch-compile-max-autotune]", r"engines=\[.*\] has none that computes on device='cpu'"),
         ("threads=0", "threads=0 must be null or at least 1"),
         ("thinned.multiple=0", r"thinned\.multiple=0 must be at least 1"),
         ("measure.rounds=0", r"measure\.rounds=0 must be"),
@@ -65,8 +69,8 @@ def test_wrong_keys_and_values(override: str, message: str) -> None:
 def test_wrong_combinations() -> None:
     with pytest.raises(ValueError, match=r"rois\.path=None must be a path with rois\.source=file"):
         check_config(compose("rois.source=file", "rois.path=null"))
-    with pytest.raises(ValueError, match="train_batch_size=None must be set"):
-        check_config(compose("batch_sizes=[]", "train_batch_size=null"))
+    with pytest.raises(ValueError, match=r"train_batch_sizes=\[\] must be set"):
+        check_config(compose("batch_sizes=[]", "train_batch_sizes=[]"))
     with pytest.raises(ValueError, match="memory=True must be false without batch_sizes"):
         check_config(compose("batch_sizes=[]", "memory=true"))
 

@@ -26,7 +26,7 @@ from tkn.models import build_model
 SMALL = (
     "case.input_size=[1,12,12]",
     "batch_sizes=[1,2]",
-    "train_batch_size=2",
+    "train_batch_sizes=[2]",
     "threads=1",
     "measure.repeats=2",
     "measure.rounds=2",
@@ -121,6 +121,7 @@ def _result() -> dict[str, Any]:
         "case": "case",
         "threads": 2,
         "machine": {"cpu": "a CPU"},
+        "device": {"name": "cpu"},
         "networks": [{"name": name, "kind": kind, "macs": macs} for name, kind, macs in networks],
         "timings": ROWS,
     }
@@ -145,13 +146,20 @@ def test_the_fastest_engine_of_a_network_is_bold() -> None:
     assert "[yellow]failed[/]" in cells
 
 
+def test_a_gpu_is_named_with_the_type_of_its_numbers() -> None:
+    result = _result() | {"device": {"name": "NVIDIA H200"}, "dtype": "bfloat16"}
+    title = "case: milliseconds (half the quartiles' distance), NVIDIA H200, bfloat16"
+    assert timings_table(result).title == title
+    assert cost_figure(result).get_suptitle() == "case on NVIDIA H200, bfloat16"
+
+
 def test_rois_of_a_file_and_of_another_case(tmp_path: Path) -> None:
     model = build_model("tdn10", (1, 12, 12), 10, attention="gaussian")
     generate_rois(model, (1, 12, 12), 0.8, seed=0)
     path = tmp_path / "rois.json"
     save_rois(model, "tdn10", (1, 12, 12), 10, "how", path)
     arguments = (*SMALL[:1], *SMALL[3:], "rois.source=file", f"rois.path={path}")
-    arguments = (*arguments, "batch_sizes=[1]", "train_batch_size=null", "engines=[torch-masked]")
+    arguments = (*arguments, "batch_sizes=[1]", "train_batch_sizes=[]", "engines=[torch-masked]")
     result = bench(compose(*arguments), tmp_path / "out")
     assert result["networks"][2]["rois"] == f"{path}: how"
     assert result["speedups"] == []
@@ -165,7 +173,7 @@ def test_rois_of_a_file_and_of_another_case(tmp_path: Path) -> None:
 def test_a_busy_machine_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "load_average", lambda: 3.25)
     monkeypatch.setattr(run.OtherLoad, "mean", lambda _self: 1.5)
-    arguments = (*SMALL, "batch_sizes=[1]", "train_batch_size=null", "engines=[torch]")
+    arguments = (*SMALL, "batch_sizes=[1]", "train_batch_sizes=[]", "engines=[torch]")
     warnings = "; ".join(bench(compose(*arguments), tmp_path)["warnings"])
     assert "the load average was 3.25 at the start" in warnings
     assert "1.5 CPUs were busy with something else" in warnings
@@ -182,7 +190,7 @@ def test_memory(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    arguments = (*SMALL, "batch_sizes=[1]", "train_batch_size=null", "engines=[torch]")
+    arguments = (*SMALL, "batch_sizes=[1]", "train_batch_sizes=[]", "engines=[torch]")
     done = run_forked(TKN_BENCH, *arguments, folder=tmp_path, HYDRA_FULL_ERROR="0")
     assert done.returncode == 0, done.stderr
     assert "tdn10_mnist: milliseconds" in done.stdout

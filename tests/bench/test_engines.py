@@ -26,6 +26,7 @@ from tkn.bench.engines import (
 from tkn.bench.networks import Network, build_networks, images_and_labels
 from tkn.layers import TargetConv2d, roi_layers
 from tkn.macs import count_macs
+from tkn.plan.place import Place
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +111,8 @@ def test_wrong_gradients_are_refused(
     images, labels = images_and_labels(config, 4)
     made = engines._training_network
 
-    def scaled(network: nn.Module, options: TrainingOptions) -> Any:
-        model, forward = made(network, options)
+    def scaled(network: nn.Module, options: TrainingOptions, place: Place) -> Any:
+        model, forward = made(network, options, place)
         return model, (lambda x: forward(x) * 1.1) if options.channels_last else forward
 
     monkeypatch.setattr(engines, "_training_network", scaled)
@@ -158,13 +159,13 @@ def test_this_engine_is_asked_for_a_plan(
         def __call__(self, x: Tensor) -> Tensor:
             return self.model(x)  # type: ignore[no-any-return]
 
-    def accelerate(model: nn.Module, batch_size: int, input_size: tuple[int, ...]) -> Plan:
+    def accelerate(model: nn.Module, batch_size: int, input_size: tuple[int, ...], **_: Any) -> Plan:
         assert len(roi_layers(model)) == 6
         asked.append((batch_size, input_size))
         return Plan(model=model)
 
     monkeypatch.setattr(engines, "accelerate", accelerate)
-    monkeypatch.setattr(engines, "_require_roi_engine", lambda: None)
+    monkeypatch.setattr(engines, "_require_roi_engine", lambda *_: None)
     prepared = prepare_inference(TIMED_ENGINES["tkn"], networks["targeted"].model, images, 1)
     assert asked == [(2, (1, 12, 12))]
     assert prepared.notes == ("by torch: fc",)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tkn.app.messages import unknown
 from tkn.app.schema import check_rules, typed
 from tkn.bench.engines import TIMED_ENGINES
 from tkn.models import MODEL_NAMES
+from tkn.plan.place import Place
 
 SOURCES = ("file", "checkpoint", "generated")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass
@@ -51,9 +54,11 @@ class BenchConfig:
 
     case: CaseConfig
     rois: RoisConfig
+    device: str
+    dtype: str
     engines: list[str]
     batch_sizes: list[int]
-    train_batch_size: int | None
+    train_batch_sizes: list[int]
     threads: int | None
     thinned: ThinnedConfig
     measure: MeasureConfig
@@ -70,7 +75,15 @@ def check_config(config: DictConfig) -> DictConfig:
         if name not in TIMED_ENGINES:
             raise ValueError(unknown("engine", name, TIMED_ENGINES))
     check_rules(config, _rules(config))
+    place = place_of(config)
+    if not any(place.device.type in TIMED_ENGINES[name].devices for name in config.engines):
+        raise ValueError(f"engines={list(config.engines)} has none that computes on device={config.device!r}")
     return config
+
+
+def place_of(config: DictConfig) -> Place:
+    """Where it is to be computed, in what numbers; ValueError if plans can't be there."""
+    return Place.of(config.device, getattr(torch, config.dtype))
 
 
 def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
@@ -92,19 +105,13 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
         rois.source != "generated" or (_distinct(rois.share) and all(0 < share <= 1 for share in rois.share)),
         "a number, or different ones, within (0, 1]",
     )
+    yield "dtype", config.dtype in DTYPES, f"one of {', '.join(DTYPES)}"
     yield "engines", _distinct(config.engines), "a list of different names"
-    yield (
-        "batch_sizes",
-        len(set(config.batch_sizes)) == len(config.batch_sizes) and all(size >= 1 for size in config.batch_sizes),
-        "a list of different numbers, at least 1",
-    )
-    yield (
-        "train_batch_size",
-        # Batch normalisation has no variance of one image.
-        config.train_batch_size is None or config.train_batch_size >= 2,
-        "null or at least 2",
-    )
-    yield "train_batch_size", bool(config.batch_sizes) or config.train_batch_size is not None, "set without batch_sizes"
+    # Batch normalisation has no variance of one image.
+    for key, least in (("batch_sizes", 1), ("train_batch_sizes", 2)):
+        valid = not config[key] or (_distinct(config[key]) and min(config[key]) >= least)
+        yield key, valid, f"a list of different numbers, at least {least}"
+    yield "train_batch_sizes", bool(config.batch_sizes or config.train_batch_sizes), "set without batch_sizes"
     yield "threads", config.threads is None or config.threads >= 1, "null or at least 1"
     yield "thinned.multiple", config.thinned.multiple >= 1, "at least 1"
     yield "measure.rounds", measure.rounds >= 1, "at least 1"
@@ -112,8 +119,9 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     yield "measure.seconds", measure.seconds >= 0, "at least 0"
     yield "measure.warmup", measure.warmup >= 0, "at least 0"
     yield "memory", not config.memory or bool(config.batch_sizes), "false without batch_sizes"
+    yield "memory", not config.memory or config.device == "cpu", "false on a GPU, whose memory is not measured"
     yield "seed", 0 <= config.seed < 2**32, "a whole number from 0 to 2^32 - 1"
 
 
-def _distinct(values: list[float] | list[str]) -> bool:
+def _distinct(values: list[float] | list[int] | list[str]) -> bool:
     return 0 < len(set(values)) == len(values)

@@ -14,20 +14,22 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tkn.backends.cpu.build import available
 from tkn.backends.torch.fourier import suited, use_fourier
 from tkn.layers import TargetConv2d, roi_layers
 from tkn.macs import count_macs
+from tkn.ops.engines import backend_of
 from tkn.penalty import scale_penalty
+from tkn.plan.place import CPU, Place
 from tkn.plan.plan import accelerate
 
 #: Allowed differences from torch eager, as a part of the largest output. Engines sum in other orders, or in bfloat16.
 TOLERANCE = {"float32": 1e-3, "reduced": 0.1}
 #: The same of gradients, as a part of their norm: through many ReLUs and batch normalisations rounding grows.
-GRADIENT_TOLERANCE = 0.02
+GRADIENT_TOLERANCE = {"float32": 0.02, "reduced": 0.3}
 
 _REDUCED = "reduced"
 _FLOAT32 = "float32"
@@ -62,6 +64,7 @@ class TrainingOptions:
     """How torch takes a training step: compiled or not, memory format, and what computes its convolutions."""
 
     compiled: bool = False
+    mode: str | None = None
     channels_last: bool = False
     fourier: bool = False
     target_engine: Literal["dense", "roi"] = "dense"
@@ -71,7 +74,8 @@ class TrainingOptions:
 class TimedEngine:
     """What runs dense networks (a peer) or targeted ones, in inference, training or both.
 
-    infer: (network in evaluation mode, images [B, C, H, W], threads) -> Inference.
+    infer: (network in evaluation mode, images [B, C, H, W], threads) -> Inference, where the images are and in numbers
+    of their type; the network is of float32, on the CPU.
     """
 
     targeted: bool = False
@@ -79,46 +83,62 @@ class TimedEngine:
     train: TrainingOptions | None = None
     #: the ROI engine: what speed-ups are told of
     ours: bool = False
+    #: the types of devices on which it computes
+    devices: tuple[str, ...] = ("cpu", "cuda")
     #: false for a network that it would compute as another engine does
     applies_to: Callable[[nn.Module], bool] = lambda _network: True
 
 
-def prepare_inference(engine: TimedEngine, network: nn.Module, images: Tensor, threads: int) -> Prepared:
-    """Ready `engine`, its outputs held against torch eager's on the same images [B, C, H, W].
+def prepare_inference(
+    engine: TimedEngine, network: nn.Module, images: Tensor, threads: int, place: Place = CPU
+) -> Prepared:
+    """Ready `engine` at `place`, its outputs held against torch eager's of float32 on the same images [B, C, H, W].
 
     The call is for within torch.inference_mode(). ValueError if the outputs differ by more than TOLERANCE; whatever a
     missing or failing engine raises.
     """
     assert engine.infer is not None
-    reference = _copied(network, False, "dense")
-    inference = engine.infer(network, images, threads)
+    images = images.to(place.device)
+    reference = _copied(network, False, "dense", place.device)
+    inference = engine.infer(network, place.numbers(images), threads)
     with torch.inference_mode():
-        expected = reference(images).numpy()
-        outputs = np.asarray(inference.call())
+        expected, outputs = _as_array(reference(images)), _as_array(inference.call())
+    precision = inference.precision if place.dtype == torch.float32 else _REDUCED
     if outputs.shape != expected.shape:
         raise ValueError(f"its outputs have shape {outputs.shape}, not {expected.shape}")
     difference = float(np.abs(outputs - expected).max() / np.abs(expected).max())
-    _require_near(difference, TOLERANCE[inference.precision], "outputs")
-    return Prepared(inference.call, difference, inference.precision, inference.notes)
+    _require_near(difference, TOLERANCE[precision], "outputs")
+    return Prepared(inference.call, difference, precision, inference.notes)
 
 
-def prepare_training(engine: TimedEngine, network: nn.Module, images: Tensor, labels: Tensor) -> Prepared:
-    """Ready training steps of `engine`, its gradients held against torch eager's on the same batch.
+def _as_array(outputs: Any) -> NDArray[np.float32]:
+    return outputs.float().cpu().numpy() if isinstance(outputs, Tensor) else np.asarray(outputs)
+
+
+def prepare_training(
+    engine: TimedEngine, network: nn.Module, images: Tensor, labels: Tensor, place: Place = CPU
+) -> Prepared:
+    """Ready training steps of `engine` at `place`, its gradients held against torch eager's of float32.
 
     A step is zero_grad, forward, cross entropy, backward, SGD (momentum 0.9, Nesterov); with target layers the scale
-    penalty and the projection too. ValueError and others as `prepare_inference`.
+    penalty and the projection too. In halves the forward pass is under autocast. ValueError and others as
+    `prepare_inference`.
     """
     assert engine.train is not None
     if engine.train.target_engine == "roi":
-        _require_roi_engine()
+        _require_roi_engine(place.device, place.dtype)
     sizes = {row.name: row.map_size for row in count_macs(network, tuple(images.shape[1:])).target_layers}
-    expected = _gradients(*_training_network(network, TrainingOptions()), images, labels)
-    model, forward = _training_network(network, engine.train)
+    images, labels = images.to(place.device), labels.to(place.device)
+    expected = _gradients(
+        *_training_network(network, TrainingOptions(), Place(place.device, torch.float32)), images, labels
+    )
+    model, forward = _training_network(network, engine.train, place)
     if engine.train.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     gradients = _gradients(model, forward, images, labels)
     difference = float((gradients - expected).norm() / expected.norm())
-    _require_near(difference, GRADIENT_TOLERANCE, "gradients")
+    precision = _FLOAT32 if place.dtype == torch.float32 else _REDUCED
+    _require_near(difference, GRADIENT_TOLERANCE[precision], "gradients")
 
     # So small a rate that thousands of steps on one batch leave the network, and its cost, as it is.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-7, momentum=0.9, nesterov=True)
@@ -134,7 +154,7 @@ def prepare_training(engine: TimedEngine, network: nn.Module, images: Tensor, la
         for name, layer in targets.items():
             layer.project_(sizes[name])
 
-    return Prepared(step, difference)
+    return Prepared(step, difference, precision)
 
 
 def _require_near(difference: float, tolerance: float, what: str) -> None:
@@ -143,13 +163,19 @@ def _require_near(difference: float, tolerance: float, what: str) -> None:
 
 
 def _copied(
-    network: nn.Module, channels_last: bool, target_engine: Literal["dense", "roi"], fourier: bool = False
+    network: nn.Module,
+    channels_last: bool,
+    target_engine: Literal["dense", "roi"],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    fourier: bool = False,
 ) -> nn.Module:
     """A copy in a memory format whose target layers are computed by `target_engine`.
 
     `fourier`: its convolutions of many channels in the frequency domain.
     """
-    network = copy.deepcopy(network)
+    network = copy.deepcopy(network).to(device, dtype)
     if fourier:
         use_fourier(network)
     for module in network.modules():
@@ -162,7 +188,7 @@ def _copied(
 
 def _eager(channels_last: bool, fourier: bool = False) -> Callable[[nn.Module, Tensor, int], Inference]:
     def infer(network: nn.Module, images: Tensor, _threads: int) -> Inference:
-        forward = _copied(network, channels_last, "dense", fourier)
+        forward = _copied(network, channels_last, "dense", images.device, images.dtype, fourier=fourier)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return Inference(lambda: forward(images))
@@ -170,10 +196,16 @@ def _eager(channels_last: bool, fourier: bool = False) -> Callable[[nn.Module, T
     return infer
 
 
-def _compiled(options: dict[str, Any] | None) -> Callable[[nn.Module, Tensor, int], Inference]:
+def _compiled(
+    options: dict[str, Any] | None = None, mode: str | None = None
+) -> Callable[[nn.Module, Tensor, int], Inference]:
     def infer(network: nn.Module, images: Tensor, _threads: int) -> Inference:
+        channels_last = images.device.type == "cuda"  # as the GPU's matrix units read them
         # A copy: another engine's compilation must not be found in its place.
-        forward = torch.compile(copy.deepcopy(network), dynamic=False, options=options)
+        copied = _copied(network, channels_last, "dense", images.device, images.dtype)
+        forward = torch.compile(copied, dynamic=False, options=options, mode=mode)
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         return Inference(lambda: forward(images))
 
     return infer
@@ -240,22 +272,37 @@ def _openvino(reduced: bool) -> Callable[[nn.Module, Tensor, int], Inference]:
 
 
 def _tkn(network: nn.Module, images: Tensor, _threads: int) -> Inference:
-    _require_roi_engine()
-    plan = accelerate(network, batch_size=len(images), input_size=tuple(images.shape[1:]))
+    _require_roi_engine(images.device, images.dtype)
+    size = tuple(images.shape[1:])
+    plan = accelerate(network, len(images), size, device=images.device, dtype=images.dtype)
     notes = (f"by torch: {', '.join(plan.fallbacks)}",) if plan.fallbacks else ()
     return Inference(lambda: plan(images), notes=notes)
 
 
-def _require_roi_engine() -> None:
+def _require_roi_engine(device: torch.device, dtype: torch.dtype) -> None:
     """RuntimeError where the kernels can't be had: torch would compute, and be timed, in their place."""
-    if not available(torch.float32):
+    backend = backend_of(device)
+    if backend is None or not backend.available(device, dtype, may_build=True):
         raise RuntimeError("the ROI engine's kernels are not available on this machine")
 
 
-def _training_network(network: nn.Module, options: TrainingOptions) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """A copy of the network in training mode, and its forward, compiled or not."""
-    model = _copied(network, options.channels_last, options.target_engine, options.fourier).train()
-    return model, torch.compile(model, dynamic=False) if options.compiled else model
+def _training_network(
+    network: nn.Module, options: TrainingOptions, place: Place
+) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """A copy of the network in training mode, and its forward, compiled or not; logits of float32."""
+    model = _copied(
+        network, options.channels_last, options.target_engine, place.device, fourier=options.fourier
+    ).train()
+    called = torch.compile(model, dynamic=False, mode=options.mode) if options.compiled else model
+    if place.dtype == torch.float32:
+        return model, called
+
+    def forward(x: Tensor) -> Tensor:
+        # Its cache holds what a graph that is captured may not read.
+        with torch.autocast(place.device.type, place.dtype, cache_enabled=False):
+            return called(x).float()
+
+    return model, forward
 
 
 def _gradients(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
@@ -269,19 +316,28 @@ def _gradients(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Te
     return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
 
+#: Graphs are captured around the call, here and for every other engine.
+_MAX_AUTOTUNE = "max-autotune-no-cudagraphs"
+
 TIMED_ENGINES: dict[str, TimedEngine] = {
     "torch": TimedEngine(infer=_eager(False), train=TrainingOptions()),
     "torch-channels-last": TimedEngine(infer=_eager(True), train=TrainingOptions(channels_last=True)),
-    "torch-compile": TimedEngine(infer=_compiled(None), train=TrainingOptions(compiled=True)),
+    "torch-compile": TimedEngine(infer=_compiled(), train=TrainingOptions(compiled=True)),
     "torch-compile-frozen": TimedEngine(infer=_compiled({"freezing": True})),
+    "torch-compile-max-autotune": TimedEngine(
+        infer=_compiled(mode=_MAX_AUTOTUNE),
+        train=TrainingOptions(compiled=True, mode=_MAX_AUTOTUNE, channels_last=True),
+        devices=("cuda",),
+    ),
     "fourier": TimedEngine(
+        devices=("cpu",),
         infer=_eager(True, fourier=True),
         train=TrainingOptions(channels_last=True, fourier=True),
         applies_to=lambda network: bool(suited(network)),
     ),
-    "onnxruntime": TimedEngine(infer=_onnxruntime),
-    "openvino": TimedEngine(infer=_openvino(reduced=False)),
-    "openvino-reduced": TimedEngine(infer=_openvino(reduced=True)),
+    "onnxruntime": TimedEngine(infer=_onnxruntime, devices=("cpu",)),
+    "openvino": TimedEngine(infer=_openvino(reduced=False), devices=("cpu",)),
+    "openvino-reduced": TimedEngine(infer=_openvino(reduced=True), devices=("cpu",)),
     "torch-masked": TimedEngine(targeted=True, infer=_eager(False), train=TrainingOptions()),
     "torch-masked-channels-last": TimedEngine(
         targeted=True, infer=_eager(True), train=TrainingOptions(channels_last=True)

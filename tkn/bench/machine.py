@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import torch
+
 #: Of the CPU's flags those that decide which kernels an engine can use (with x86's names, then Arm's).
 _FLAGS = ("avx2", "fma", "f16c", "avx512", "avx_vnni", "avx10", "amx", "asimd", "sve", "bf16", "i8mm")
 
@@ -26,6 +28,19 @@ def describe_machine() -> dict[str, Any]:
         "caches": _caches(),
         "memory_gib": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
         "system": platform.platform(),
+    }
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """What computes: "cpu", or a GPU's name, memory and compute capability, with CUDA's version."""
+    if device.type == "cpu":
+        return {"name": "cpu"}
+    found = torch.cuda.get_device_properties(device)
+    return {
+        "name": found.name,
+        "memory_gib": round(found.total_memory / 2**30, 1),
+        "capability": f"{found.major}.{found.minor}",
+        "cuda": torch.version.cuda,
     }
 
 

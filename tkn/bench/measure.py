@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from statistics import quantiles
 
@@ -35,13 +36,23 @@ class Sampling:
     warmup: float
 
 
+def host_seconds(call: Callable[[], object]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def time_interleaved(
-    calls: Mapping[str, Callable[[], object]], sampling: Sampling, seed: int
+    calls: Mapping[str, Callable[[], object]],
+    sampling: Sampling,
+    seed: int,
+    seconds_of: Callable[[Callable[[], object]], float] = host_seconds,
 ) -> tuple[dict[str, Timing], dict[str, Exception]]:
     """Time every call: its warm-up, then one turn a round, in an order that changes from round to round.
 
-    Each turn starts in quiet, with one call that is not timed. Returns the timings, and the errors of calls that
-    failed instead.
+    `seconds_of` takes a sample. Each turn starts in quiet, with one call that is not timed. Returns the timings, and
+    the errors of calls that failed instead.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     failures: dict[str, Exception] = {}
@@ -51,7 +62,7 @@ def time_interleaved(
         _quiet()
         try:
             calls[name]()
-            return _time(calls[name], repeats, seconds)
+            return _samples(partial(seconds_of, calls[name]), repeats, seconds)
         except Exception as error:
             failures[name] = error
             return []
@@ -81,15 +92,12 @@ def summarise(samples: Sequence[float]) -> Timing:
     return Timing(len(samples), middle, low, high, min(samples))
 
 
-def _time(call: Callable[[], object], repeats: int, seconds: float) -> list[float]:
-    """The seconds of each of at least `repeats` calls that take at least `seconds` together."""
+def _samples(sample: Callable[[], float], repeats: int, seconds: float) -> list[float]:
+    """At least `repeats` of them, for at least `seconds`."""
     samples: list[float] = []
-    total = 0.0
-    while len(samples) < repeats or total < seconds:
-        start = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - start)
-        total += samples[-1]
+    start = time.perf_counter()
+    while len(samples) < repeats or time.perf_counter() - start < seconds:
+        samples.append(sample())
     return samples
 
 

@@ -24,8 +24,8 @@ def timings_table(result: Mapping[str, Any]) -> Table:
 
     The fastest engine of each network and task is bold.
     """
-    title = f"{result['case']}: milliseconds (half the quartiles' distance), threads: {result['threads']}"
-    table = Table(title=f"{title}, {result['machine']['cpu']}", title_justify="left")
+    title = f"{result['case']}: milliseconds (half the quartiles' distance), {_where(result)}"
+    table = Table(title=title, title_justify="left")
     for heading in ("network", "MACs"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
     table.add_column("engine")
@@ -101,6 +101,13 @@ def memory_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def _where(result: Mapping[str, Any]) -> str:
+    """What computed, in numbers of which type."""
+    if result["device"]["name"] != "cpu":
+        return f"{result['device']['name']}, {result['dtype']}"
+    return f"{result['machine']['cpu']}, threads: {result['threads']}"
+
+
 def _style(engine: str) -> dict[str, str]:
     """The same colour and marker in every plot; this project's engine in black."""
     position = list(TIMED_ENGINES).index(engine)
@@ -162,6 +169,5 @@ def cost_figure(result: Mapping[str, Any]) -> Figure:
         Line2D([], [], linestyle="--", color="0.4", linewidth=1, label="ideal: the fastest float32\nin proportion")
     )
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
-    cpu = f"{result['machine']['cpu']}, threads: {result['threads']}"
-    figure.suptitle(f"{result['case']} on {cpu}", fontsize=11)
+    figure.suptitle(f"{result['case']} on {_where(result)}", fontsize=11)
     return figure

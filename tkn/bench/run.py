@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,12 +22,13 @@ from tkn.app.command import output_folder
 from tkn.app.files import write_whole
 from tkn.app.messages import message
 from tkn.app.versions import package_versions
-from tkn.bench.config import check_config
+from tkn.bench.config import check_config, place_of
 from tkn.bench.engines import TIMED_ENGINES, Prepared, prepare_inference, prepare_training
-from tkn.bench.machine import describe_machine, load_average
-from tkn.bench.measure import Sampling, time_interleaved
+from tkn.bench.machine import describe_device, describe_machine, load_average
+from tkn.bench.measure import Sampling, host_seconds, time_interleaved
 from tkn.bench.memory import MEASURED, measure_memory
 from tkn.bench.networks import Network, build_networks, images_and_labels
+from tkn.bench.on_gpu import gpu_seconds, graphed
 from tkn.bench.report import cost_figure, memory_table, speedups_table, timings_table
 from tkn.bench.speedups import speedups
 from tkn.drawing.figures import save_figure
@@ -59,7 +60,10 @@ def bench(config: DictConfig | Mapping[str, Any], output_dir: str | Path | None 
     (folder / "bench.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished
     config_path = folder / "config.yaml"
     write_whole(config_path, OmegaConf.to_yaml(config))
-    with _threads(config.threads) as threads:
+    with (
+        _threads(config.threads) as threads,
+        torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
+    ):
         result = _header(config, networks, threads)
         if (load := result["load_average"]["start"]) is not None and load > 0.5:
             _warn(result, f"the load average was {load} at the start: something else was running")
@@ -110,7 +114,9 @@ def _header(config: DictConfig, networks: list[Network], threads: int) -> dict[s
         "seed": config.seed,
         "measure": dict(config.measure),
         "machine": describe_machine(),
-        "versions": package_versions("torch", "numpy", *_PEERS),
+        "device": describe_device(place_of(config).device),
+        "dtype": config.dtype,
+        "versions": package_versions("torch", "numpy", "triton", *_PEERS),
         "load_average": {"start": load_average(), "end": None},
         "busy_with_others": None,
         "networks": [
@@ -135,8 +141,8 @@ def _header(config: DictConfig, networks: list[Network], threads: int) -> dict[s
 def _tasks(config: DictConfig) -> Iterator[tuple[str, int]]:
     for batch in config.batch_sizes:
         yield "inference", batch
-    if config.train_batch_size is not None:
-        yield "training", config.train_batch_size
+    for batch in config.train_batch_sizes:
+        yield "training", batch
 
 
 def _time_task(
@@ -145,14 +151,21 @@ def _time_task(
     """A row for every network and engine that can do the task."""
     torch.compiler.reset()  # compilations for other batch sizes would count as too many
     images, labels = images_and_labels(config, batch)
-    context: AbstractContextManager[object] = torch.inference_mode() if task == "inference" else nullcontext()
+    context = torch.inference_mode if task == "inference" else nullcontext
+    place = place_of(config)
+    on_gpu = place.device.type == "cuda"
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], object]] = {}
     for network in networks:
         for name in config.engines:
             engine = TIMED_ENGINES[name]
             able = engine.infer if task == "inference" else engine.train
-            if able is None or engine.targeted != (network.kind == "targeted") or not engine.applies_to(network.model):
+            if (
+                able is None
+                or place.device.type not in engine.devices
+                or engine.targeted != (network.kind == "targeted")
+                or not engine.applies_to(network.model)
+            ):
                 continue
             row = {"task": task, "batch": batch, "network": network.name, "engine": name, "macs": network.macs}
             key = f"{network.name}, {name}"
@@ -161,18 +174,21 @@ def _time_task(
             start = time.perf_counter()
             try:
                 if task == "inference":
-                    prepared = prepare_inference(engine, network.model, images, threads)
+                    prepared = prepare_inference(engine, network.model, images, threads, place)
                 else:
-                    prepared = prepare_training(engine, network.model, images, labels)
+                    prepared = prepare_training(engine, network.model, images, labels, place)
+                with context():
+                    call = graphed(prepared.call) if on_gpu else prepared.call
             except Exception as error:  # a failing engine must not stop the others
                 _log.debug("%s failed", key, exc_info=True)
                 row |= {"failure": _reason(error)}
                 continue
             row |= _prepared_row(prepared, time.perf_counter() - start)
-            calls[key] = prepared.call
+            calls[key] = call
     _log.info("%s at batch %s: timing %s candidates", task, batch, len(calls))
-    with context, others:
-        timings, failures = time_interleaved(calls, Sampling(**config.measure), config.seed)
+    sampling = Sampling(**config.measure)
+    with context(), others:
+        timings, failures = time_interleaved(calls, sampling, config.seed, gpu_seconds if on_gpu else host_seconds)
     for key, timing in timings.items():
         rows[key]["seconds"] = {name: _significant(value) for name, value in asdict(timing).items()}
         rows[key]["seconds_per_image"] = _significant(timing.median / batch)
