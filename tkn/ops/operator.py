@@ -28,8 +28,10 @@ _BACKWARD = """target_backward(Tensor grad, Tensor x, Tensor[] tensors, Tensor r
     str engine, bool[] needs) -> Tensor[]"""
 
 library = torch.library.Library("tkn", "DEF")
+# What the compiler captures as CUDA graphs leaves them out: they may look at the ROIs, for which the host waits.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
 for _schema in (_CONV, _SEQUENCE, _FORWARD, _BACKWARD):
-    library.define(" ".join(_schema.split()), tags=(torch.Tag.pt2_compliant_tag,))
+    library.define(" ".join(_schema.split()), tags=_TAGS)
 
 
 def check_tensors(x: Tensor, targets: Sequence[Target]) -> None:
