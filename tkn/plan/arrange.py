@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from math import prod
+from functools import partial
+from math import inf, prod
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch
 from tkn.backends.cpu.build import available, kernels
 from tkn.backends.cpu.rows import tile_lanes
 from tkn.plan.compare import TOLERANCE, difference, random_images
+from tkn.plan.folded import folded
 from tkn.plan.graph import Convolve, Graph, Pooling
 from tkn.plan.parts import MapPart, Part, Program, RowPart, Scratch, TorchPart, Values, numbers, split, torch_shape
 from tkn.plan.ready import plans_run
@@ -21,7 +23,11 @@ from tkn.plan.ready import plans_run
 _SMALL = 16
 #: Arrangements are timed on so many images at most.
 _MOST_IMAGES = 256
+#: Vectors over the images are not tried where so many of their numbers, or more, would be of none.
+_EMPTY = 8
 _REPEATS = 3
+#: What takes so many times as long as another way is not timed again.
+_HOPELESS = 1.5
 #: Numbers of activations and taps for which lists are made; they take about a hundred bytes each.
 _MOST_LISTED = 2**27
 #: The batches on which parts are compared with torch.
@@ -29,22 +35,43 @@ _BATCHES = (2, 5)
 
 
 def arranged(graph: Graph, batch_size: int, small: bool | None = None) -> Program:
-    """The fastest right way to compute batches of `batch_size`; by torch, after a warning, if no other one is right.
+    """The fastest right way to compute batches of `batch_size`; by torch, after a warning, if the engine can't.
 
-    `small`: with vectors over the channels (True) or the images (False); by default whichever is faster.
+    `small`: with vectors over the channels (True) or the images (False); by default whichever is faster, or torch if it
+    is faster than both.
     """
-    by_torch = Program.by_torch(graph)
+    by_torch = _by_torch(graph)
     if not (available(torch.float32) and plans_run()):
-        return by_torch
+        return _fastest(by_torch, graph, batch_size)
     if _list_numbers(graph) > _MOST_LISTED:
         warnings.warn(f"torch runs the plan: images of {graph.input_size} are too large for the engine", stacklevel=2)
-        return by_torch
+        return _fastest(by_torch, graph, batch_size)
+    programs, wrong = _by_kernels(graph, batch_size, small)
+    if not programs and wrong:
+        warnings.warn(f"torch runs the plan: {wrong[0]}", stacklevel=2)
+    return _fastest(programs + (by_torch if small is None or not programs else []), graph, batch_size)
+
+
+def _by_torch(graph: Graph) -> list[Program]:
+    """Ways in which torch computes a graph; those that do what its operations do one by one."""
+    plain = Program.by_torch(graph)
+    x = random_images(_BATCHES[0], graph.input_size)
+    expected = plain(x)
+    folds = [
+        Program.by_torch(folded(graph, channels_last=last), f"torch{', channels last' if last else ''}")
+        for last in (False, True)
+    ]
+    return [program for program in folds if difference(program(x), expected) <= TOLERANCE] or [plain]
+
+
+def _by_kernels(graph: Graph, batch_size: int, small: bool | None) -> tuple[list[Program], list[str]]:
+    """Ways in which the engine computes a graph, and what is wrong with others."""
     trials = _Trials(graph)
     wrong, programs = [], []
     for lanes in _lanes(graph, batch_size, small):
         try:
             with np.errstate(all="ignore"):  # numbers that are not finite are the network's own
-                program = Program(graph, list(_parts(graph, lanes)))
+                program = Program(graph, list(_parts(graph, lanes)), _way(lanes))
         except ValueError as error:  # too large
             wrong.append(str(error))
             continue
@@ -53,14 +80,25 @@ def arranged(graph: Graph, batch_size: int, small: bool | None = None) -> Progra
             programs.append(program)
         else:
             wrong.append(f"the engine's result differs by {differs:.1e}")
-    if not programs:
-        warnings.warn(f"torch runs the plan: {wrong[0]}", stacklevel=2)
-        return by_torch
+    return programs, wrong
+
+
+def _fastest(programs: list[Program], graph: Graph, batch_size: int) -> Program:
     if len(programs) == 1:
         return programs[0]
     shape = (min(batch_size, _MOST_IMAGES), *graph.input_size)
     images = torch.zeros(shape, dtype=torch.float32, device="cpu")
-    return min(programs, key=lambda program: _seconds(lambda: program(images)))
+    seconds: list[float] = []
+    for program in programs:
+        seconds.append(_seconds(partial(program, images), min(seconds, default=inf)))
+    order = sorted(range(len(programs)), key=seconds.__getitem__)
+    fastest = programs[order[0]]
+    fastest.timings = {programs[i].way: seconds[i] for i in order}
+    return fastest
+
+
+def _way(lanes: int | None) -> str:
+    return "vectors over the channels" if lanes is None else f"vectors over {lanes} images"
 
 
 def _list_numbers(graph: Graph) -> int:
@@ -82,6 +120,8 @@ def _lanes(graph: Graph, batch_size: int, small: bool | None) -> Iterator[int | 
         if small:
             return
     width = kernels(torch.float32).tkn_width()
+    if small is None and batch_size * _EMPTY <= width:
+        return
     widest = tile_lanes(batch_size, torch.get_num_threads(), width)
     yield from {widest, max(width, widest // 2)}
 
@@ -130,12 +170,13 @@ def _trial(part: TorchPart, batch: int) -> tuple[Values, Values]:
     return inputs, {position: values[position] for position in part.outputs}
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    """How long `run` takes: the least of a few times."""
-    run()
-    seconds = []
-    for _ in range(_REPEATS):
+def _seconds(run: Callable[[], object], best: float) -> float:
+    """How long `run` takes: the least of a few times, of fewer if it can't be the `best`."""
+    least = inf
+    for attempt in range(1 + _REPEATS):
         started = time.perf_counter()
         run()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+        least = min(least, time.perf_counter() - started)
+        if attempt and least > _HOPELESS * best:
+            break
+    return least

@@ -67,7 +67,8 @@ def _as_map(x: Tensor, node: Node) -> Tensor:
             f"{node.name} gives {list(x.shape)}, not [B, {sides}]: a plan can't follow sizes that depend on the number "
             "of images"
         )
-    return x.reshape(-1, *node.size)
+    # A reshape of one image would change the memory format.
+    return x.reshape(-1, *node.size) if node.flat else x
 
 
 def _compute(operation: Operation, inputs: list[Tensor]) -> Tensor:
@@ -76,7 +77,7 @@ def _compute(operation: Operation, inputs: list[Tensor]) -> Tensor:
         return _convolve(operation, x)
     if isinstance(operation, Affine):
         scale, shift = operation.scale.to(x.dtype), operation.shift.to(x.dtype)
-        return x * scale[:, None, None] + shift[:, None, None]
+        return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
     if isinstance(operation, Relu):
         return F.relu(x)
     if isinstance(operation, Pooling):
@@ -91,16 +92,26 @@ def _compute(operation: Operation, inputs: list[Tensor]) -> Tensor:
     return x + inputs[1]
 
 
+def is_linear(conv: Convolve) -> bool:
+    """Whether it is a fully connected layer."""
+    g = conv.geometry
+    return g.kernel == g.input_size and g.output_size == (1, 1) and conv.groups == 1 and not any((*g.before, *g.after))
+
+
+def convolved(conv: Convolve, x: Tensor) -> Tensor:
+    """The convolution of maps, without the attention."""
+    g = conv.geometry
+    if is_linear(conv):
+        return F.linear(x.flatten(1), conv.weight.flatten(1), conv.bias)[:, :, None, None]
+    padding = g.before
+    if g.before != g.after:
+        (top, left), (bottom, right) = g.before, g.after
+        x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+    return F.conv2d(x, conv.weight, conv.bias, g.stride, padding, g.dilation, conv.groups)
+
+
 def _convolve(conv: Convolve, x: Tensor) -> Tensor:
-    (top, left), (bottom, right) = conv.geometry.before, conv.geometry.after
-    y = F.conv2d(
-        F.pad(x, (left, right, top, bottom)),
-        conv.weight,
-        conv.bias,
-        stride=conv.geometry.stride,
-        dilation=conv.geometry.dilation,
-        groups=conv.groups,
-    )
+    y = convolved(conv, x)
     if conv.window is not None:
         y = y * conv.window
     return y if conv.mask is None else torch.where(conv.mask, y, 0.0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from tkn.backends.cpu.rows import Bool, Float, Int32, cumulative, pool_windows, window_table
 from tkn.backends.cpu.structs import (
@@ -332,24 +333,25 @@ class MapLowering(Lowering[MapValue]):
     def _runs(self, conv: Convolve, source: Map) -> tuple[Int32, Int32, Float]:
         """What a pixel's taps read, run by run, and the weights in that order."""
         g = conv.geometry
-        padded = np.zeros((len(conv.weight), *g.kernel, source.stride), dtype=np.float32)
-        padded[..., : source.channels] = conv.weight.permute(0, 2, 3, 1).numpy()
-        offsets, lengths, weights = [], [], []
+        packed = conv.weight.permute(0, 2, 3, 1)
+        if source.stride > source.channels:
+            packed = F.pad(packed, (0, source.stride - source.channels))
+        padded = packed.contiguous().numpy()
+        one_pixel = g.output_size == (1, 1)  # no other pixel would find what a block has read in the cache
+        if g.dilation[1] == 1 and (one_pixel or source.stride <= _TOGETHER):  # neighbours in memory
+            lines = np.arange(g.kernel[0]) * g.dilation[0] * source.line
+            lengths = np.full(g.kernel[0], g.kernel[1] * source.stride)
+            return lines.astype(np.int32), lengths.astype(np.int32), padded.reshape(len(padded), -1)
+        offsets, counts, weights = [], [], []
         for begin in range(0, source.stride, _TOGETHER):
             end = min(begin + _TOGETHER, source.stride)
             for y in range(g.kernel[0]):
                 line = y * g.dilation[0] * source.line
-                if end - begin == source.stride and g.dilation[1] == 1:  # neighbours in memory
-                    offsets.append(line)
-                    lengths.append(g.kernel[1] * source.stride)
-                    weights.append(padded[:, y].reshape(len(padded), -1))
-                    continue
                 for x in range(g.kernel[1]):
                     offsets.append(line + x * g.dilation[1] * source.stride + begin)
-                    lengths.append(end - begin)
+                    counts.append(end - begin)
                     weights.append(padded[:, y, x, begin:end])
-        packed = np.ascontiguousarray(np.concatenate(weights, axis=1))
-        return np.array(offsets, dtype=np.int32), np.array(lengths, dtype=np.int32), packed
+        return np.array(offsets, dtype=np.int32), np.array(counts, dtype=np.int32), np.concatenate(weights, axis=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -204,10 +204,14 @@ def split(graph: Graph) -> Iterator[list[int]]:
 
 
 class Program:
-    """A graph's parts in the order of their execution: images [B, C, H, W] to the graph's output."""
+    """A graph's parts in the order of their execution: images [B, C, H, W] to the graph's output.
 
-    def __init__(self, graph: Graph, parts: Sequence[Part]) -> None:
-        self.graph, self.parts = graph, parts
+    `way`: what computes it, for a reader; `timings`: seconds by the ways it was compared with, its own first.
+    """
+
+    def __init__(self, graph: Graph, parts: Sequence[Part], way: str = "torch") -> None:
+        self.graph, self.parts, self.way = graph, parts, way
+        self.timings: dict[str, float] = {}
         last = {position: index for index, part in enumerate(parts) for position in (*part.outputs, *part.inputs)}
         #: of each part, values that no later one reads
         self._done: list[list[int]] = [[] for _ in parts]
@@ -216,10 +220,10 @@ class Program:
                 self._done[index].append(position)
 
     @classmethod
-    def by_torch(cls, graph: Graph) -> Program:
+    def by_torch(cls, graph: Graph, way: str = "torch") -> Program:
         """Node by node."""
         nodes = range(1, len(graph.nodes))
-        return cls(graph, [TorchPart(graph, [position]) for position in nodes])
+        return cls(graph, [TorchPart(graph, [position]) for position in nodes], way)
 
     def __call__(self, x: Tensor) -> Tensor:
         values: Values = {0: x}

@@ -205,6 +205,12 @@ class Plan(nn.Module):
         return self._place.dtype
 
     @property
+    def timings(self) -> dict[str, float]:
+        """Seconds that a batch took in each way that was tried as the plan was made, first the one that is used; empty
+        where there was one way, on a GPU, and before the first use of a loaded plan."""
+        return {} if self._program is None else dict(self._program.timings)
+
+    @property
     def fallbacks(self) -> tuple[str, ...]:
         """The layers that torch runs: "name (type)"."""
         return self._made().fallbacks
