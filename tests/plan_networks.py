@@ -128,6 +128,55 @@ class Twice(nn.Module):
         return self.conv(torch.relu(self.conv(x)) * self.weight) + self.weight
 
 
+class Functions(nn.Module):
+    """Every function that the engine knows: after a convolution, pooled, of a sum, after one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        modules = (
+            nn.ReLU6(),
+            nn.SiLU(True),
+            nn.Hardswish(),
+            nn.Hardsigmoid(),
+            nn.GELU(),
+            nn.ELU(0.7),
+            nn.LeakyReLU(0.2),
+        )
+        self.functions = nn.ModuleList((*modules, nn.PReLU(), nn.Sigmoid(), nn.Tanh(), nn.GELU("tanh")))
+        self.first = TargetConv2d(2, 22, 3, padding=1)
+        self.norm = nn.BatchNorm2d(22)
+        self.convs = nn.ModuleList(TargetConv2d(22, 9, 3, padding=1) for _ in self.functions)
+        self.pool, self.last = nn.MaxPool2d(2), nn.Conv2d(9, 20, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.norm(self.first(x)))
+        maps = [function(conv(x)) for function, conv in zip(self.functions, self.convs, strict=True)]
+        a = self.pool(F.hardswish(self.convs[0](x))) + F.leaky_relu(self.pool(maps[1]), negative_slope=0.3)
+        b = torch.tanh(F.gelu(maps[2] + maps[3], approximate="tanh"))
+        pooled = [self.pool(one) for one in (*maps, b)] + [a, F.elu(a, 0.5).sigmoid()]
+        return torch.cat([F.relu6(self.last(one)) for one in pooled], 1)
+
+
+class Pooled(nn.Module):
+    """Poolings as functions and methods, over all of a map, and windows that leave it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = TargetConv2d(2, 9, 3, padding=1), TargetConv2d(9, 5, 3, padding=1)
+        self.last, self.ceil = nn.Linear(5, 3), nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = F.max_pool2d(x, 2, ceil_mode=True) + F.max_pool2d(
+            F.avg_pool2d(x, 2, 1, 1), 3, 2, dilation=1, ceil_mode=True
+        )
+        x = self.ceil(self.second(F.relu(x)))
+        means = (
+            F.adaptive_avg_pool2d(x, 1).flatten(1) + x.mean([-1, 2]) + torch.mean(x, (2, 3), keepdim=True).flatten(1)
+        )
+        return self.last(means)
+
+
 def plain() -> nn.Module:
     """A common CNN, targeted: normalisation before and after activations, a fully connected head with BatchNorm1d."""
     return targetize(
@@ -153,7 +202,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[s
     "tdn10 soft": (lambda: build_model("tdn10", (1, 9, 8), 4, clip=False), (1, 9, 8), ()),
     "tdn40": (lambda: build_model("tdn40", (3, 8, 8), 1), (3, 8, 8), ()),
     "plain": (plain, (2, 9, 9), ()),
-    "residual": (Residual, (2, 7, 8), ("adaptive_avg_pool2d (adaptive_avg_pool2d)",)),
+    "functions": (Functions, (2, 8, 7), ()),
+    "residual": (Residual, (2, 7, 8), ()),
     "concatenating": (Concatenating, (3, 9, 8), ()),
     "untraceable": (WithUntraceable, (2, 7, 7), ("own (Untraceable)",)),
     "twice": (Twice, (3, 7, 7), ("model_weight (constant)", "mul (mul)", "add (add)")),
@@ -171,17 +221,18 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[s
         (2, 11, 10),
         (),
     ),
+    "poolings as functions": (Pooled, (2, 9, 10), ()),
     "poolings that torch runs": (
         lambda: nn.Sequential(
             TargetConv2d(2, 6, 3, padding=1),
-            nn.MaxPool2d(2, ceil_mode=True),
+            nn.AvgPool2d(2, ceil_mode=True),
             nn.AvgPool2d(3, 1, 1, count_include_pad=False),
             nn.AvgPool2d(2, 1, divisor_override=3),
             nn.AdaptiveAvgPool2d(2),
             nn.Conv2d(6, 3, 1),
         ),
         (2, 9, 9),
-        ("1 (MaxPool2d)", "2 (AvgPool2d)", "3 (AvgPool2d)", "4 (AdaptiveAvgPool2d)"),
+        ("1 (AvgPool2d)", "2 (AvgPool2d)", "3 (AvgPool2d)", "4 (AdaptiveAvgPool2d)"),
     ),
     "odd edges": (
         lambda: nn.Sequential(
@@ -226,7 +277,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[s
         lambda: nn.Sequential(
             nn.Conv2d(2, 8, 3, padding=1),
             AttentiveRegularization2d(8),
-            nn.GELU(),
+            nn.Mish(),
             TargetConv2d(8, 6, 3, padding=1, padding_mode="reflect"),
             nn.BatchNorm2d(6, track_running_stats=False),
             nn.Conv2d(6, 5, 3),
@@ -239,7 +290,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[s
         (2, 7, 7),
         (
             "1 (AttentiveRegularization2d)",
-            "2 (GELU)",
+            "2 (Mish)",
             "3.pad (pad)",
             "4 (BatchNorm2d)",
             "6 (GroupNorm)",
@@ -250,7 +301,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[s
     ),
     "vectors": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(18, 40), nn.ReLU(), nn.Linear(40, 3)), (2, 3, 3), ()),
     "nothing": (lambda: nn.Sequential(nn.Identity(), nn.Dropout()), (2, 3, 3), ()),
-    "only torch": (lambda: nn.Sequential(nn.GELU(), nn.Softplus()), (2, 3, 3), ("0 (GELU)", "1 (Softplus)")),
+    "only torch": (lambda: nn.Sequential(nn.Mish(), nn.Softplus()), (2, 3, 3), ("0 (Mish)", "1 (Softplus)")),
     "a map that is a vector": (lambda: nn.Sequential(TargetConv2d(2, 5, 1), nn.ReLU()), (2, 1, 1), ()),
     **{
         f"flattened: {how}": (lambda how=how: Flattened(how), (2, 8, 8), None)
@@ -260,7 +311,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[s
     "broadcast over channels": (lambda: Broadcast(1, False), (2, 7, 7), None),
     "other types": (OtherTypes, (2, 7, 7), None),
 }
-COMPACT = ("tdn10", "plain", "concatenating", "strides and dilations", "groups", "poolings", "wide")
+COMPACT = ("tdn10", "plain", "functions", "concatenating", "strides and dilations", "groups", "poolings", "wide")
 
 
 def network(name: str) -> nn.Module:

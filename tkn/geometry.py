@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -34,6 +34,19 @@ class Geometry:
             left, right, top, bottom = layer._reversed_padding_repeated_twice
         kernel, stride, dilation = pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation)
         return cls(input_size, kernel, stride, (top, left), (bottom, right), dilation)
+
+    def covered(self) -> Geometry:
+        """With padding after the last row and column, if windows would leave some out (torch's `ceil_mode`)."""
+        after = []
+        for axis, (n, b, a, k, s, d) in enumerate(
+            zip(self.input_size, self.before, self.after, self.kernel, self.stride, self.dilation, strict=True)
+        ):
+            count = self.output_size[axis] + 1
+            begins, ends = (count - 1) * s, (count - 1) * s + d * (k - 1) + 1
+            # One window more, unless it would lie in the padding alone, or none is missing.
+            left_out = n + b + a > ends - s
+            after.append(ends - n - b if left_out and begins < n + b else a)
+        return replace(self, after=(after[0], after[1]))
 
     @property
     def output_size(self) -> tuple[int, int]:

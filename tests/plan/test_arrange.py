@@ -13,7 +13,8 @@ from tkn import accelerate
 from tkn.plan import arrange
 from tkn.plan.capture import build_graph, frozen
 from tkn.plan.folded import FoldedConvolve, folded
-from tkn.plan.graph import Affine, Call, Relu
+from tkn.plan.graph import Affine, Call
+from tkn.plan.nonlinearity import Nonlinearity, Relu
 from tkn.plan.parts import Program
 
 
@@ -33,9 +34,9 @@ def test_folding_changes_no_result(name: str, channels_last: bool) -> None:
 def test_what_follows_a_convolution_is_folded() -> None:
     graph = folded(build_graph(frozen(network("plain")), NETWORKS["plain"][1]), channels_last=True)
     folds = [n.operation.function for n in graph.nodes if isinstance(n.operation, Call)]
-    assert [fold.relu for fold in folds if isinstance(fold, FoldedConvolve)] == [True, True, True, False]
+    assert [fold.function == Relu() for fold in folds if isinstance(fold, FoldedConvolve)] == [True, True, True, False]
     assert sum(isinstance(node.operation, Affine) for node in graph.nodes) == 1  # after a ReLU
-    assert not any(isinstance(node.operation, Relu) for node in graph.nodes)
+    assert not any(isinstance(node.operation, Nonlinearity) for node in graph.nodes)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ class Tiny(nn.Module):
         self.pool, self.mean = nn.MaxPool2d(2), nn.AvgPool2d(3, 2, 1)
         self.attention = AttentiveRegularization2d(4, clip=True)
         self.weight = nn.Parameter(torch.rand(4, 1, 1))
-        self.layer_norm, self.act = nn.LayerNorm(4), nn.GELU()
+        self.layer_norm, self.act = nn.LayerNorm(4), nn.Mish()
         self.linear, self.last = nn.Linear(8 * 9, 3), nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def model() -> nn.Module:
     torch.manual_seed(0)
     return targeted(
         nn.Sequential(
-            *(TargetConv2d(2, 18, 3, padding=1), nn.BatchNorm2d(18), nn.GELU(), nn.MaxPool2d(2)),
+            *(TargetConv2d(2, 18, 3, padding=1), nn.BatchNorm2d(18), nn.Mish(), nn.MaxPool2d(2)),
             *(TargetConv2d(18, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(45, 4), nn.Softmax(dim=1)),
         ),
         seed=1,
@@ -53,7 +53,7 @@ def path(plan: Plan, tmp_path: Path) -> Path:
 def test_what_was_saved_comes_back(plan: Plan, path: Path) -> None:
     loaded = load_plan(path)
     assert (loaded.batch_size, loaded.input_size) == (3, (2, 7, 6))
-    assert loaded.fallbacks == plan.fallbacks == ("2 (GELU)", "8 (Softmax)")
+    assert loaded.fallbacks == plan.fallbacks == ("2 (Mish)", "8 (Softmax)")
     with torch.no_grad():
         expected = [truth(model())(inputs(batch).double()) for batch in (3, 20)]
     assert_near(loaded(inputs()), expected[0])

@@ -27,12 +27,12 @@ from tkn.plan.graph import (
     Node,
     Operation,
     Pooling,
-    Relu,
     Same,
     Size,
     Slot,
 )
 from tkn.plan.modules import as_function
+from tkn.plan.nonlinearity import Nonlinearity, call_nonlinearity, module_nonlinearity
 from tkn.plan.trace import BATCHES, Seen, activation_size, observe, trace
 from tkn.plan.vocabulary import Attribute, Method, function_name, method_name, original
 from tkn.roi import roi_bounds
@@ -79,7 +79,7 @@ class _Builder:
 
     def _add(self, n: fx.Node, operation: Operation, inputs: tuple[int, ...]) -> None:
         size, flat = self._activation(n)
-        if flat and isinstance(operation, Same | Relu | Affine | Add | Concatenate):
+        if flat and isinstance(operation, Same | Nonlinearity | Affine | Add | Concatenate):
             size = self._map_size(operation, inputs)  # flattening keeps the map
         self.position[n] = self._append(self._name(n), operation, inputs, size, flat)
 
@@ -108,7 +108,10 @@ class _Builder:
             if n.op == "call_module":
                 operation, inputs = self._module(n, sources)
             else:
-                operation, inputs = _function(n), sources
+                fresh = len(sources) == 1 and isinstance(self.nodes[sources[0]].operation, Convolve | Affine)
+                operation, inputs = _function(n, overwritable=fresh), sources
+                if operation is None and len(sources) == 1 and (pooling := _pooling_module(n)) is not None:
+                    operation = _module_operation(pooling, self.nodes[sources[0]], self._activation(n)[0])
             if isinstance(operation, Concatenate):  # perhaps of one value twice
                 inputs = tuple(self.position[source] for source in n.args[0])  # type: ignore[union-attr, index]
             if isinstance(operation, Add | Concatenate) and not self._aligned(operation, inputs):
@@ -128,6 +131,8 @@ class _Builder:
         module = self.traced.get_submodule(str(n.target))
         if len(sources) != 1 or n.kwargs or n.args != tuple(n.all_input_nodes) or _hooked(module):
             return None, sources
+        if getattr(module, "inplace", False) and len(n.all_input_nodes[0].users) > 1:
+            return None, sources  # what else reads the input reads what torch writes there
         source = self.nodes[sources[0]]
         if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros" and not source.flat:
             padding = module._reversed_padding_repeated_twice
@@ -205,8 +210,9 @@ def _module_operation(module: nn.Module, source: Node, result: Size | None) -> O
         return Convolve(weight, module.bias, Geometry((height, width), (height, width)))
     if type(module) in (nn.BatchNorm2d, nn.BatchNorm1d) and (not source.flat or source.size[1:] == (1, 1)):
         return _batch_norm(module)
-    if type(module) is nn.ReLU:
-        return Relu()
+    function = module_nonlinearity(module)
+    if function is not None:
+        return function
     if type(module) in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity):
         return Same()
     if type(module) is nn.Flatten and (module.start_dim, module.end_dim) in ((1, -1), (1, 3)):
@@ -218,9 +224,11 @@ def _module_operation(module: nn.Module, source: Node, result: Size | None) -> O
     return None
 
 
-def _function(n: fx.Node) -> Operation | None:
-    if n.target in (torch.relu, F.relu, "relu") and len(n.args) == 1 and not n.kwargs.get("inplace"):
-        return Relu()
+def _function(n: fx.Node, *, overwritable: bool) -> Operation | None:
+    """`overwritable`: whether the input has memory of its own."""
+    function = _nonlinearity(n, overwritable)
+    if function is not None:
+        return function
     if n.target is torch.cat and (n.args[1:] == (1,) or (len(n.args) == 1 and n.kwargs == {"dim": 1})):
         return Concatenate()
     if n.target in (torch.flatten, "flatten") and n.args[1:] == (1,) and not n.kwargs:
@@ -234,6 +242,16 @@ def _function(n: fx.Node) -> Operation | None:
     if getattr(n.target, "__name__", None) == "stochastic_depth" and n.args[3:] == (False,):
         return Same()
     return None
+
+
+def _nonlinearity(n: fx.Node, overwritable: bool) -> Nonlinearity | None:
+    """Of a call of a function or method; in place only where nobody else reads what it overwrites."""
+    source = n.args[0] if n.args else None
+    alone = isinstance(source, fx.Node) and len(source.users) == 1
+    if not (alone and overwritable) and (n.kwargs.get("inplace") or str(n.target).endswith("_")):
+        return None
+    arguments = {name: value for name, value in n.kwargs.items() if name != "inplace"}
+    return call_nonlinearity(n.target, n.args[1:], arguments)
 
 
 def _convolution(module: nn.Conv2d, size: Size) -> Convolve | None:
@@ -271,10 +289,38 @@ def _pooling(module: Any, size: Size) -> Operation | None:
     kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
     average = isinstance(module, nn.AvgPool2d)
     if average:
-        unusual = module.divisor_override is not None or (padding != (0, 0) and not module.count_include_pad)
+        padded_alike = padding == (0, 0) or module.count_include_pad
+        unusual = module.divisor_override is not None or not padded_alike or module.ceil_mode
     else:
         unusual = module.return_indices
-    if module.ceil_mode or unusual:
+    if unusual:
         return None
     dilation = (1, 1) if average else pair(module.dilation)
-    return Pooling(Geometry(size[1:], kernel, stride, padding, padding, dilation), average)
+    geometry = Geometry(size[1:], kernel, stride, padding, padding, dilation)
+    return Pooling(geometry.covered() if module.ceil_mode else geometry, average)
+
+
+def _pooling_module(n: fx.Node) -> nn.Module | None:
+    """The module that pools as a call of a function or method does."""
+    args: Any = n.args[1:]
+    kwargs: Any = n.kwargs
+    if not n.args:
+        return None
+    if n.target in (torch.mean, "mean"):
+        given = (*args, *(kwargs[key] for key in ("dim", "keepdim") if key in kwargs))
+        axes = given[0] if given else None
+        if (
+            set(kwargs) <= {"dim", "keepdim"}
+            and isinstance(axes, list | tuple)
+            and {int(i) % 4 for i in axes} == {2, 3}
+        ):
+            return nn.AdaptiveAvgPool2d(1)
+        return None
+    if n.target is F.adaptive_avg_pool2d:
+        return nn.AdaptiveAvgPool2d(*args, **kwargs)
+    if n.target is F.avg_pool2d:
+        return nn.AvgPool2d(*args, **kwargs)
+    # Beyond these the function's and the module's orders differ.
+    if n.target in (F.max_pool2d, torch.max_pool2d) and len(args) <= 4:
+        return nn.MaxPool2d(*args, **kwargs)
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,11 +27,11 @@ from tkn.plan.graph import (
     Node,
     Operation,
     Pooling,
-    Relu,
     Same,
     Size,
     Slot,
 )
+from tkn.plan.nonlinearity import FUNCTIONS, Nonlinearity, Relu
 from tkn.plan.sizes import result_size
 from tkn.plan.vocabulary import VOCABULARY
 
@@ -66,6 +67,12 @@ def _flag(value: Any) -> bool:
     if type(value) is not bool:
         raise ValueError(f"{_shown(value)} is neither true nor false")
     return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{_shown(value)} is no number")
+    return float(value)
 
 
 def _text(value: Any) -> str:
@@ -172,11 +179,18 @@ class _Decoder:
     def pool(self, sources: list[Node], average: Any, *sides: Any) -> Pooling:
         geometry = _geometry(sources, *sides)
         reach = [d * (k - 1) + 1 for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
-        if geometry.before != geometry.after or any(2 * b > r for b, r in zip(geometry.before, reach, strict=True)):
+        alike = replace(geometry, after=geometry.before)
+        covered = not _flag(average) and min(alike.output_size) >= 1 and geometry == alike.covered()
+        if not (geometry == alike or covered) or any(2 * b > r for b, r in zip(geometry.before, reach, strict=True)):
             raise ValueError("a pooling is padded alike on both sides, by half of its window at most")
-        if _flag(average) and geometry.dilation != (1, 1):
+        if average and geometry.dilation != (1, 1):
             raise ValueError("means are of windows without holes")
         return Pooling(geometry, average)
+
+    def nonlinearity(self, _: list[Node], function: Any, slope: Any) -> Nonlinearity:
+        if _text(function) not in FUNCTIONS or function == Relu().function:
+            raise ValueError(f"{_shown(function)} is no function between layers")
+        return Nonlinearity(function, _number(slope))
 
     def constant(self, sources: list[Node], value: Any) -> Constant:
         if sources:
@@ -250,6 +264,7 @@ _OPERATIONS: dict[str, tuple[tuple[str, ...], Callable[..., Operation]]] = {
     KINDS[Call]: (("function", "kind", "args", "kwargs"), _Decoder.call),
     KINDS[Input]: ((), lambda *_: Input()),
     KINDS[Relu]: ((), lambda *_: Relu()),
+    KINDS[Nonlinearity]: (("function", "slope"), _Decoder.nonlinearity),
     KINDS[Concatenate]: ((), lambda *_: Concatenate()),
     KINDS[Add]: ((), lambda *_: Add()),
     KINDS[Same]: ((), lambda *_: Same()),

@@ -19,10 +19,10 @@ from tkn.plan.graph import (
     Node,
     Operation,
     Pooling,
-    Relu,
     Same,
     Slot,
 )
+from tkn.plan.nonlinearity import Nonlinearity
 
 
 def run_node(graph: Graph, position: int, values: dict[int, Any]) -> None:
@@ -78,12 +78,14 @@ def _compute(operation: Operation, inputs: list[Tensor]) -> Tensor:
     if isinstance(operation, Affine):
         scale, shift = operation.scale.to(x.dtype), operation.shift.to(x.dtype)
         return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
-    if isinstance(operation, Relu):
-        return F.relu(x)
+    if isinstance(operation, Nonlinearity):
+        return operation(x)
     if isinstance(operation, Pooling):
         g = operation.geometry
         if operation.average:
             return F.avg_pool2d(x, g.kernel, g.stride, g.before)
+        if g.after != g.before:  # the windows that are more than torch's cover all of the map
+            return F.max_pool2d(x, g.kernel, g.stride, g.before, g.dilation, ceil_mode=True)
         return F.max_pool2d(x, g.kernel, g.stride, g.before, g.dilation)
     if isinstance(operation, Concatenate):
         return torch.cat(inputs, dim=1)

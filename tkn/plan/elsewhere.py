@@ -1,4 +1,4 @@
-"""A graph on another device, or with weights of another type."""
+"""A graph on another device, or with weights of another type; what torch computes of it there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tkn.plan.graph import Affine, Call, Constant, Convolve, Graph, Node, Operation
+from tkn.plan.nonlinearity import Nonlinearity, Relu
+
+
+def left_to_torch(node: Node) -> bool:
+    """Whether only torch computes it on a GPU, where the kernels know no other function than ReLU."""
+    other = isinstance(node.operation, Nonlinearity) and not isinstance(node.operation, Relu)
+    return node.by_torch or other
 
 
 def moved(graph: Graph, device: torch.device, dtype: torch.dtype) -> Graph:

@@ -21,10 +21,10 @@ from tkn.plan.graph import (
     Node,
     Operation,
     Pooling,
-    Relu,
     Same,
     Slot,
 )
+from tkn.plan.nonlinearity import Nonlinearity, Relu
 
 #: The names of operations in files.
 KINDS: dict[type, str] = {
@@ -32,6 +32,7 @@ KINDS: dict[type, str] = {
     Convolve: "convolve",
     Affine: "affine",
     Relu: "relu",
+    Nonlinearity: "nonlinearity",
     Pooling: "pool",
     Concatenate: "concatenate",
     Add: "add",
@@ -100,6 +101,8 @@ class _Encoder:
             }
         if isinstance(operation, Pooling):
             return {"average": operation.average, **_geometry(operation)}
+        if isinstance(operation, Nonlinearity) and not isinstance(operation, Relu):
+            return {"function": operation.function, "slope": operation.slope}
         if isinstance(operation, Constant):
             return {"value": self._tensor(f"{place}.value", operation.value)}
         if isinstance(operation, Call):

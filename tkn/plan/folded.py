@@ -1,4 +1,4 @@
-"""A graph as torch computes it fastest: normalisations and ReLUs are part of the convolutions before them."""
+"""A graph as torch computes it fastest: normalisations and nonlinearities are part of the convolutions before them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tkn.plan.dense import convolved, is_linear
-from tkn.plan.graph import Affine, Call, Convolve, Graph, Node, Relu, Size, Slot
+from tkn.plan.graph import Affine, Call, Convolve, Graph, Node, Size, Slot
+from tkn.plan.nonlinearity import Nonlinearity, Relu
 
 
 @dataclass(eq=False)
 class FoldedConvolve:
-    """relu?(factor * convolution + shift), the convolution only where `mask` is true.
+    """function(factor * convolution + shift), the convolution only where `mask` is true.
 
     `conv`: without attention; where there is no factor, a normalisation is in its weights already. `factor`, `mask`:
     [O, H, W]; `shift`: [O, 1, 1]; `size`: of the inputs; `flat`: torch sees the result as [B, features].
@@ -26,7 +27,7 @@ class FoldedConvolve:
     factor: Tensor | None
     shift: Tensor | None
     mask: Tensor | None
-    relu: bool
+    function: Nonlinearity | None
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.size:  # else a reshape of one image would change the memory format
@@ -36,7 +37,8 @@ class FoldedConvolve:
             y = y.mul_(self.factor) if self.shift is None else torch.addcmul(self.shift, y, self.factor)
         if self.mask is not None:
             y = torch.where(self.mask, y, 0.0 if self.shift is None else self.shift)
-        y = F.relu_(y) if self.relu else y
+        if self.function is not None:
+            y = F.relu_(y) if isinstance(self.function, Relu) else self.function(y)
         return y.flatten(1) if self.flat else y
 
 
@@ -49,7 +51,7 @@ def folded(graph: Graph, *, channels_last: bool) -> Graph:
             continue
         done, operation = [position], node.operation
         if isinstance(operation, Convolve):
-            for kind in (Affine, Relu):
+            for kind in (Affine, Nonlinearity):
                 follows = _only_user(graph, done[-1])
                 if follows is not None and isinstance(graph.nodes[follows].operation, kind):
                     done.append(follows)
@@ -70,7 +72,7 @@ def _call(graph: Graph, done: list[int], conv: Convolve, *, channels_last: bool)
     """A convolution with all that is `done`."""
     operations = [graph.nodes[position].operation for position in done]
     affine = next((operation for operation in operations if isinstance(operation, Affine)), None)
-    relu = any(isinstance(operation, Relu) for operation in operations)
+    function = next((operation for operation in operations if isinstance(operation, Nonlinearity)), None)
     weight, bias, factor, shift = conv.weight, conv.bias, conv.window, None
     if affine is not None and factor is None:
         scale = affine.scale.double()
@@ -87,8 +89,8 @@ def _call(graph: Graph, done: list[int], conv: Convolve, *, channels_last: bool)
     size = graph.nodes[graph.nodes[done[0]].inputs[0]].size
     assert size is not None
     plain = Convolve(weight, bias, conv.geometry, conv.groups)
-    function = FoldedConvolve(plain, size, graph.nodes[done[-1]].flat, factor, shift, mask, relu)
-    return Call(function, (Slot(0),), {}, "convolution")
+    convolve = FoldedConvolve(plain, size, graph.nodes[done[-1]].flat, factor, shift, mask, function)
+    return Call(convolve, (Slot(0),), {}, "convolution")
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

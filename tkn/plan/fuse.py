@@ -1,4 +1,4 @@
-"""What a convolution can do as it writes: the batch normalisation, ReLU and pooling after it; and its known inputs."""
+"""What a convolution can do as it writes: the normalisation, function and pooling after it; and its known inputs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from torch.nn import functional as F
 
 from tkn.backends.cpu.rows import Bool, Float
 from tkn.geometry import Pool
-from tkn.plan.graph import Affine, Convolve, Graph, Node, Pooling, Relu, Same
+from tkn.plan.graph import Affine, Convolve, Graph, Node, Pooling, Same
+from tkn.plan.nonlinearity import Nonlinearity
 
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """A convolution and what follows it: relu?(scale * sum + shift), pooled.
+    """A convolution and what follows it: function(scale * sum + shift), pooled.
 
-    `scale`, `shift`: [O, H, W]; `mask`: bool [O, H, W], where it is computed; `outside`: [O], its value elsewhere,
-    after ReLU; `nodes`: the positions of all that it does.
+    `scale`, `shift`: [O, H, W]; `mask`: bool [O, H, W], where it is computed; `before`, `outside`: [O], its value
+    elsewhere, before and after the function; `nodes`: the positions of all that it does.
     """
 
     conv: Convolve
     scale: Float
     shift: Float
     mask: Bool
+    before: Float
     outside: Float
-    relu: bool
+    function: Nonlinearity | None
     pool: Pool | None
     nodes: tuple[int, ...]
 
@@ -98,14 +100,15 @@ class Following:
             constant = constant + conv.bias.double().numpy()[:, None, None]
         window = np.ones(constant.shape) if conv.window is None else conv.window.double().numpy()
         mask = np.ones(constant.shape, dtype=bool) if conv.mask is None else conv.mask.numpy()
-        scale, outside = self._affine(len(constant))
+        scale, before = self._affine(len(constant))
         scale = scale[:, None, None] * window
-        shift = outside[:, None, None] + scale * constant
-        relu = self._next(Relu) is not None
-        if relu:
-            outside = np.maximum(outside, 0)
+        shift = before[:, None, None] + scale * constant
+        node = self._next(Nonlinearity)
+        function = None if node is None else node.operation
+        assert function is None or isinstance(function, Nonlinearity)
+        outside = before if function is None else function(torch.from_numpy(before)).numpy()
         pool = self._pool()
-        return Fused(conv, scale, shift, mask, outside, relu, pool, tuple(self.absorbed))
+        return Fused(conv, scale, shift, mask, before, outside, function, pool, tuple(self.absorbed))
 
     def _affine(self, channels: int) -> tuple[Float, Float]:
         """scale and shift [O]; the shift is what there is outside of the ROIs."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from tkn.app.messages import first_line
 from tkn.backends.cuda.device import on
 from tkn.plan.compare import difference, random_images
-from tkn.plan.elsewhere import moved
+from tkn.plan.elsewhere import left_to_torch, moved
 from tkn.plan.graph import Graph
 from tkn.plan.lower_gpu import GpuLowering, Memory
 from tkn.plan.parts import Part, Program, TorchPart, Values, split, torch_shape
@@ -161,8 +161,8 @@ def arranged_on_gpu(graph: Graph, images: int, device: torch.device, dtype: torc
 
 
 def _parts(graph: Graph, far: Graph, images: int, device: torch.device, dtype: torch.dtype) -> Iterator[Part]:
-    for nodes in split(graph):
-        if graph.nodes[nodes[0]].by_torch:
+    for nodes in split(graph, left_to_torch):
+        if left_to_torch(graph.nodes[nodes[0]]):
             yield TorchPart(far, nodes)
         else:
             yield GpuPart(graph, far, nodes, images, device, dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tkn.attention import attention_function, separable_window
 from tkn.geometry import Geometry
+from tkn.plan.nonlinearity import Nonlinearity
 from tkn.roi import roi_bounds, roi_mask
 
 #: (channels, height, width) of an activation
@@ -63,11 +64,6 @@ class Affine:
 
     scale: Tensor
     shift: Tensor
-
-
-@dataclass
-class Relu:
-    """max(x, 0)"""
 
 
 @dataclass
@@ -128,7 +124,7 @@ class Slot:
     index: int
 
 
-Operation = Convolve | Affine | Relu | Pooling | Concatenate | Add | Same | Input | Constant | Call
+Operation = Convolve | Affine | Nonlinearity | Pooling | Concatenate | Add | Same | Input | Constant | Call
 
 
 @dataclass
@@ -151,6 +147,14 @@ class Node:
         """Whether only torch can compute it."""
         return isinstance(self.operation, Call | Constant)
 
+    @property
+    def kind(self) -> str:
+        """What a reader knows it by."""
+        operation = self.operation
+        if isinstance(operation, Call | Constant):
+            return operation.kind
+        return operation.function if isinstance(operation, Nonlinearity) else type(operation).__name__
+
 
 class Graph:
     """Nodes in the order of execution, the first the input, and which of them is the output."""
@@ -169,10 +173,3 @@ class Graph:
         size = self.nodes[0].size
         assert size is not None
         return size
-
-    @property
-    def fallbacks(self) -> tuple[str, ...]:
-        """What is left to torch: "name (kind)"."""
-        return tuple(
-            f"{node.name} ({node.operation.kind})" for node in self.nodes if isinstance(node.operation, Call | Constant)
-        )

@@ -122,14 +122,14 @@ class GpuLowering(Lowering[GpuValue]):
 
     def _gather(self, sources: list[GpuValue], pooling: Pooling | None) -> GpuValue:
         if len(sources) > 1:
-            sources = [self._materialised(source) if source.relu else source for source in sources]
+            sources = [self._materialised(source) if source.function else source for source in sources]
         maximum = pooling is not None and not pooling.average
         _, height, width = sources[0].place.shape
         geometry = Geometry((height, width), (1, 1)) if pooling is None else pooling.geometry
         factor = 1.0 if pooling is None or maximum else 1 / geometry.taps
         children = [_children(source, geometry, factor, maximum=maximum) for source in sources]
         constants = np.stack([source.constants() for source in sources]).sum(axis=0)
-        return self._combined(children, constants, relu=sources[0].relu, maximum=maximum)
+        return self._combined(children, constants, relu=sources[0].function is not None, maximum=maximum)
 
     def _combined(self, children: list[_Children], outside: Float, *, relu: bool, maximum: bool) -> GpuValue:
         """The sum or maximum of what is in `children`, in rows of its own."""
@@ -166,7 +166,7 @@ class GpuLowering(Lowering[GpuValue]):
         in_memory = self._integers(np.append(source.place.flatten(), 0))
         rows = torch.nn.functional.pad(in_memory[inputs.places()], (0, 1))[lists.rows.long()]
         at = _coordinates(outputs)
-        epilogue = Epilogue(self._numbers(fused.scale[at]), self._numbers(fused.shift[at]), fused.relu)
+        epilogue = Epilogue(self._numbers(fused.scale[at]), self._numbers(fused.shift[at]), fused.function is not None)
         where, convolved = self._allocated(outputs, fused.outside)
 
         def step(memory: Memory) -> None:

@@ -26,6 +26,7 @@ from tkn.geometry import Geometry
 from tkn.plan.fuse import Following, Fused
 from tkn.plan.graph import Convolve, Graph, Pooling
 from tkn.plan.lowering import Lowering, Pending
+from tkn.plan.nonlinearity import struct_of
 
 #: Convolutions of fewer input channels are computed in vectors of output channels.
 _FEW = 8
@@ -200,7 +201,7 @@ class MapLowering(Lowering[MapValue]):
             scale=_single(value.scale),
             shift=_single(value.shift),
             sum=len(sources) > 1,
-            pool=MapPoolStruct(kind=SUM if factor else MAX, relu=value.relu, factor=factor or 1.0),
+            pool=MapPoolStruct(SUM if factor else MAX, struct_of(value.function), factor or 1.0),
         )
         self._add(Kind.MAP_GATHER, spec, 0, target.first, size[0] * size[1])
         constants = np.sum([source.constants() for source in sources], axis=0)
@@ -273,7 +274,7 @@ class MapLowering(Lowering[MapValue]):
         values = np.zeros((2, pixels * children, width))
         mask = fused.mask.reshape(outputs, -1)
         values[0, :, :outputs] = np.where(mask, fused.scale.reshape(outputs, -1), 0)[:, pixel].T
-        values[1, :, :outputs] = np.where(mask, fused.shift.reshape(outputs, -1), fused.outside[:, None])[:, pixel].T
+        values[1, :, :outputs] = np.where(mask, fused.shift.reshape(outputs, -1), fused.before[:, None])[:, pixel].T
         alive = np.zeros((pixels, width), dtype=bool)
         alive[:, :outputs] = live.T
         chunks = alive.reshape(pixels, -1, self.width).any(axis=2)
@@ -389,7 +390,7 @@ def _output_sets(mask: Bool, windows: Int32, live: Bool) -> list[_Set]:
 def _pool(fused: Fused) -> MapPoolStruct:
     average = fused.pool is not None and fused.pool.average
     factor = 1 / (fused.pool.kernel[0] * fused.pool.kernel[1]) if average and fused.pool is not None else 1.0
-    return MapPoolStruct(kind=SUM if average else MAX, relu=fused.relu, factor=factor)
+    return MapPoolStruct(SUM if average else MAX, struct_of(fused.function), factor)
 
 
 def _dense(m: Map) -> Filled:

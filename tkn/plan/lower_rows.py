@@ -16,6 +16,7 @@ from tkn.geometry import Geometry, Pool
 from tkn.plan.fuse import Following
 from tkn.plan.graph import Convolve, Graph, Pooling
 from tkn.plan.lowering import Lowering, Pending
+from tkn.plan.nonlinearity import struct_of
 
 #: Above this size, bytes, what a convolution reads is made just before it is read.
 _INTERLEAVED = 128 * 1024
@@ -177,7 +178,7 @@ class RowLowering(Lowering[RowValue]):
 
     def _gather(self, sources: list[RowValue], pooling: Pooling | None) -> RowValue:
         if len(sources) > 1:
-            sources = [self._materialised(source) if source.relu else source for source in sources]
+            sources = [self._materialised(source) if source.function else source for source in sources]
         children, rows, scale, shift = self._children(sources, pooling)
         constants = np.stack([source.constants() for source in sources])
         channel = children.output.channel
@@ -193,7 +194,7 @@ class RowLowering(Lowering[RowValue]):
             for source, constant in zip(sources, constants, strict=True):
                 missing = ~source.mask.reshape(len(source.rows), -1).T[children.output.entry_position, channel]
                 init += missing * constant[channel]
-        relu = sources[0].relu
+        function = sources[0].function
         outside = constants.sum(axis=0)
         value, buffer = self._whole(children.output, outside)
         spec = fill_gather(
@@ -201,7 +202,7 @@ class RowLowering(Lowering[RowValue]):
             child_row=rows,
             pooling=MAX if maximum else SUM,
             factor=factor,
-            relu=relu,
+            function=struct_of(function),
             scale=self._array(scale),
             shift=self._array(shift),
             init=self._array(init),
@@ -263,7 +264,7 @@ class RowLowering(Lowering[RowValue]):
             weight=conv.weight.to(self.dtype).permute(0, 2, 3, 1).contiguous(),
             scale=self._array(fused.scale[at]),
             shift=self._array(fused.shift[at]),
-            relu=fused.relu,
+            function=struct_of(fused.function),
         )
         if pool is None:
             result, buffer = self._whole(convolved, fused.outside)

@@ -6,15 +6,16 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Generic, Self, TypeVar
 
-import numpy as np
+import torch
 
 from tkn.backends.cpu.rows import Float
-from tkn.plan.graph import Affine, Concatenate, Convolve, Graph, Pooling, Relu, Same
+from tkn.plan.graph import Affine, Concatenate, Convolve, Graph, Pooling, Same
+from tkn.plan.nonlinearity import Nonlinearity
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pending:
-    """An activation relu?(scale * x + shift) per channel, of which only x is in memory; and x where it is not.
+    """An activation function(scale * x + shift) per channel, of which only x is in memory; and x where it is not.
 
     `outside`, `scale`, `shift`: [C].
     """
@@ -22,20 +23,20 @@ class Pending:
     outside: Float
     scale: Float | None = None
     shift: Float | None = None
-    relu: bool = False
+    function: Nonlinearity | None = None
 
     @property
     def pending(self) -> bool:
-        return self.relu or self.scale is not None
+        return self.function is not None or self.scale is not None
 
     def constants(self) -> Float:
         """What the activation is where x is not in memory."""
         value = self.outside if self.scale is None else self.outside * self.scale + self.shift
-        return np.maximum(value, 0) if self.relu else value
+        return value if self.function is None else self.function(torch.from_numpy(value)).numpy()
 
     def scaled(self, operation: Affine) -> Self:
-        """With an affine operation more; not after a ReLU."""
-        assert not self.relu
+        """With an affine operation more; not after a function."""
+        assert self.function is None
         scale, shift = operation.scale.double().numpy(), operation.shift.double().numpy()
         if self.scale is not None:
             assert self.shift is not None
@@ -77,10 +78,11 @@ class Lowering(ABC, Generic[V]):
         if isinstance(operation, Convolve):
             self._convolution(position, operation, value)
             return
-        if isinstance(operation, Relu):
-            value = replace(value, relu=True)
+        if isinstance(operation, Nonlinearity):
+            value = self._materialised(value) if value.function else value
+            value = replace(value, function=operation)
         elif isinstance(operation, Affine):
-            value = (self._materialised(value) if value.relu else value).scaled(operation)
+            value = (self._materialised(value) if value.function else value).scaled(operation)
         elif isinstance(operation, Pooling):
             value = self._gather([value], operation)
         elif isinstance(operation, Concatenate):

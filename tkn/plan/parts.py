@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import c_int64, c_void_p
 from math import prod
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from tkn.backends.cpu.build import kernels
 from tkn.backends.cpu.structs import InstructionStruct, StepStruct
 from tkn.plan.dense import run_node
-from tkn.plan.graph import Graph, Input
+from tkn.plan.graph import Graph, Input, Node
 from tkn.plan.lower_maps import MapLowering
 from tkn.plan.lower_rows import RowLowering
 
@@ -186,13 +187,13 @@ class MapPart(KernelPart):
         self._scratch.run(images, lambda memory: run(*counted, dense, c_void_p(memory), *rest))
 
 
-def split(graph: Graph) -> Iterator[list[int]]:
-    """Runs of nodes that the engine knows, and single nodes that only torch computes."""
+def split(graph: Graph, by_torch: Callable[[Node], bool] = attrgetter("by_torch")) -> Iterator[list[int]]:
+    """Runs of nodes that the engine knows, and single nodes that only torch computes: which are `by_torch`."""
     run: list[int] = []
     for position, node in enumerate(graph.nodes):
         if isinstance(node.operation, Input):
             continue
-        if node.by_torch:
+        if by_torch(node):
             if run:
                 yield run
             yield [position]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tkn.backends.cuda import backend
 from tkn.plan.arrange import arranged
-from tkn.plan.elsewhere import moved
+from tkn.plan.elsewhere import left_to_torch, moved
 from tkn.plan.graph import Graph
 from tkn.plan.parts import Program
 
@@ -63,6 +64,11 @@ class Place:
     def arranged(self, graph: Graph, batch_size: int, small: bool | None) -> Program:
         """The fastest right way to compute a graph, which is of float32 on the CPU, here."""
         return ARRANGED[self.device.type](graph, batch_size, small, self)
+
+    def fallbacks(self, graph: Graph) -> tuple[str, ...]:
+        """What the kernels do not know: "name (kind)"."""
+        unknown = left_to_torch if self.device.type == "cuda" else attrgetter("by_torch")
+        return tuple(f"{node.name} ({node.kind})" for node in graph.nodes if unknown(node))
 
     def by_torch(self, graph: Graph) -> Program:
         """The same, node by node."""

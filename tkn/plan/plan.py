@@ -213,7 +213,7 @@ class Plan(nn.Module):
     @property
     def fallbacks(self) -> tuple[str, ...]:
         """The layers that torch runs: "name (type)"."""
-        return self._made().fallbacks
+        return self._place.fallbacks(self._made())
 
     def save(self, path: str | Path) -> None:
         """Write the plan's operations and weights to a file for `load_plan`, whole or not at all.

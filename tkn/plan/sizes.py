@@ -31,9 +31,10 @@ def result_size(node: Node, sources: list[Node]) -> Size:
     if isinstance(operation, Convolve):
         return _convolved(operation, size, sources[0].flat, node.flat)
     if isinstance(operation, Pooling):
-        if flats != {False} or node.flat:
+        output = _checked_output(operation.geometry, size)
+        if flats != {False} or (node.flat and output != (1, 1)):
             raise ValueError("a pooling is of maps")
-        return (size[0], *_checked_output(operation.geometry, size))
+        return (size[0], *output)
     if isinstance(operation, Same):
         if sources[0].flat and not node.flat:
             raise ValueError("what is flat stays flat")

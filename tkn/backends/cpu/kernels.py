@@ -13,7 +13,16 @@ from torch import Tensor
 
 from tkn.backends.cpu.build import kernels
 from tkn.backends.cpu.rows import Children, Int32, Rows, backward_taps, forward_taps, tile_lanes, tiles_of
-from tkn.backends.cpu.structs import SUM, ConvStruct, DenseStruct, Filled, GatherStruct, address, strided_address
+from tkn.backends.cpu.structs import (
+    SUM,
+    ConvStruct,
+    DenseStruct,
+    Filled,
+    FunctionStruct,
+    GatherStruct,
+    address,
+    strided_address,
+)
 from tkn.geometry import Geometry
 
 
@@ -47,12 +56,13 @@ def fill_gather(
     child_row: Int32,
     pooling: int = SUM,
     factor: float = 1.0,
-    relu: bool = False,
+    function: FunctionStruct | None = None,
     scale: Any = None,
     shift: Any = None,
     init: Any = None,
 ) -> Filled:
-    """`scale`, `shift`: per child; `init`: per output entry; arrays or tensors of the kernels' type."""
+    """`function`: of each child; `scale`, `shift`: per child; `init`: per output entry. Arrays or tensors of the
+    kernels' type."""
     return Filled(GatherStruct()).with_values(
         pixels=len(children.output.order),
         out_start=children.output.start,
@@ -64,7 +74,7 @@ def fill_gather(
         init=init,
         factor=factor,
         pooling=pooling,
-        relu=relu,
+        function=function or FunctionStruct(),
     )
 
 
@@ -81,7 +91,7 @@ def fill_conv(
     """A convolution from `source` to `output`, or with `transposed` from a convolution's outputs to its inputs, that
     multiplies numbers of `dtype`.
 
-    The caller sets `weight` [output channels, taps, source channels per group], and scale, shift, relu, pooling.
+    The caller sets `weight` [output channels, taps, source channels per group], and scale, shift, function, pooling.
     """
     taps = (backward_taps if transposed else forward_taps)(geometry, output.order)
     table, base, chunks = source.chunks(groups, geometry.taps, lanes, dtype.itemsize)

@@ -26,7 +26,7 @@ from tkn.backends.cpu.kernels import (
     run_weight_grad,
 )
 from tkn.backends.cpu.rows import Bool, Children, Int32, Rows, pooled_order
-from tkn.backends.cpu.structs import MAX, SUM, Filled
+from tkn.backends.cpu.structs import MAX, SUM, Filled, FunctionStruct
 from tkn.backends.gradients import Gradients
 from tkn.geometry import Geometry, Pool
 
@@ -147,7 +147,7 @@ class Stage:
             child_row=self.child_row,
             pooling=MAX if maximum else SUM,
             factor=1 / (average.kernel[0] * average.kernel[1]) if average else 1.0,
-            relu=self.relu,
+            function=FunctionStruct(int(self.relu)),
             scale=window,
             init=self.init,
         )

@@ -29,6 +29,12 @@ class Kind(IntEnum):
     MAP_UNPACK = 9
 
 
+class FunctionStruct(Structure):
+    """`Function` of nonlinear.h."""
+
+    _fields_ = (("kind", c_int32), ("slope", c_double))
+
+
 class GatherStruct(Structure):
     """`Gather` of rows.h."""
 
@@ -43,7 +49,7 @@ class GatherStruct(Structure):
         ("init", c_void_p),
         ("factor", c_double),
         ("pooling", c_int32),
-        ("relu", c_int32),
+        ("function", FunctionStruct),
     )
 
 
@@ -70,7 +76,7 @@ class ConvStruct(Structure):
         ("weight", c_void_p),
         ("scale", c_void_p),
         ("shift", c_void_p),
-        ("relu", c_int32),
+        ("function", FunctionStruct),
         ("windows", c_int32),
         ("window_start", c_void_p),
         ("pool", GatherStruct),
@@ -117,7 +123,7 @@ class MapPoolStruct(Structure):
 
     _fields_ = (
         ("kind", c_int32),
-        ("relu", c_int32),
+        ("function", FunctionStruct),
         ("factor", c_double),
     )
 
@@ -222,6 +228,7 @@ STRUCTURES: tuple[type[Structure], ...] = (
     MapGatherStruct,
     MapPickStruct,
     MapDenseStruct,
+    FunctionStruct,
 )
 
 #: Rows: where they begin, and how many numbers a tile takes.

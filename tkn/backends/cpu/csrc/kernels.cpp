@@ -61,6 +61,7 @@ int tkn_struct_sizes(int64_t* sizes, int room) {
   const int64_t all[] = {
       sizeof(Gather), sizeof(Conv), sizeof(Dense), sizeof(Instruction), sizeof(Step), sizeof(MapPool),
       sizeof(MapConv), sizeof(MapFirst), sizeof(MapGather), sizeof(MapPick), sizeof(MapDense),
+      sizeof(Function),
   };
   const int count = sizeof all / sizeof *all;
   if (room >= count) std::copy(all, all + count, sizes);

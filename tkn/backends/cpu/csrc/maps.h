@@ -5,14 +5,14 @@
 // what it is there, written once.
 #pragma once
 
-#include "vector.h"
+#include "nonlinear.h"
 
 extern "C" {
 
 // Combines convolved pixels into one of the output; without pooling it has one child.
 struct MapPool {
   int32_t kind;        // MAP_MAX or MAP_SUM
-  int32_t relu;        // of each child
+  Function function;   // of each child
   double factor;       // of the sum
 };
 enum MapPooling { MAP_MAX = 1, MAP_SUM = 2 };
@@ -146,10 +146,12 @@ void map_conv(const MapConv& op, const REAL* src, REAL* dst, int begin, int end)
       else map_outputs<1>(op, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 1;
     }
     const REAL *scale = op.scale + op.value_start[set], *shift = op.shift + op.value_start[set];
+    const bool rectified = op.pool.function.kind == RELU;
     for (int64_t k = 0; k < (int64_t)channels * pixels; k++) {
       const REAL value = y[k] * scale[k] + shift[k];
-      y[k] = op.pool.relu && value < 0 ? 0 : value;
+      y[k] = rectified && value < 0 ? 0 : value;
     }
+    if (op.pool.function.kind > RELU) apply(op.pool.function, y, (int64_t)channels * pixels);
     for (int f = op.out_start[set]; f < op.out_start[set + 1]; f++) {
       REAL* out = dst + op.out[f];
       const int c0 = op.child_start[f], c1 = op.child_start[f + 1];
@@ -192,7 +194,7 @@ INLINE void map_first_children(const MapFirst& op, const REAL* src, int child, c
       const Vector scale = load(op.scale + at), shift = load(op.shift + at);
       Vector y = acc[i][c] * scale + shift;
       y = scale == Vector{} ? shift : y;
-      if (op.pool.relu) y = relu(y);
+      y = value_of(op.pool.function, y);
       if (first && c == 0) result[i] = y;
       else result[i] = op.pool.kind == MAP_MAX ? maximum(result[i], y) : result[i] + y;
     }
@@ -229,7 +231,11 @@ INLINE void map_gather_channels(const MapGather& op, const REAL* src, REAL* out,
   for (int c = op.child_start[p]; c < op.child_start[p + 1]; c++) {
     T x = *reinterpret_cast<const Unaligned*>(src + child[c] + k);
     if (scale) x = x * *reinterpret_cast<const Unaligned*>(scale + k) + *reinterpret_cast<const Unaligned*>(shift + k);
-    if (op.pool.relu) x = x < T{} ? T{} : x;
+    if constexpr (std::is_same_v<T, REAL>) {
+      apply(op.pool.function, &x, 1);
+    } else {
+      x = value_of(op.pool.function, x);
+    }
     if (c == op.child_start[p]) result = x;
     else if (op.pool.kind == MAP_SUM) result = result + x;
     else result = (x > result) | (x != x) ? x : result;

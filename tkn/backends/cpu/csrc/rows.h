@@ -6,7 +6,7 @@
 // channels they are. So a convolution costs exactly the multiplications between live inputs and live outputs.
 #pragma once
 
-#include "vector.h"
+#include "nonlinear.h"
 
 namespace {
 
@@ -26,7 +26,7 @@ extern "C" {
 
 enum Pooling { NONE = 0, MAX = 1, SUM = 2 };
 
-// Combines rows into rows: out[f] = init[f] (max or +) act(scale[i] * in[row[i]] + shift[i]) over f's children i.
+// Combines rows into rows: out[f] = init[f] (max or +) function(scale[i] * in[row[i]] + shift[i]) over f's children i.
 struct Gather {
   int32_t pixels;              // of the output
   const int32_t* out_start;    // [pixels + 1] first output entry of each pixel
@@ -38,7 +38,7 @@ struct Gather {
   const REAL* init;            // [entries] or null: 0
   double factor;               // of the children's sum
   int32_t pooling;             // MAX or SUM
-  int32_t relu;                // of each child
+  Function function;           // of each child
 };
 
 struct Conv {
@@ -57,7 +57,7 @@ struct Conv {
   const REAL* weight;
   const REAL* scale;  // [entries] or null: 1
   const REAL* shift;  // [entries] or null: 0
-  int32_t relu;
+  Function function;
   int32_t windows;              // 0: no pooling
   const int32_t* window_start;  // [windows + 1] first convolved pixel of each window
   Gather pool;                  // of the window's entries, as rows counted from the window's first
@@ -153,10 +153,11 @@ struct Tile {
       const int n = (end - entry) / (blocks - block);  // as even as can be
       int64_t offset[MOST];
       for (int i = 0; i < n; i++) offset[i] = op.dst_channel[entry + i] * op.weight_dst;
-      const Finish finish = {op.scale ? op.scale + entry : nullptr, op.shift ? op.shift + entry : nullptr, first, last, op.relu != 0};
+      const Finish finish = {op.scale ? op.scale + entry : nullptr, op.shift ? op.shift + entry : nullptr, first, last, op.function.kind == RELU};
       dispatch<MOST>(n, segments, count, offset, out + (int64_t)(entry - begin) * LANES, finish);
       entry += n;
     }
+    if (last && op.function.kind > RELU) apply(op.function, out, (int64_t)(end - begin) * LANES);
   }
 
   // All outputs of pixel p into consecutive rows from `out`.
@@ -215,7 +216,7 @@ struct Tile {
             Vector x = load(in + v * WIDTH);
             if (op.scale) x = x * scale;
             if (op.shift) x = x + shift;
-            if (op.relu) x = relu(x);
+            x = value_of(op.function, x);
             result[v] = op.pooling == MAX ? maximum(result[v], x) : result[v] + factor * x;
           }
         }
@@ -247,7 +248,7 @@ struct Tile {
             const Vector y = value(op, i, x, v);
             Vector grad = op.pooling == MAX ? (y == best[v] ? left[v] : Vector{}) : factor * left[v];
             if (op.pooling == MAX) left[v] = y == best[v] ? Vector{} : left[v];
-            if (op.relu) grad = y > Vector{} ? grad : Vector{};
+            if (op.function.kind == RELU) grad = y > Vector{} ? grad : Vector{};
             total += grad * load(x + row + v * WIDTH);
             store(grad_x + row + v * WIDTH, op.scale ? grad * broadcast(op.scale[i]) : grad);
           }
@@ -261,7 +262,7 @@ struct Tile {
     Vector y = load(x + (int64_t)op.child_row[i] * LANES + v * WIDTH);
     if (op.scale) y = y * broadcast(op.scale[i]);
     if (op.shift) y = y + broadcast(op.shift[i]);
-    return op.relu ? relu(y) : y;
+    return op.function.kind == RELU ? relu(y) : y;
   }
 };
 
