@@ -52,12 +52,13 @@ def test_default_is_every_kernel_larger_than_a_pixel(dims: int) -> None:
     [
         (["2.2"], ["2.2"]),
         ("0", ["0"]),
+        ("all", ["0", "2.0", "2.2"]),
         ({"2.0", "0"}, ["0", "2.0"]),
         (iter(("2.0", "2.2")), ["2.0", "2.2"]),
         (lambda name, _module: name.startswith("2"), ["2.0", "2.2"]),
         (lambda _name, module: module.in_channels == 2, ["0"]),
     ],
-    ids=["list", "string", "set", "iterator", "by name", "by module"],
+    ids=["list", "string", "all", "set", "iterator", "by name", "by module"],
 )
 def test_choice(layers: Any, expected: list[str]) -> None:
     assert list(roi_layers(targetize(plain_cnn(), layers))) == expected
@@ -432,3 +433,23 @@ def test_a_weight_that_is_no_parameter_is_refused() -> None:
     prune.identity(model[0], "weight")
     with pytest.raises(ValueError, match="is not a plain parameter"):
         targetize(model, ["0"], inplace=True)
+
+
+def test_a_small_share_is_told() -> None:
+    """Of 1x1 convolutions that the default leaves dense."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 40, 1), nn.Conv2d(40, 40, 1))
+    share = 1 * 2 * 9 / (1 * 2 * 9 + 2 * 40 + 40 * 40)
+    with pytest.warns(
+        UserWarning, match=r"target layers do 1% of the multiply-adds of TargetSequential .*layers='all'"
+    ):
+        targeted = targetize(model, input_size=(1, 5, 5))
+    assert count_macs(targeted, (1, 5, 5)).targeted_share == pytest.approx(share)
+    assert count_macs(targetize(model, "all", input_size=(1, 5, 5)), (1, 5, 5)).targeted_share == 1
+    assert count_macs(model, (1, 5, 5)).targeted_share == 0
+
+
+def test_a_layer_that_is_called_all() -> None:
+    model = nn.Sequential()
+    model.add_module("all", nn.Conv2d(1, 2, 1))
+    model.add_module("other", nn.Conv2d(2, 2, 3))
+    assert list(roi_layers(targetize(model, "all"))) == ["all"]

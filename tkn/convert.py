@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
@@ -12,6 +13,7 @@ from torch import nn
 from tkn.app.messages import unknown
 from tkn.decay import attention_parameters, own_exclusions
 from tkn.layers import MinSize, RoiLayer, TargetConv1d, TargetConv2d, TargetConv3d
+from tkn.macs import count_macs
 from tkn.ops.engines import Engine
 from tkn.sequential import TargetSequential
 
@@ -20,6 +22,9 @@ _TARGETS: dict[type[nn.Module], type] = {
     nn.Conv2d: TargetConv2d,
     nn.Conv3d: TargetConv3d,
 }
+
+#: Less of the multiply-adds than this is said.
+_SMALL_SHARE = 0.5
 
 
 def targetize(
@@ -33,15 +38,18 @@ def targetize(
     engine: Engine = "auto",
     blocks: Mapping[str, int] | None = None,
     inplace: bool = False,
+    input_size: tuple[int, ...] | None = None,
 ) -> nn.Module:
     """Replace convolutions of `model` by target layers of the same weights (Sec. 4.3: "drop in").
 
     Args:
         layers: which plain convolutions (not subclasses or parametrized ones): names as in `model.named_modules()`, or
-            a function (name, module) -> bool over them; by default all with a kernel larger than one pixel.
+            a function (name, module) -> bool over them; "all"; by default all with a kernel larger than one pixel.
         attention, scale_unit, min_size, clip, engine: as in `TargetConv2d`.
         blocks: the power of beta in each layer's scale penalty, by name; 0 for layers not named.
         inplace: change `model` itself (its modules and parameters stay the same objects) instead of a copy.
+        input_size: of an image, (C, H, W): warns if the chosen layers do less than half of the multiply-adds, for their
+            ROIs can save no others.
 
     Returns the targeted model; at the start every ROI is the whole map. All else of a convolution stays: its hooks,
     attributes, mode, and the type, device, memory format and requires_grad of its parameters; loc and scale have the
@@ -78,7 +86,19 @@ def targetize(
         # The names, and no method bound to the model, which could not be unpickled.
         names = attention_parameters(model) | own_exclusions(model)
         model.no_weight_decay = partial(set, names)  # type: ignore[assignment]
+    if input_size is not None:
+        _warn_of_small_share(model, input_size)
     return model
+
+
+def _warn_of_small_share(model: nn.Module, input_size: tuple[int, ...]) -> None:
+    share = count_macs(model, input_size).targeted_share
+    if share < _SMALL_SHARE:
+        warnings.warn(
+            f"target layers do {share:.0%} of the multiply-adds of {type(model).__name__} on images of "
+            f"{tuple(input_size)}: ROIs can't save others'; layers='all' targets the 1x1 convolutions too",
+            stacklevel=3,
+        )
 
 
 def _choose(
@@ -86,7 +106,9 @@ def _choose(
     convolutions: dict[str, nn.Module],
     layers: Iterable[str] | Callable[[str, nn.Module], bool] | None,
 ) -> dict[str, nn.Module]:
-    if layers is None:
+    if layers == "all" and "all" not in dict(model.named_children()):
+        chosen = convolutions
+    elif layers is None:
         chosen = {name: conv for name, conv in convolutions.items() if max(conv.kernel_size) > 1}  # type: ignore
     elif callable(layers):
         chosen = {name: conv for name, conv in convolutions.items() if layers(name, conv)}

@@ -60,6 +60,11 @@ class MacsReport:
         return sum(layer.macs_roi for layer in self.layers)
 
     @property
+    def targeted_share(self) -> float:
+        """The part of `total_dense` that is in layers with ROIs: the most that these can save."""
+        return sum(layer.macs_dense for layer in self.target_layers) / max(1, self.total_dense)
+
+    @property
     def target_layers(self) -> tuple[LayerCount, ...]:
         """The rows of layers that have ROIs."""
         return tuple(layer for layer in self.layers if layer.mean_roi is not None)
