@@ -155,6 +155,7 @@ def test_this_engine_is_asked_for_a_plan(
 
     class Plan(SimpleNamespace):
         fallbacks = ("fc",)
+        timings = {"torch, channels last": 1.0, "vectors over 16 images": 2.0}  # noqa: RUF012
 
         def __call__(self, x: Tensor) -> Tensor:
             return self.model(x)  # type: ignore[no-any-return]
@@ -168,4 +169,5 @@ def test_this_engine_is_asked_for_a_plan(
     monkeypatch.setattr(engines, "_require_roi_engine", lambda *_: None)
     prepared = prepare_inference(TIMED_ENGINES["tkn"], networks["targeted"].model, images, 1)
     assert asked == [(2, (1, 12, 12))]
-    assert prepared.notes == ("by torch: fc",)
+    chosen = "the plan computes all by torch, channels last, which was faster as it was made"
+    assert prepared.notes == ("by torch: fc", chosen)

@@ -275,8 +275,11 @@ def _tkn(network: nn.Module, images: Tensor, _threads: int) -> Inference:
     _require_roi_engine(images.device, images.dtype)
     size = tuple(images.shape[1:])
     plan = accelerate(network, len(images), size, device=images.device, dtype=images.dtype)
-    notes = (f"by torch: {', '.join(plan.fallbacks)}",) if plan.fallbacks else ()
-    return Inference(lambda: plan(images), notes=notes)
+    notes = [f"by torch: {', '.join(plan.fallbacks)}"] if plan.fallbacks else []
+    way = next(iter(plan.timings), "")
+    if way.startswith("torch"):
+        notes.append(f"the plan computes all by {way}, which was faster as it was made")
+    return Inference(lambda: plan(images), notes=tuple(notes))
 
 
 def _require_roi_engine(device: torch.device, dtype: torch.dtype) -> None:
