@@ -87,16 +87,17 @@ def targetize(
         names = attention_parameters(model) | own_exclusions(model)
         model.no_weight_decay = partial(set, names)  # type: ignore[assignment]
     if input_size is not None:
-        _warn_of_small_share(model, input_size)
+        _warn_of_small_share(model, input_size, all_chosen=len(chosen) == len(convolutions))
     return model
 
 
-def _warn_of_small_share(model: nn.Module, input_size: tuple[int, ...]) -> None:
+def _warn_of_small_share(model: nn.Module, input_size: tuple[int, ...], *, all_chosen: bool) -> None:
     share = count_macs(model, input_size).targeted_share
     if share < _SMALL_SHARE:
+        more = "" if all_chosen else "; layers='all' targets every convolution"
         warnings.warn(
             f"target layers do {share:.0%} of the multiply-adds of {type(model).__name__} on images of "
-            f"{tuple(input_size)}: ROIs can't save others'; layers='all' targets the 1x1 convolutions too",
+            f"{tuple(input_size)}: ROIs can't save others'{more}",
             stacklevel=3,
         )
 

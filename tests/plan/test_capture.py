@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from plan_networks import NETWORKS, Residual, network, plan_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tkn import TargetConv2d, accelerate
+from tkn import TargetConv2d, accelerate, load_plan
 from tkn.plan import plan as plan_module
 from tkn.plan.capture import build_graph, frozen
 from tkn.plan.compare import difference, tells
@@ -344,3 +345,105 @@ def test_windows_that_are_no_numbers(clip: bool) -> None:
     x = torch.rand(3, 2, 7, 7)
     with torch.no_grad():
         torch.testing.assert_close(accelerate(model, 3, (2, 7, 7))(x), model.eval()(x), equal_nan=True)
+
+
+class Written(nn.Module):
+    """`write` makes z of what a convolution gives, which is read again afterwards."""
+
+    def __init__(self, write: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.write = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 1), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = self.write(y)
+        return (self.second(y).flatten(1) + z.flatten(1)) * 2
+
+
+WRITES: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu_": torch.relu_,
+    "inplace": lambda y: F.relu(y, inplace=True),
+    "method": lambda y: y.sigmoid_(),
+    "of a dropped out": lambda y: F.relu(F.dropout(y, training=False), inplace=True),
+    "of a flat one": lambda y: y.flatten(1).relu_(),
+    "after another name": lambda y: (y.flatten(1), F.silu(y, inplace=True))[0],
+    "of a sum": lambda y: F.relu(y + y, inplace=True),
+    "of a mean": lambda y: F.relu(y.mean((2, 3)), inplace=True).repeat(1, 64)[:, :192],
+}
+
+
+@pytest.mark.parametrize("small", [None, False, True])
+@pytest.mark.parametrize("how", WRITES)
+@pytest.mark.filterwarnings("ignore:torch runs the plan")  # where only torch can tell what was overwritten
+@torch.no_grad()
+def test_what_is_written_over_and_read_again(how: str, small: bool | None) -> None:
+    torch.manual_seed(0)
+    model = Written(WRITES[how]).eval()
+    plan = plan_module.Plan(build_graph(frozen(model), (2, 8, 8)), 4, small=small)
+    for batch in (1, 4, 17):
+        x = torch.randn(batch, 2, 8, 8)
+        assert_near(plan(x), model(x))
+
+
+class Viewed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 64, 3, padding=1), nn.Linear(4096, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv(x))
+        return self.linear(y.view(y.size(0), -1))
+
+
+@torch.no_grad()
+def test_a_view_of_what_a_convolution_gives() -> None:
+    """No way in which its strides would not do is taken."""
+    torch.manual_seed(0)
+    model, x = Viewed().eval(), torch.randn(4, 3, 8, 8)
+    assert_near(accelerate(model, 4, (3, 8, 8))(x), model(x))
+    maps = accelerate(nn.Sequential(model.conv, nn.ReLU()), 4, (3, 8, 8))(x)
+    assert maps.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: F.max_pool2d(x, (2,)),
+        lambda x: F.avg_pool2d(x, 2, []),
+        lambda x: torch.max_pool2d(x, 3, 2, 1, 1, True),
+        lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+        lambda x: F.max_pool2d(x, [3, 2], padding=(1, 0), dilation=2),
+    ],
+)
+@torch.no_grad()
+def test_poolings_as_torch_takes_them(pool: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return pool(self.conv(x))
+
+    torch.manual_seed(0)
+    for side in (4, 9):  # of the first, windows reach beyond the map
+        model, x = Pooled().eval(), torch.randn(2, 1, side, side)
+        try:
+            expected = model(x)
+        except RuntimeError:  # too small for torch
+            continue
+        plan = accelerate(model, 2, (1, side, side))
+        plan.save(tmp_path / "net.plan")
+        for one in (plan, load_plan(tmp_path / "net.plan")):
+            assert_near(one(x), expected)
+
+
+def test_sizes_that_depend_on_the_number_of_images_are_refused_by_torch_too() -> None:
+    class Turning(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.transpose(2, 3).contiguous() if len(x) > 8 else x
+
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), Turning(), nn.Conv2d(3, 4, 3)).eval()
+    plan = accelerate(model, 2, (2, 6, 12))
+    with pytest.raises(ValueError, match="can't follow sizes that depend on the number of images"):
+        plan(torch.zeros(17, 2, 6, 12))

@@ -55,6 +55,10 @@ def build_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
     return _Builder(traced, seen[0], seen[1]).graph()
 
 
+#: What has memory of its own in torch too.
+_OWN_MEMORY = (Convolve, Affine, Add, Concatenate, Pooling, Nonlinearity)
+
+
 class _Builder:
     """Makes nodes of the traced calls; `one`, `other`: what was seen in runs on batches of the two sizes."""
 
@@ -75,7 +79,15 @@ class _Builder:
                 self._add(n, Constant(operator.attrgetter(n.target)(self.traced)), ())
             else:
                 self._add(n, *self._operation(n))
+                module = self.traced.get_submodule(str(n.target)) if n.op == "call_module" else None
+                if len(n.all_input_nodes) == 1 and _overwrites(n, module):
+                    self._redirect(n)
         return Graph(self.nodes, self.position[output])
+
+    def _redirect(self, n: fx.Node) -> None:
+        """Let later readers of what n overwrites read its result, unless torch does write there."""
+        if not isinstance(self.nodes[self.position[n]].operation, Call):
+            self.position[n.all_input_nodes[0]] = self.position[n]
 
     def _add(self, n: fx.Node, operation: Operation, inputs: tuple[int, ...]) -> None:
         size, flat = self._activation(n)
@@ -108,8 +120,8 @@ class _Builder:
             if n.op == "call_module":
                 operation, inputs = self._module(n, sources)
             else:
-                fresh = len(sources) == 1 and isinstance(self.nodes[sources[0]].operation, Convolve | Affine)
-                operation, inputs = _function(n, overwritable=fresh), sources
+                known = not _overwrites(n) or (len(sources) == 1 and self._may_overwrite(n))
+                operation, inputs = _function(n) if known else None, sources
                 if operation is None and len(sources) == 1 and (pooling := _pooling_module(n)) is not None:
                     operation = _module_operation(pooling, self.nodes[sources[0]], self._activation(n)[0])
             if isinstance(operation, Concatenate):  # perhaps of one value twice
@@ -119,6 +131,24 @@ class _Builder:
             if operation is not None:
                 return operation, inputs
         return self._call(n), sources
+
+    def _may_overwrite(self, n: fx.Node) -> bool:
+        """Whether n writes over memory that has no other name, so that it can be taken for a new result: what reads its
+        input later then reads that."""
+        (source,) = n.all_input_nodes
+        if len(source.users) == 1:
+            while isinstance(self._operation_of(source), Same) and len(source.users) == 1:
+                (source,) = source.all_input_nodes
+            return len(source.users) == 1 and (n.op == "call_module" or self._is_own(source))
+        # An earlier reader may have made another name for it.
+        earlier = [user for user in source.users if user is not n and user in self.position]
+        return self._is_own(source) and not any(isinstance(self._operation_of(u), Same | Call) for u in earlier)
+
+    def _operation_of(self, n: fx.Node) -> Operation:
+        return self.nodes[self.position[n]].operation
+
+    def _is_own(self, n: fx.Node) -> bool:
+        return isinstance(self._operation_of(n), _OWN_MEMORY) and n.target is not operator.iadd
 
     def _aligned(self, operation: Add | Concatenate, sources: tuple[int, ...]) -> bool:
         """Whether the maps have one size, and for a sum as many channels: torch would also stretch some of them."""
@@ -131,7 +161,7 @@ class _Builder:
         module = self.traced.get_submodule(str(n.target))
         if len(sources) != 1 or n.kwargs or n.args != tuple(n.all_input_nodes) or _hooked(module):
             return None, sources
-        if getattr(module, "inplace", False) and len(n.all_input_nodes[0].users) > 1:
+        if _overwrites(n, module) and not self._may_overwrite(n):
             return None, sources  # what else reads the input reads what torch writes there
         source = self.nodes[sources[0]]
         if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros" and not source.flat:
@@ -224,9 +254,9 @@ def _module_operation(module: nn.Module, source: Node, result: Size | None) -> O
     return None
 
 
-def _function(n: fx.Node, *, overwritable: bool) -> Operation | None:
-    """`overwritable`: whether the input has memory of its own."""
-    function = _nonlinearity(n, overwritable)
+def _function(n: fx.Node) -> Operation | None:
+    arguments = {name: value for name, value in n.kwargs.items() if name != "inplace"}
+    function = call_nonlinearity(n.target, n.args[1:], arguments) if n.args else None
     if function is not None:
         return function
     if n.target is torch.cat and (n.args[1:] == (1,) or (len(n.args) == 1 and n.kwargs == {"dim": 1})):
@@ -244,14 +274,14 @@ def _function(n: fx.Node, *, overwritable: bool) -> Operation | None:
     return None
 
 
-def _nonlinearity(n: fx.Node, overwritable: bool) -> Nonlinearity | None:
-    """Of a call of a function or method; in place only where nobody else reads what it overwrites."""
-    source = n.args[0] if n.args else None
-    alone = isinstance(source, fx.Node) and len(source.users) == 1
-    if not (alone and overwritable) and (n.kwargs.get("inplace") or str(n.target).endswith("_")):
-        return None
-    arguments = {name: value for name, value in n.kwargs.items() if name != "inplace"}
-    return call_nonlinearity(n.target, n.args[1:], arguments)
+def _overwrites(n: fx.Node, module: nn.Module | None = None) -> bool:
+    """Whether a call of one input writes its result there."""
+    if isinstance(module, nn.modules.dropout._DropoutNd) or n.target is F.dropout:
+        return False  # not in evaluation
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    name = getattr(n.target, "__name__", str(n.target))
+    return bool(n.kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")))
 
 
 def _convolution(module: nn.Conv2d, size: Size) -> Convolve | None:
@@ -316,11 +346,23 @@ def _pooling_module(n: fx.Node) -> nn.Module | None:
         ):
             return nn.AdaptiveAvgPool2d(1)
         return None
+    if not all(value is None or _is_side(value) for value in (*args, *kwargs.values())):
+        return None  # such as (2,) for both sides
     if n.target is F.adaptive_avg_pool2d:
         return nn.AdaptiveAvgPool2d(*args, **kwargs)
     if n.target is F.avg_pool2d:
         return nn.AvgPool2d(*args, **kwargs)
-    # Beyond these the function's and the module's orders differ.
+    # Beyond these the functions' and the module's orders differ.
     if n.target in (F.max_pool2d, torch.max_pool2d) and len(args) <= 4:
         return nn.MaxPool2d(*args, **kwargs)
+    if n.target is torch.max_pool2d and not kwargs:
+        kernel_size, stride, padding, dilation, ceil_mode = args
+        return nn.MaxPool2d(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
     return None
+
+
+def _is_side(value: Any) -> bool:
+    """Whether it is a whole number or a flag, or two."""
+    if isinstance(value, list | tuple):
+        return len(value) == 2 and all(isinstance(one, int) for one in value)
+    return isinstance(value, int)

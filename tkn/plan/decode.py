@@ -180,7 +180,7 @@ class _Decoder:
         geometry = _geometry(sources, *sides)
         reach = [d * (k - 1) + 1 for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
         alike = replace(geometry, after=geometry.before)
-        covered = not _flag(average) and min(alike.output_size) >= 1 and geometry == alike.covered()
+        covered = not _flag(average) and geometry == alike.covered()
         if not (geometry == alike or covered) or any(2 * b > r for b, r in zip(geometry.before, reach, strict=True)):
             raise ValueError("a pooling is padded alike on both sides, by half of its window at most")
         if average and geometry.dilation != (1, 1):

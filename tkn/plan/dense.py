@@ -40,7 +40,7 @@ def run_node(graph: Graph, position: int, values: dict[int, Any]) -> None:
         args, kwargs = filled((operation.args, operation.kwargs), inputs)
         values[position] = operation.function(*args, **kwargs)
     else:
-        maps = [_as_map(values[source], graph.nodes[source]) for source in node.inputs]
+        maps = [as_map(values[source], graph.nodes[source]) for source in node.inputs]
         result = _compute(operation, maps)
         values[position] = result.flatten(1) if node.flat else result
 
@@ -58,7 +58,8 @@ def filled(arguments: Any, inputs: list[Any]) -> Any:
     return arguments
 
 
-def _as_map(x: Tensor, node: Node) -> Tensor:
+def as_map(x: Tensor, node: Node) -> Tensor:
+    """The result of a node as [B, C, H, W]; ValueError if it is of another size."""
     assert node.size is not None
     expected = (prod(node.size),) if node.flat else node.size
     if x.shape[1:] != expected:
@@ -103,6 +104,7 @@ def is_linear(conv: Convolve) -> bool:
 def convolved(conv: Convolve, x: Tensor) -> Tensor:
     """The convolution of maps, without the attention."""
     g = conv.geometry
+    x = x.to(conv.weight.dtype)  # in a plan of halves the network's own code may have made it float32
     if is_linear(conv):
         return F.linear(x.flatten(1), conv.weight.flatten(1), conv.bias)[:, :, None, None]
     padding = g.before

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tkn.plan.dense import convolved, is_linear
-from tkn.plan.graph import Affine, Call, Convolve, Graph, Node, Size, Slot
+from tkn.plan.dense import as_map, convolved, is_linear
+from tkn.plan.graph import Affine, Call, Convolve, Graph, Node, Slot
 from tkn.plan.nonlinearity import Nonlinearity, Relu
 
 
@@ -18,11 +18,12 @@ class FoldedConvolve:
     """function(factor * convolution + shift), the convolution only where `mask` is true.
 
     `conv`: without attention; where there is no factor, a normalisation is in its weights already. `factor`, `mask`:
-    [O, H, W]; `shift`: [O, 1, 1]; `size`: of the inputs; `flat`: torch sees the result as [B, features].
+    [O, H, W]; `shift`: [O, 1, 1]; `source`: what gives the inputs; `flat`: torch sees the result as
+    [B, features].
     """
 
     conv: Convolve
-    size: Size
+    source: Node
     flat: bool
     factor: Tensor | None
     shift: Tensor | None
@@ -30,9 +31,7 @@ class FoldedConvolve:
     function: Nonlinearity | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != self.size:  # else a reshape of one image would change the memory format
-            x = x.reshape(-1, *self.size)
-        y = convolved(self.conv, x)  # memory of its own, which may be written to
+        y = convolved(self.conv, as_map(x, self.source))  # memory of its own, which may be written to
         if self.factor is not None:
             y = y.mul_(self.factor) if self.shift is None else torch.addcmul(self.shift, y, self.factor)
         if self.mask is not None:
@@ -86,10 +85,9 @@ def _call(graph: Graph, done: list[int], conv: Convolve, *, channels_last: bool)
         weight = _channels_last(weight)
         factor = None if factor is None else _channels_last(factor)
         mask = None if mask is None else _channels_last(mask)
-    size = graph.nodes[graph.nodes[done[0]].inputs[0]].size
-    assert size is not None
+    source = graph.nodes[graph.nodes[done[0]].inputs[0]]
     plain = Convolve(weight, bias, conv.geometry, conv.groups)
-    convolve = FoldedConvolve(plain, size, graph.nodes[done[-1]].flat, factor, shift, mask, function)
+    convolve = FoldedConvolve(plain, source, graph.nodes[done[-1]].flat, factor, shift, mask, function)
     return Call(convolve, (Slot(0),), {}, "convolution")
 
 

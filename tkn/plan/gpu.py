@@ -40,6 +40,7 @@ class GpuPart(Part):
         with on(device):
             self.lowering = GpuLowering(graph, nodes, self.inputs, self.outputs, images, device, dtype)
         self._free: list[_Run] = []
+        self._captured: list[_Run] = []
         self._lock = threading.Lock()
 
     def run(self, values: Values) -> None:
@@ -68,12 +69,13 @@ class GpuPart(Part):
     @contextmanager
     def _run(self) -> Iterator[_Run]:
         """One that nobody else uses meanwhile, on this or another stream."""
-        if _is_capturing(self.device):  # the graph that somebody captures keeps what it computes in
-            yield _Run(self)
-            return
         with self._lock:
             run = self._free.pop() if self._free else None
         run = run or _Run(self)
+        if _is_capturing(self.device):  # the graph that somebody captures computes in it from now on
+            self._captured.append(run)
+            yield run
+            return
         run.wait()
         yield run
         run.note_end()
@@ -112,7 +114,7 @@ class _Run:
         count = len(outputs[0])
         for mine, given in zip(self.memory.inputs, inputs, strict=True):
             mine[:count].copy_(given.reshape(count, *mine.shape[1:]))
-        if self.graph is None:
+        if self.graph is None or _is_capturing(self.memory.rows.device):
             self._compute()
         else:
             self.graph.replay()

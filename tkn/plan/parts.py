@@ -232,4 +232,5 @@ class Program:
             part.run(values)
             for position in done:
                 del values[position]
-        return values[self.graph.output]
+        result: Tensor = values[self.graph.output]
+        return result.contiguous()  # whatever computed it

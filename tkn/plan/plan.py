@@ -35,7 +35,7 @@ def accelerate(
     classes: Any = None,
     preprocessing: Any = None,
 ) -> Plan:
-    """A trained network as a plan that computes inside the ROIs only: plan(x) is model.eval()(x), faster.
+    """A trained network as a plan: plan(x) is model.eval()(x), inside the ROIs only or by torch, whichever is faster.
 
     Batch normalisation is folded into the convolutions; windows, biases, ReLU and pooling are done as a convolution
     writes; inputs that are known to be constant outside of their own ROIs are not multiplied. The model is copied.
@@ -206,8 +206,8 @@ class Plan(nn.Module):
 
     @property
     def timings(self) -> dict[str, float]:
-        """Seconds that a batch took in each way that was tried as the plan was made, first the one that is used; empty
-        where there was one way, on a GPU, and before the first use of a loaded plan."""
+        """Seconds that a batch, of 256 images at most, took in each way that was tried as the plan was made, first the
+        one that is used; empty where there was one way, on a GPU, and before the first use of a loaded plan."""
         return {} if self._program is None else dict(self._program.timings)
 
     @property
