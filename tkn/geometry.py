@@ -48,6 +48,17 @@ class Geometry:
             after.append(ends - n - b if left_out and begins < n + b else a)
         return replace(self, after=(after[0], after[1]))
 
+    def reaches_everywhere(self) -> bool:
+        """Whether every window has a pixel of the map."""
+        for n, b, k, s, d, outputs in zip(
+            self.input_size, self.before, self.kernel, self.stride, self.dilation, self.output_size, strict=True
+        ):
+            for output in range(outputs):
+                first = output * s - b
+                if not any(0 <= pixel < n for pixel in range(first, first + d * k, d)):
+                    return False
+        return True
+
     @property
     def output_size(self) -> tuple[int, int]:
         height, width = (

@@ -327,7 +327,9 @@ def _pooling(module: Any, size: Size) -> Operation | None:
         return None
     dilation = (1, 1) if average else pair(module.dilation)
     geometry = Geometry(size[1:], kernel, stride, padding, padding, dilation)
-    return Pooling(geometry.covered() if module.ceil_mode else geometry, average)
+    geometry = geometry.covered() if module.ceil_mode else geometry
+    # Where all of a window is padding, which dilation allows, torch gives minus infinity.
+    return Pooling(geometry, average) if geometry.reaches_everywhere() else None
 
 
 def _pooling_module(n: fx.Node) -> nn.Module | None:
