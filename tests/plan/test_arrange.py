@@ -74,7 +74,7 @@ def test_a_wrong_folding_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     right = FoldedConvolve.__call__
     monkeypatch.setattr(FoldedConvolve, "__call__", lambda self, x: 2 * right(self, x))
     graph = build_graph(frozen(network("plain")), NETWORKS["plain"][1])
-    (program,) = arrange._by_torch(graph)
+    (program,) = arrange._by_torch(graph, arrange._Whole(graph))
     assert not any(isinstance(n.operation, Call) for n in program.graph.nodes)
 
 

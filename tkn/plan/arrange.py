@@ -10,6 +10,7 @@ from math import inf, prod
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tkn.backends.cpu.build import available, kernels
 from tkn.backends.cpu.rows import tile_lanes
@@ -40,43 +41,31 @@ def arranged(graph: Graph, batch_size: int, small: bool | None = None) -> Progra
     `small`: with vectors over the channels (True) or the images (False); by default whichever is faster, or torch if it
     is faster than both.
     """
-    by_torch = _by_torch(graph)
+    whole = _Whole(graph)
+    by_torch = _by_torch(graph, whole)
     if not (available(torch.float32) and plans_run()):
         return _fastest(by_torch, graph, batch_size)
     if _list_numbers(graph) > _MOST_LISTED:
         warnings.warn(f"torch runs the plan: images of {graph.input_size} are too large for the engine", stacklevel=2)
         return _fastest(by_torch, graph, batch_size)
-    programs, wrong = _by_kernels(graph, batch_size, small)
+    programs, wrong = _by_kernels(graph, batch_size, small, whole)
     if not programs and wrong:
         warnings.warn(f"torch runs the plan: {wrong[0]}", stacklevel=2)
     return _fastest(programs + (by_torch if small is None or not programs else []), graph, batch_size)
 
 
-def _by_torch(graph: Graph) -> list[Program]:
+def _by_torch(graph: Graph, whole: _Whole) -> list[Program]:
     """Ways in which torch computes a graph; those that do what its operations do one by one."""
-    plain = Program.by_torch(graph)
     folds = [
         Program.by_torch(folded(graph, channels_last=last), f"torch{', channels last' if last else ''}")
         for last in (False, True)
     ]
-    return [program for program in folds if _whole_difference(program, plain) <= TOLERANCE] or [plain]
+    return [program for program in folds if whole.difference(program) <= TOLERANCE] or [whole.plain]
 
 
-def _whole_difference(program: Program, plain: Program) -> float:
-    """Between all that both compute, the largest; infinite if the program fails, as a view of other strides would."""
-    largest = 0.0
-    for batch in _BATCHES:
-        x = random_images(batch, plain.graph.input_size)
-        try:
-            largest = max(largest, difference(program(x.clone()), plain(x.clone())))
-        except RuntimeError:
-            return inf
-    return largest
-
-
-def _by_kernels(graph: Graph, batch_size: int, small: bool | None) -> tuple[list[Program], list[str]]:
+def _by_kernels(graph: Graph, batch_size: int, small: bool | None, whole: _Whole) -> tuple[list[Program], list[str]]:
     """Ways in which the engine computes a graph, and what is wrong with others."""
-    trials, plain = _Trials(graph), Program.by_torch(graph)
+    trials = _Trials(graph)
     wrong, programs = [], []
     for lanes in _lanes(graph, batch_size, small):
         try:
@@ -86,7 +75,7 @@ def _by_kernels(graph: Graph, batch_size: int, small: bool | None) -> tuple[list
             wrong.append(str(error))
             continue
         # Parts can be right where the whole is not: what torch overwrites in one may be read in another.
-        differs = max(trials.difference(program), _whole_difference(program, plain))
+        differs = max(trials.difference(program), whole.difference(program))
         if differs <= TOLERANCE:
             programs.append(program)
         else:
@@ -144,6 +133,27 @@ def _parts(graph: Graph, lanes: int | None) -> Iterator[Part]:
             yield TorchPart(graph, nodes)
         else:
             yield MapPart(graph, nodes) if lanes is None else RowPart(graph, nodes, lanes, scratch)
+
+
+class _Whole:
+    """What torch computes of all of a graph one operation after the other, to hold other ways against."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.plain = Program.by_torch(graph)
+        images = [random_images(batch, graph.input_size) for batch in _BATCHES]
+        try:
+            self._results: list[tuple[Tensor, Tensor]] | None = [(x, self.plain(x.clone())) for x in images]
+        except RuntimeError:
+            self._results = None
+
+    def difference(self, program: Program) -> float:
+        """The largest; infinite if the program or torch fails, as a view of other strides would."""
+        if self._results is None:
+            return inf
+        try:
+            return max(difference(program(x.clone()), expected) for x, expected in self._results)
+        except RuntimeError:
+            return inf
 
 
 class _Trials:

@@ -77,11 +77,9 @@ class KernelPart(Part):
 
     def _readable(self, inputs: list[Any]) -> list[Tensor] | None:
         """The inputs as the kernels read them; None if they can't."""
-        for x, position in zip(inputs, self.inputs, strict=True):
-            if not is_plain(x) or x.dtype != torch.float32 or x.shape[1:] != self.shapes[position]:
-                return None
-        images = {len(x) for x in inputs}
-        if len(images) > 1 or 0 in images:
+        if not all(is_plain(x) and x.dtype == torch.float32 for x in inputs):
+            return None
+        if not are_of_one_batch(inputs, [self.shapes[position] for position in self.inputs]):
             return None
         return [x.resolve_neg().contiguous() for x in inputs]
 
@@ -95,6 +93,14 @@ def torch_shape(graph: Graph, position: int) -> tuple[int, ...]:
     node = graph.nodes[position]
     assert node.size is not None
     return (prod(node.size),) if node.flat else node.size
+
+
+def are_of_one_batch(inputs: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether they are activations of one number of images, not none, and of these shapes."""
+    if any(x.shape[1:] != shape for x, shape in zip(inputs, shapes, strict=True)):
+        return False
+    images = {len(x) for x in inputs}
+    return len(images) == 1 and 0 not in images
 
 
 def is_plain(x: object) -> bool:

@@ -231,11 +231,7 @@ INLINE void map_gather_channels(const MapGather& op, const REAL* src, REAL* out,
   for (int c = op.child_start[p]; c < op.child_start[p + 1]; c++) {
     T x = *reinterpret_cast<const Unaligned*>(src + child[c] + k);
     if (scale) x = x * *reinterpret_cast<const Unaligned*>(scale + k) + *reinterpret_cast<const Unaligned*>(shift + k);
-    if constexpr (std::is_same_v<T, REAL>) {
-      apply(op.pool.function, &x, 1);
-    } else {
-      x = value_of(op.pool.function, x);
-    }
+    x = value_of(op.pool.function, x);
     if (c == op.child_start[p]) result = x;
     else if (op.pool.kind == MAP_SUM) result = result + x;
     else result = (x > result) | (x != x) ? x : result;

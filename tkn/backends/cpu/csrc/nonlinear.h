@@ -131,4 +131,11 @@ INLINE Vector value_of(const Function& function, Vector x) {
   return load(numbers);
 }
 
+// The same of a single number.
+INLINE REAL value_of(const Function& function, REAL x) {
+  if (function.kind == RELU) return x < 0 ? 0 : x;
+  if (function.kind > RELU) apply(function, &x, 1);
+  return x;
+}
+
 }  // namespace
