@@ -37,6 +37,7 @@ from tkn.layers import roi_layers  # noqa: E402
 from tkn.macs import count_macs  # noqa: E402
 from tkn.ops import engines, sticky  # noqa: E402
 from tkn.plan import place  # noqa: E402
+from tkn.plan.compare import difference  # noqa: E402
 from tkn.sequential import TargetSequential  # noqa: E402
 
 DEVICE = torch.device("cpu" if DRY else "cuda")
@@ -142,11 +143,6 @@ def plain(model: nn.Module, x: Tensor) -> Tensor:
         return model(x)  # type: ignore[no-any-return]
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    """As a part of the largest number."""
-    return float((ours.float() - theirs).abs().max() / theirs.abs().max())
-
-
 def main() -> None:
     out = Path(sys.argv[1])
     half = torch.float32 if DRY else torch.bfloat16
@@ -195,7 +191,7 @@ def main() -> None:
                             keep(case=case, batch=batch, training=training, failed=kind, why=repr(error)[:500])
                 if not training:
                     plan = tkn.accelerate(models["tkn"], batch, size, device=DEVICE, dtype=half)
-                    keep(case=case, batch=batch, plan_differs=difference(plan(images), plain(models["tkn"], x)))
+                    keep(case=case, batch=batch, plan_differs=difference(plan(images).float(), plain(models["tkn"], x)))
                     runs["tkn plan"] = captured(lambda plan=plan, images=images: plan(images))  # type: ignore[misc]
                 for turn in range(2):
                     taken = {kind: 1e3 * seconds(run) for kind, run in runs.items()}
