@@ -17,6 +17,7 @@ from tkn.backends.cpu.rows import tile_lanes
 from tkn.plan.compare import TOLERANCE, difference, random_images
 from tkn.plan.folded import folded
 from tkn.plan.graph import Convolve, Graph, Pooling
+from tkn.plan.neighbours import with_neighbours
 from tkn.plan.parts import MapPart, Part, Program, RowPart, Scratch, TorchPart, Values, numbers, split, torch_shape
 from tkn.plan.ready import plans_run
 
@@ -65,9 +66,10 @@ def _by_torch(graph: Graph, whole: _Whole) -> list[Program]:
 
 def _by_kernels(graph: Graph, batch_size: int, small: bool | None, whole: _Whole) -> tuple[list[Program], list[str]]:
     """Ways in which the engine computes a graph, and what is wrong with others."""
+    graph = with_neighbours(graph)
     trials = _Trials(graph)
     wrong, programs = [], []
-    for lanes in _lanes(graph, batch_size, small):
+    for lanes in _lanes(batch_size, small):
         try:
             with np.errstate(all="ignore"):  # numbers that are not finite are the network's own
                 program = Program(graph, list(_parts(graph, lanes)), _way(lanes))
@@ -112,10 +114,9 @@ def _list_numbers(graph: Graph) -> int:
     return count
 
 
-def _lanes(graph: Graph, batch_size: int, small: bool | None) -> Iterator[int | None]:
+def _lanes(batch_size: int, small: bool | None) -> Iterator[int | None]:
     """The tiles that may be the fastest, in images; None for vectors over the channels."""
-    grouped = any(isinstance(node.operation, Convolve) and node.operation.groups > 1 for node in graph.nodes)
-    if small is not False and batch_size <= _SMALL and not grouped:
+    if small is not False and batch_size <= _SMALL:
         yield None
         if small:
             return

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from tkn.backends.cpu.rows import Bool, Float
+from tkn.backends.cpu.structs import MAX, SUM, MapPoolStruct
 from tkn.geometry import Pool
 from tkn.plan.graph import Affine, Convolve, Graph, Node, Pooling, Same
-from tkn.plan.nonlinearity import Nonlinearity
+from tkn.plan.nonlinearity import Nonlinearity, struct_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +36,9 @@ class Fused:
 
 
 def is_pointwise(conv: Convolve) -> bool:
-    """Whether it is a 1x1 convolution without window, padding or stride."""
+    """Whether it is a 1x1 convolution without padding or stride."""
     g = conv.geometry
-    plain = g.kernel == (1, 1) and g.stride == (1, 1) and g.before == (0, 0) and g.after == (0, 0)
-    return plain and conv.window is None
+    return g.kernel == (1, 1) and g.stride == (1, 1) and g.before == (0, 0) and g.after == (0, 0)
 
 
 def constant_inputs(conv: Convolve, mask: Bool, constants: Float) -> Float:
@@ -84,7 +85,7 @@ class Following:
         """The mean pooling after a 1x1 convolution, absorbed: to be done first, for a mean of sums is the sum of means,
         and there are fewer of those."""
         absorbed = self.absorbed
-        node = self._next(Pooling) if is_pointwise(conv) else None
+        node = self._next(Pooling) if is_pointwise(conv) and conv.window is None else None
         if node is not None:
             operation = node.operation
             assert isinstance(operation, Pooling)
@@ -130,3 +131,15 @@ class Following:
                 return Pool(g.kernel, operation.average)
         self.absorbed = absorbed
         return None
+
+
+def pool_struct(fused: Fused) -> MapPoolStruct:
+    """What becomes of the sums, for kernels of maps."""
+    average = fused.pool is not None and fused.pool.average
+    factor = 1 / (fused.pool.kernel[0] * fused.pool.kernel[1]) if average and fused.pool is not None else 1.0
+    return MapPoolStruct(SUM if average else MAX, struct_of(fused.function), factor)
+
+
+def single(values: Float) -> NDArray[np.float32]:
+    """In float32, as they lie in memory."""
+    return np.ascontiguousarray(values, dtype=np.float32)

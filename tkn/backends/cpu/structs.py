@@ -27,6 +27,8 @@ class Kind(IntEnum):
     MAP_PICK = 7
     MAP_PACK = 8
     MAP_UNPACK = 9
+    PLANE_GATHER = 10
+    PLANE_CONV = 11
 
 
 class FunctionStruct(Structure):
@@ -142,13 +144,16 @@ class MapConvStruct(Structure):
         ("shift", c_void_p),
         ("out_start", c_void_p),
         ("out", c_void_p),
+        ("out_channel", c_int64),
         ("child_start", c_void_p),
         ("child", c_void_p),
         ("missing", c_void_p),
         ("outside", c_void_p),
-        ("runs", c_int32),
+        ("run_first", c_void_p),
+        ("runs", c_void_p),
         ("run_offset", c_void_p),
         ("run_length", c_void_p),
+        ("run_weight", c_void_p),
         ("weight", c_void_p),
         ("weight_dst", c_int64),
         ("pool", MapPoolStruct),
@@ -161,6 +166,8 @@ class MapFirstStruct(Structure):
     _fields_ = (
         ("pixels", c_int32),
         ("out", c_void_p),
+        ("channels", c_int32),
+        ("out_channel", c_int64),
         ("child_start", c_void_p),
         ("source", c_void_p),
         ("chunk_start", c_void_p),
@@ -183,7 +190,9 @@ class MapGatherStruct(Structure):
         ("out", c_void_p),
         ("parts", c_int32),
         ("channels", c_void_p),
+        ("step", c_void_p),
         ("first", c_void_p),
+        ("out_channel", c_int64),
         ("child_start", c_void_p),
         ("child", c_void_p),
         ("children", c_int32),
@@ -210,8 +219,85 @@ class MapDenseStruct(Structure):
         ("channels", c_int32),
         ("height", c_int32),
         ("width", c_int32),
-        ("stride", c_int32),
-        ("line", c_int32),
+        ("channel", c_int64),
+        ("line", c_int64),
+        ("pixel", c_int64),
+    )
+
+
+class PlaneConvStruct(Structure):
+    """`PlaneConv` of planes.h."""
+
+    _fields_ = (
+        ("tasks", c_int32),
+        ("task", c_void_p),
+        ("input", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("kernel_height", c_int32),
+        ("kernel_width", c_int32),
+        ("stride_height", c_int32),
+        ("stride_width", c_int32),
+        ("dilation_height", c_int32),
+        ("dilation_width", c_int32),
+        ("outputs_per_group", c_int32),
+        ("inputs_per_group", c_int32),
+        ("plane", c_int64),
+        ("line", c_int64),
+        ("out_channel", c_int64),
+        ("out_line", c_int64),
+        ("out_pixel", c_int64),
+        ("flat", c_int32),
+        ("pool_height", c_int32),
+        ("pool_width", c_int32),
+        ("weight", c_void_p),
+        ("pool", MapPoolStruct),
+    )
+
+
+class PlaneTaskStruct(Structure):
+    """`PlaneTask` of planes.h."""
+
+    _fields_ = (
+        ("output", c_int32),
+        ("outputs", c_int32),
+        ("row", c_int32),
+        ("column", c_int32),
+        ("rows", c_int32),
+        ("columns", c_int32),
+        ("first_input", c_int32),
+        ("inputs", c_int32),
+        ("uniform", c_int32),
+        ("reserved", c_int32),
+        ("value_start", c_int64),
+    )
+
+
+class PlaneGatherStruct(Structure):
+    """`PlaneGather` of planes.h."""
+
+    _fields_ = (
+        ("channels", c_int32),
+        ("addends", c_int32),
+        ("source", c_void_p),
+        ("line", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("out_height", c_int32),
+        ("out_width", c_int32),
+        ("out_plane", c_int64),
+        ("out_line", c_int64),
+        ("kernel_height", c_int32),
+        ("kernel_width", c_int32),
+        ("stride_height", c_int32),
+        ("stride_width", c_int32),
+        ("top", c_int32),
+        ("left", c_int32),
+        ("dilation_height", c_int32),
+        ("dilation_width", c_int32),
+        ("pool", MapPoolStruct),
     )
 
 
@@ -229,6 +315,9 @@ STRUCTURES: tuple[type[Structure], ...] = (
     MapPickStruct,
     MapDenseStruct,
     FunctionStruct,
+    PlaneConvStruct,
+    PlaneTaskStruct,
+    PlaneGatherStruct,
 )
 
 #: Rows: where they begin, and how many numbers a tile takes.

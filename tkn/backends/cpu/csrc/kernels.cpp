@@ -2,7 +2,7 @@
 #include <omp.h>
 
 #include "bfloat16.h"
-#include "maps.h"
+#include "planes.h"
 #include "rows.h"
 #include "weight_grad.h"
 
@@ -11,6 +11,7 @@ extern "C" {
 enum Kind {
   GATHER, CONV, PACK, UNPACK,  // of rows
   MAP_GATHER, MAP_CONV, MAP_FIRST, MAP_PICK, MAP_PACK, MAP_UNPACK,
+  PLANE_GATHER, PLANE_CONV,
 };
 
 // One step of a plan's program, from rows to rows of a tile's memory; of a dense activation: which one.
@@ -61,7 +62,7 @@ int tkn_struct_sizes(int64_t* sizes, int room) {
   const int64_t all[] = {
       sizeof(Gather), sizeof(Conv), sizeof(Dense), sizeof(Instruction), sizeof(Step), sizeof(MapPool),
       sizeof(MapConv), sizeof(MapFirst), sizeof(MapGather), sizeof(MapPick), sizeof(MapDense),
-      sizeof(Function),
+      sizeof(Function), sizeof(PlaneConv), sizeof(PlaneTask), sizeof(PlaneGather),
   };
   const int count = sizeof all / sizeof *all;
   if (room >= count) std::copy(all, all + count, sizes);
@@ -177,6 +178,8 @@ void tkn_run_maps(const Instruction* instructions, int instruction_count, REAL* 
         case MAP_GATHER: map_gather(*static_cast<const MapGather*>(op.spec), map, dst, begin, end); break;
         case MAP_CONV: map_conv(*static_cast<const MapConv*>(op.spec), src, dst, begin, end); break;
         case MAP_FIRST: map_first(*static_cast<const MapFirst*>(op.spec), src, dst, begin, end); break;
+        case PLANE_GATHER: plane_gather(*static_cast<const PlaneGather*>(op.spec), map, dst, begin, end); break;
+        case PLANE_CONV: plane_conv(*static_cast<const PlaneConv*>(op.spec), src, dst, begin, end); break;
         case MAP_PICK: map_pick(*static_cast<const MapPick*>(op.spec), src, dst, begin, end); break;
         default: {
           const MapDense& d = *static_cast<const MapDense*>(op.spec);

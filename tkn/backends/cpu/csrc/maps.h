@@ -28,13 +28,14 @@ struct MapConv {
   const REAL *scale, *shift;   // of a set: [channels][pixels]
   const int32_t* out_start;    // [sets + 1] into out
   const int32_t* out;          // where in the output map each pixel begins
+  int64_t out_channel;         // numbers between its channels
   const int32_t* child_start;  // [outs + 1]
   const int32_t* child;        // which of the set's pixels an output pixel combines
   const int32_t* missing;      // [outs] how many pixels of its window lie outside of the ROI
   const REAL* outside;         // [output channels] the value there
-  int32_t runs;
-  const int32_t *run_offset, *run_length;  // what a pixel's taps read, in the order of the weights
-  const REAL* weight;          // [output channels][sum of the runs]
+  const int32_t *run_first, *runs;  // [sets] what their pixels' taps read: the first run, and how many
+  const int32_t *run_offset, *run_length, *run_weight;  // [all runs] in the map, in whole vectors, among an output's weights
+  const REAL* weight;          // [output channels][weights]
   int64_t weight_dst;
   MapPool pool;
 };
@@ -44,6 +45,8 @@ struct MapConv {
 struct MapFirst {
   int32_t pixels;              // of the output
   const int32_t* out;          // [pixels] where each begins
+  int32_t channels;            // of the output
+  int64_t out_channel;         // numbers between them
   const int32_t* child_start;  // [pixels + 1] convolved pixels that it combines
   const int32_t* source;       // [children] where in the source map each child's taps begin
   const int32_t* chunk_start;  // [pixels + 1]
@@ -61,7 +64,8 @@ struct MapGather {
   int32_t pixels;
   const int32_t* out;          // [pixels] where each begins
   int32_t parts;
-  const int32_t *channels, *first;  // [parts] how many channels, and the first of the output
+  const int32_t *channels, *step, *first;  // [parts] how many channels, numbers between them, and the first of the output
+  int64_t out_channel;         // numbers between the output's channels
   const int32_t* child_start;  // [pixels + 1]
   const int32_t* child;        // [parts][children] where in the part's map a child begins
   int32_t children;
@@ -79,7 +83,7 @@ struct MapPick {
 // Between a map and a dense [C, H, W].
 struct MapDense {
   int32_t channels, height, width;
-  int32_t stride, line;        // of the map: numbers between pixels and between lines
+  int64_t channel, line, pixel;  // of the map: numbers between channels, lines and pixels
 };
 
 }  // extern "C"
@@ -87,46 +91,45 @@ struct MapDense {
 namespace {
 
 template <int N, int P>
-INLINE void map_tile(const MapConv& op, const REAL* src, const int32_t* pixel, const int32_t* channel, REAL* result, int stride) {
+INLINE void map_tile(const MapConv& op, int set, const REAL* src, const int32_t* pixel, const int32_t* channel, REAL* result, int stride) {
   Vector acc[N][P] = {};
   const REAL* w[N];
   const REAL* x[P];
   for (int i = 0; i < N; i++) w[i] = op.weight + channel[i] * op.weight_dst;
   for (int j = 0; j < P; j++) x[j] = src + pixel[j];
-  int64_t done = 0;
-  for (int r = 0; r < op.runs; r++) {
-    const int64_t offset = op.run_offset[r], length = op.run_length[r];
+  for (int r = op.run_first[set]; r < op.run_first[set] + op.runs[set]; r++) {
+    const int64_t offset = op.run_offset[r], length = op.run_length[r], done = op.run_weight[r];
     for (int64_t k = 0; k < length; k += WIDTH) {
       Vector ws[N];
       for (int i = 0; i < N; i++) ws[i] = load(w[i] + done + k);
       for (int j = 0; j < P; j++) {
-        const Vector xs = load(x[j] + offset + k);
+        Vector xs = load(x[j] + offset + k);
+        if (N > 1) keep(xs);
         for (int i = 0; i < N; i++) acc[i][j] += ws[i] * xs;
       }
     }
-    done += length;
   }
   for (int i = 0; i < N; i++)
     for (int j = 0; j < P; j++) result[i * stride + j] = sum(acc[i][j]);
 }
 
 template <int N, int P>
-__attribute__((noinline)) void map_dispatch(int p, const MapConv& op, const REAL* src, const int32_t* pixel, const int32_t* channel, REAL* result,
+__attribute__((noinline)) void map_dispatch(int p, const MapConv& op, int set, const REAL* src, const int32_t* pixel, const int32_t* channel, REAL* result,
                                             int stride) {
   if constexpr (P > 1) {
-    if (p < P) return map_dispatch<N, P - 1>(p, op, src, pixel, channel, result, stride);
+    if (p < P) return map_dispatch<N, P - 1>(p, op, set, src, pixel, channel, result, stride);
   }
-  map_tile<N, P>(op, src, pixel, channel, result, stride);
+  map_tile<N, P>(op, set, src, pixel, channel, result, stride);
 }
 
 // N outputs at all pixels of a set: results [N][pixels].
 template <int N>
-void map_outputs(const MapConv& op, const REAL* src, const int32_t* pixel, int pixels, const int32_t* channel, REAL* result) {
+void map_outputs(const MapConv& op, int set, const REAL* src, const int32_t* pixel, int pixels, const int32_t* channel, REAL* result) {
   constexpr int MOST = ACCUMULATORS / N < 12 ? ACCUMULATORS / N : 12;
   const int blocks = (pixels + MOST - 1) / MOST;
   for (int block = 0, done = 0; block < blocks; block++) {
     const int n = (pixels - done) / (blocks - block);
-    map_dispatch<N, MOST>(n, op, src, pixel + done, channel, result + done, pixels);
+    map_dispatch<N, MOST>(n, op, set, src, pixel + done, channel, result + done, pixels);
     done += n;
   }
 }
@@ -138,12 +141,14 @@ void map_conv(const MapConv& op, const REAL* src, REAL* dst, int begin, int end)
     const int32_t *channel = op.channel + op.set_start[set], *pixel = op.source + op.pixel_start[set];
     scratch.resize(std::max(scratch.size(), (size_t)channels * pixels));
     REAL* y = scratch.data();
+    // All pixels at once rather than many outputs: then each weight is read once.
+    const int most = pixels > ACCUMULATORS / 4 ? 2 : pixels > ACCUMULATORS / 8 ? 4 : 8;
     for (int i = 0; i < channels;) {
-      const int left = channels - i;
-      if (left >= 8) map_outputs<8>(op, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 8;
-      else if (left >= 4) map_outputs<4>(op, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 4;
-      else if (left >= 2) map_outputs<2>(op, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 2;
-      else map_outputs<1>(op, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 1;
+      const int left = std::min(channels - i, most);
+      if (left >= 8) map_outputs<8>(op, set, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 8;
+      else if (left >= 4) map_outputs<4>(op, set, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 4;
+      else if (left >= 2) map_outputs<2>(op, set, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 2;
+      else map_outputs<1>(op, set, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 1;
     }
     const REAL *scale = op.scale + op.value_start[set], *shift = op.shift + op.value_start[set];
     const bool rectified = op.pool.function.kind == RELU;
@@ -156,6 +161,7 @@ void map_conv(const MapConv& op, const REAL* src, REAL* dst, int begin, int end)
       REAL* out = dst + op.out[f];
       const int c0 = op.child_start[f], c1 = op.child_start[f + 1];
       for (int i = 0; i < channels; i++) {
+        REAL& to = out[channel[i] * op.out_channel];
         const REAL *row = y + (int64_t)i * pixels, outside = op.outside[channel[i]];
         if (op.pool.kind == MAP_MAX) {
           REAL best = op.missing[f] ? outside : row[op.child[c0]];
@@ -163,11 +169,11 @@ void map_conv(const MapConv& op, const REAL* src, REAL* dst, int begin, int end)
             const REAL value = row[op.child[c]];
             best = value > best || value != value ? value : best;
           }
-          out[channel[i]] = best;
+          to = best;
         } else {
           REAL total = op.missing[f] * outside;
           for (int c = c0; c < c1; c++) total += row[op.child[c]];
-          out[channel[i]] = total * (REAL)op.pool.factor;
+          to = total * (REAL)op.pool.factor;
         }
       }
     }
@@ -210,7 +216,13 @@ void map_first_chunks(const MapFirst& op, const REAL* src, REAL* out, int pixel,
   for (; c + 2 <= end; c += 2) map_first_children<N, 2>(op, src, c, chunk, w, result, c == begin);
   for (; c < end; c++) map_first_children<N, 1>(op, src, c, chunk, w, result, c == begin);
   const Vector factor = broadcast((REAL)op.pool.factor);
-  for (int i = 0; i < N; i++) store(out + chunk[i] * WIDTH, op.pool.kind == MAP_MAX ? result[i] : result[i] * factor);
+  for (int i = 0; i < N; i++) {
+    const Vector y = op.pool.kind == MAP_MAX ? result[i] : result[i] * factor;
+    const int first = chunk[i] * WIDTH, count = std::min(WIDTH, op.channels - first);
+    if (op.out_channel == 1) store_first(out + first, y, count);
+    else
+      for (int k = 0; k < count; k++) out[(first + k) * op.out_channel] = y[k];
+  }
 }
 
 void map_first(const MapFirst& op, const REAL* src, REAL* dst, int begin, int end) {
@@ -222,23 +234,28 @@ void map_first(const MapFirst& op, const REAL* src, REAL* dst, int begin, int en
   }
 }
 
-// `T`: a vector or a single number.
-template <class T>
-INLINE void map_gather_channels(const MapGather& op, const REAL* src, REAL* out, const int32_t* child, int p, int k, const REAL* scale, const REAL* shift,
-                                bool add) {
-  typedef T Unaligned __attribute__((aligned(sizeof(REAL)), may_alias));
-  T result = {};
+// `count` channels from the k-th on, which are `step` numbers apart.
+INLINE void map_gather_channels(const MapGather& op, const REAL* src, REAL* out, const int32_t* child, int p, int k, int step, int count,
+                                const REAL* scale, const REAL* shift, bool add) {
+  Vector result = {};
   for (int c = op.child_start[p]; c < op.child_start[p + 1]; c++) {
-    T x = *reinterpret_cast<const Unaligned*>(src + child[c] + k);
-    if (scale) x = x * *reinterpret_cast<const Unaligned*>(scale + k) + *reinterpret_cast<const Unaligned*>(shift + k);
+    Vector x = load_strided(src + child[c] + (int64_t)k * step, step, count);
+    if (scale) x = x * load(scale + k) + load(shift + k);
     x = value_of(op.pool.function, x);
     if (c == op.child_start[p]) result = x;
     else if (op.pool.kind == MAP_SUM) result = result + x;
-    else result = (x > result) | (x != x) ? x : result;
+    else result = maximum(result, x);
   }
   if (op.pool.kind == MAP_SUM) result = result * (REAL)op.pool.factor;
-  Unaligned* to = reinterpret_cast<Unaligned*>(out + k);
-  *to = add ? *to + result : result;
+  if (op.out_channel == 1) {
+    if (add) result += load(out + k);
+    store_first(out + k, result, count);
+    return;
+  }
+  for (int i = 0; i < count; i++) {
+    REAL& to = out[(k + i) * op.out_channel];
+    to = add ? to + result[i] : result[i];
+  }
 }
 
 void map_gather(const MapGather& op, const REAL* src, REAL* dst, int begin, int end) {
@@ -247,12 +264,10 @@ void map_gather(const MapGather& op, const REAL* src, REAL* dst, int begin, int 
     for (int part = 0; part < op.parts; part++) {
       const int channels = op.channels[part];
       const int32_t* child = op.child + (int64_t)part * op.children;
-      REAL* out = dst + op.out[p] + op.first[part];
+      REAL* out = dst + op.out[p] + op.first[part] * op.out_channel;
       const REAL *scale = op.scale ? op.scale + before : nullptr, *shift = op.scale ? op.shift + before : nullptr;
-      const bool add = op.sum && part > 0;
-      int k = 0;
-      for (; k + WIDTH <= channels; k += WIDTH) map_gather_channels<Vector>(op, src, out, child, p, k, scale, shift, add);
-      for (; k < channels; k++) map_gather_channels<REAL>(op, src, out, child, p, k, scale, shift, add);
+      for (int k = 0; k < channels; k += WIDTH)
+        map_gather_channels(op, src, out, child, p, k, op.step[part], std::min(WIDTH, channels - k), scale, shift, op.sum && part > 0);
       before += channels;
     }
   }
@@ -264,15 +279,25 @@ void map_pick(const MapPick& op, const REAL* src, REAL* dst, int begin, int end)
 
 // Lines [begin, end) of all channels.
 void map_pack(const MapDense& d, const REAL* x, REAL* map, int begin, int end) {
-  for (int y = begin; y < end; y++)
-    for (int c = 0; c < d.channels; c++)
-      for (int i = 0; i < d.width; i++) map[y * d.line + i * d.stride + c] = x[((int64_t)c * d.height + y) * d.width + i];
+  for (int c = 0; c < d.channels; c++)
+    for (int y = begin; y < end; y++) {
+      const REAL* from = x + ((int64_t)c * d.height + y) * d.width;
+      REAL* to = map + c * d.channel + y * d.line;
+      if (d.pixel == 1) std::memcpy(to, from, d.width * sizeof(REAL));
+      else
+        for (int i = 0; i < d.width; i++) to[i * d.pixel] = from[i];
+    }
 }
 
 void map_unpack(const MapDense& d, const REAL* map, REAL* x, int begin, int end) {
-  for (int y = begin; y < end; y++)
-    for (int c = 0; c < d.channels; c++)
-      for (int i = 0; i < d.width; i++) x[((int64_t)c * d.height + y) * d.width + i] = map[y * d.line + i * d.stride + c];
+  for (int c = 0; c < d.channels; c++)
+    for (int y = begin; y < end; y++) {
+      const REAL* from = map + c * d.channel + y * d.line;
+      REAL* to = x + ((int64_t)c * d.height + y) * d.width;
+      if (d.pixel == 1) std::memcpy(to, from, d.width * sizeof(REAL));
+      else
+        for (int i = 0; i < d.width; i++) to[i] = from[i * d.pixel];
+    }
 }
 
 }  // namespace

@@ -7,6 +7,10 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #ifndef REAL
 #define REAL float
 #endif
@@ -32,6 +36,50 @@ namespace {
 INLINE Vector broadcast(REAL x) { return x - Vector{}; }
 INLINE Vector load(const REAL* x) { return *reinterpret_cast<const Vector*>(x); }
 INLINE void store(REAL* x, Vector v) { *reinterpret_cast<Vector*>(x) = v; }
+// The first `count` numbers, at most a vector; what follows them in memory is not touched.
+INLINE void store_first(REAL* x, Vector v, int count) {
+  if (count == WIDTH) return store(x, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(REAL) == 4) _mm512_mask_storeu_ps(x, (1u << count) - 1, __builtin_bit_cast(__m512, v));
+  else _mm512_mask_storeu_pd(x, (1u << count) - 1, __builtin_bit_cast(__m512d, v));
+#else
+  std::memcpy(x, &v, count * sizeof(REAL));
+#endif
+}
+// The first `count` numbers, and zeros.
+INLINE Vector first_of(Vector v, int count) {
+  for (int i = 0; i < WIDTH; i++) v[i] = i < count ? v[i] : 0;
+  return v;
+}
+// The numbers of even or odd places of two vectors.
+template <int FIRST>
+INLINE Vector every_second(Vector a, Vector b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(REAL) == 4) {
+    const __m512i places = _mm512_add_epi32(_mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), _mm512_set1_epi32(FIRST));
+    return __builtin_bit_cast(Vector, _mm512_permutex2var_ps(__builtin_bit_cast(__m512, a), places, __builtin_bit_cast(__m512, b)));
+  }
+#endif
+  Vector v = {};
+  for (int i = 0; i < WIDTH; i++) v[i] = i < WIDTH / 2 ? a[(2 * i + FIRST) % WIDTH] : b[(2 * i + FIRST) % WIDTH];
+  return v;
+}
+// `count` numbers from x on, `step` apart; more than that of a line may be touched, as far as a whole vector would reach.
+INLINE Vector load_strided(const REAL* x, int64_t step, int count) {
+  if (step == 1) return load(x);
+  if (step == 2) return every_second<0>(load(x), load(x + WIDTH));
+  Vector v = {};
+  for (int i = 0; i < count; i++) v[i] = x[i * step];
+  return v;
+}
+// Keeps what was loaded in a register: compilers would load it anew for each use, which costs twice across cache lines.
+INLINE void keep(Vector& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
 // As torch's: NaN stays NaN.
 INLINE Vector relu(Vector v) { return v < Vector{} ? Vector{} : v; }
 INLINE Vector maximum(Vector a, Vector b) { return (b > a) | (b != b) ? b : a; }
@@ -53,6 +101,17 @@ INLINE REAL sum_of(V v) {
     return sum_of<BYTES / 2>(halves.low + halves.high);
   }
 }
-INLINE REAL sum(Vector v) { return sum_of<VECTOR_BYTES>(v); }
+INLINE REAL sum(Vector v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(REAL) == 4) {  // what follows would go through memory
+    const __m512 whole = __builtin_bit_cast(__m512, v);
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
+    __m128 few = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    few = _mm_add_ps(few, _mm_movehl_ps(few, few));
+    return _mm_cvtss_f32(_mm_add_ss(few, _mm_movehdup_ps(few)));
+  }
+#endif
+  return sum_of<VECTOR_BYTES>(v);
+}
 
 }  // namespace
