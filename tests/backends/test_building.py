@@ -204,7 +204,7 @@ def test_kernels_are_not_built_where_they_may_not(unopened: Path, monkeypatch: p
 
 
 BROKEN = {
-    "computes wrongly": ("return v < Vector{} ? Vector{} : v; }", "return v; }", "compute wrongly"),
+    "computes wrongly": ("return v < V{} ? V{} : v;", "return v;", "compute wrongly"),
     "is no instruction of this CPU": (
         "namespace {\n",
         "namespace {\n__attribute__((constructor)) void trap() { __builtin_trap(); }\n",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import partial
 from math import inf, prod
 
@@ -21,7 +22,7 @@ from tkn.plan.neighbours import with_neighbours
 from tkn.plan.parts import MapPart, Part, Program, RowPart, Scratch, TorchPart, Values, numbers, split, torch_shape
 from tkn.plan.ready import plans_run
 
-#: Up to this batch size vectors may go over the channels instead of the images: whichever is faster.
+#: Up to this batch size vectors may go over the pixels or channels of one image: whichever is faster.
 _SMALL = 16
 #: Arrangements are timed on so many images at most.
 _MOST_IMAGES = 256
@@ -39,7 +40,7 @@ _BATCHES = (2, 5)
 def arranged(graph: Graph, batch_size: int, small: bool | None = None) -> Program:
     """The fastest right way to compute batches of `batch_size`; by torch, after a warning, if the engine can't.
 
-    `small`: with vectors over the channels (True) or the images (False); by default whichever is faster, or torch if it
+    `small`: with vectors over one image (True) or over several (False); by default whichever is faster, or torch if it
     is faster than both.
     """
     whole = _Whole(graph)
@@ -80,9 +81,22 @@ def _by_kernels(graph: Graph, batch_size: int, small: bool | None, whole: _Whole
         differs = max(trials.difference(program), whole.difference(program))
         if differs <= TOLERANCE:
             programs.append(program)
+            if lanes is None and batch_size < torch.get_num_threads():
+                programs.append(_on_one_thread(program))
         else:
             wrong.append(f"the engine's result differs by {differs:.1e}")
     return programs, wrong
+
+
+def _on_one_thread(program: Program) -> Program:
+    """The same of maps: where layers are small, threads that wait for each other's numbers can take longer."""
+    parts = []
+    for part in program.parts:
+        if isinstance(part, MapPart):
+            part = copy(part)
+            part.threads = 1
+        parts.append(part)
+    return Program(program.graph, parts, f"{program.way}, one thread")
 
 
 def _fastest(programs: list[Program], graph: Graph, batch_size: int) -> Program:
@@ -100,7 +114,7 @@ def _fastest(programs: list[Program], graph: Graph, batch_size: int) -> Program:
 
 
 def _way(lanes: int | None) -> str:
-    return "vectors over the channels" if lanes is None else f"vectors over {lanes} images"
+    return "vectors over one image" if lanes is None else f"vectors over {lanes} images"
 
 
 def _list_numbers(graph: Graph) -> int:
@@ -115,16 +129,17 @@ def _list_numbers(graph: Graph) -> int:
 
 
 def _lanes(batch_size: int, small: bool | None) -> Iterator[int | None]:
-    """The tiles that may be the fastest, in images; None for vectors over the channels."""
+    """The tiles that may be the fastest, in images; None for vectors over one image."""
     if small is not False and batch_size <= _SMALL:
         yield None
         if small:
             return
     width = kernels(torch.float32).tkn_width()
-    if small is None and batch_size * _EMPTY <= width:
+    if small is None and batch_size * _EMPTY <= width // 2:
         return
     widest = tile_lanes(batch_size, torch.get_num_threads(), width)
-    yield from {widest, max(width, widest // 2)}
+    lanes = {widest, max(width, widest // 2)} if batch_size > width // 2 else set()
+    yield from sorted(lanes | ({width // 2} if batch_size <= width else set()))
 
 
 def _parts(graph: Graph, lanes: int | None) -> Iterator[Part]:

@@ -25,13 +25,13 @@ _SET_OUTPUTS, _SET_PIXELS = 8, 32
 _READING, _ADDING = 1.3, 12.0
 
 
-def channel_conv(fused: Fused, source: Map, target: Map, live: Bool, vector: int) -> tuple[Kind, Filled, int]:
-    """Its kind and number of parts too. `live`: [C, H, W], where the source may not be zero; `vector`: numbers of one."""
+def channel_conv(fused: Fused, source: Map, target: Map, live: Bool, vector: int) -> tuple[Kind, Filled, Int32]:
+    """Its kind and the work of each part too. `live`: [C, H, W], where the source may not be zero; `vector`: numbers of one."""
     windows = _windows(fused)
     if source.channels < FEW and source.pixel == source.channels:
-        return Kind.MAP_FIRST, _first_conv(fused, source, target, windows, vector), len(windows)
-    spec = _sets_conv(fused, source, target, windows, live, vector)
-    return Kind.MAP_CONV, spec, spec.struct.sets
+        spec = _first_conv(fused, source, target, windows, vector)
+        return Kind.MAP_FIRST, spec, np.diff(spec.kept["chunk_start"]) + 1
+    return Kind.MAP_CONV, *_sets_conv(fused, source, target, windows, live, vector)
 
 
 def channel_cost(fused: Fused, vector: int) -> float:
@@ -94,7 +94,7 @@ def _first_conv(fused: Fused, source: Map, target: Map, windows: Int32, vector: 
     )
 
 
-def _sets_conv(fused: Fused, source: Map, target: Map, windows: Int32, live: Bool, vector: int) -> Filled:
+def _sets_conv(fused: Fused, source: Map, target: Map, windows: Int32, live: Bool, vector: int) -> tuple[Filled, Int32]:
     g = fused.conv.geometry
     mask = fused.mask.reshape(len(fused.mask), -1)
     sets = list(_output_sets(mask, windows, np.logical_or.reduce(mask[:, windows], axis=2)))
@@ -103,7 +103,7 @@ def _sets_conv(fused: Fused, source: Map, target: Map, windows: Int32, live: Boo
     spans = [runs.of(s.pixels) for s in sets]
     offsets, lengths, weights = (np.ascontiguousarray(row) for row in runs.joined())
     counts = [len(s.channels) * len(s.pixels) for s in sets]
-    return Filled(MapConvStruct()).with_values(
+    spec = Filled(MapConvStruct()).with_values(
         sets=len(sets),
         set_start=cumulative(np.array([len(s.channels) for s in sets], dtype=np.int64)),
         channel=_joined([s.channels for s in sets]),
@@ -128,6 +128,8 @@ def _sets_conv(fused: Fused, source: Map, target: Map, windows: Int32, live: Boo
         weight_dst=runs.weight.shape[1],
         pool=pool_struct(fused),
     )
+    sums = np.array([lengths[first : first + count].sum() for first, count in spans])
+    return spec, np.array(counts) * (sums // vector + int(_ADDING))
 
 
 class _Runs:

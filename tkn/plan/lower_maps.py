@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tkn.backends.cpu.rows import Bool, Float, cumulative, window_table
+from tkn.backends.cpu.rows import Bool, Float, Int32, cumulative, window_table
 from tkn.backends.cpu.structs import (
     MAX,
     SUM,
@@ -24,10 +24,12 @@ from tkn.plan.channel_convs import FEW, channel_conv, channel_cost
 from tkn.plan.fuse import Following, Fused, single
 from tkn.plan.graph import Convolve, Graph, Pooling
 from tkn.plan.lowering import Lowering
-from tkn.plan.maps import Map, MapInstruction, MapValue
+from tkn.plan.maps import Map, MapInstruction, MapValue, Order
 from tkn.plan.nonlinearity import struct_of
 from tkn.plan.plane_convs import plane_conv, plane_cost
 
+#: Lines of a plane that are gathered in one go.
+_BAND = 8
 #: The planar map's advantage where only planar maps can be read.
 _MUST = 1e18
 
@@ -88,18 +90,21 @@ class MapLowering(Lowering[MapValue]):
     ) -> Map:
         """`packed`: the few channels of a pixel are all that lies between it and the next."""
         index = len(self.maps)
-        pixel = channels if packed else -(-channels // self.width) * self.width
+        depth = channels if packed else -(-channels // self.width) * self.width
         constants = np.zeros(channels) if outside is None else outside
         begin = self._begins[index] if self._final else 0
-        made = Map(index, channels, size, (0, 0, 0, 0), False, pixel, 0, begin, constants, rewritten)
+        made = Map(index, channels, size, (0, 0, 0, 0), Order.PIXELS, depth, 0, begin, constants, rewritten)
         self.maps.append(self._laid(made) if self._final else made)
         return self.maps[-1]
 
     def _laid(self, m: Map) -> Map:
         """As its readers want it."""
-        planar = self._alike.advantage(m.index) > 0
+        order = Order.PIXELS
+        if self._alike.advantage(m.index) > 0:
+            # By lines a thread's share is one piece of memory; whole planes can be read as one long line.
+            order = Order.LINES if m.size[1] >= self.width else Order.PLANES
         border, slack = self._borders.get(m.index, (0, 0, 0, 0)), self._slack.get(m.index, self.width)
-        return replace(m, border=border, planar=planar, pixel=1 if planar else m.pixel, slack=slack)
+        return replace(m, border=border, order=order, slack=slack)
 
     def _read(self, source: Map, geometry: Geometry) -> None:
         """Say that a convolution of this geometry reads a map."""
@@ -126,8 +131,12 @@ class MapLowering(Lowering[MapValue]):
         self.read_until[source.index] = len(self.graph.nodes) + len(self.maps)  # after all others
         self._add(Kind.MAP_UNPACK, _dense(source), source.first, 0, source.size[0], dense=dense)
 
-    def _add(self, kind: Kind, spec: Filled, source: int, output: int, parts: int, dense: int = 0) -> None:
-        self.instructions.append(MapInstruction(kind, spec, source, output, parts, dense))
+    def _add(
+        self, kind: Kind, spec: Filled, source: int, output: int, parts: int, dense: int = 0, work: Int32 | None = None
+    ) -> None:
+        if work is not None:
+            work = np.concatenate([[0], np.cumsum(work)]).astype(np.int64)
+        self.instructions.append(MapInstruction(kind, spec, source, output, parts, dense, work))
 
     def _concatenated(self, parts: list[MapValue]) -> MapValue:
         return MapValue(
@@ -165,8 +174,9 @@ class MapLowering(Lowering[MapValue]):
                 SUM if average else MAX, struct_of(value.function), 1 / geometry.taps if average else 1.0
             )
             if target.planar and all(part.planar for part in parts):
-                spec = _plane_gather(value, parts, len(sources), geometry, target, pool)
-                self._add(Kind.PLANE_GATHER, spec, 0, target.first, target.channels)
+                band = _BAND if target.order is Order.LINES else size[0]
+                spec = _plane_gather(value, parts, len(sources), geometry, target, band, pool)
+                self._add(Kind.PLANE_GATHER, spec, 0, target.first, target.channels * -(-size[0] // band))
             else:
                 spec = _map_gather(value, parts, len(sources), geometry, target, pool)
                 self._add(Kind.MAP_GATHER, spec, 0, target.first, size[0] * size[1])
@@ -197,7 +207,8 @@ class MapLowering(Lowering[MapValue]):
             live = value.mask
         source = value.parts[0]
         self._read(source, fused.conv.geometry)
-        self._alike.add(source.index, self._advantage(fused, source))
+        if not self._final:
+            self._alike.add(source.index, self._advantage(fused, source))
         size = g.output_size if fused.pool is None else fused.pool.output_size(g.output_size)
         mask = _pooled_mask(fused)
         target = self._map(len(mask), size, fused.outside, rewritten=bool(mask.all()))
@@ -205,11 +216,11 @@ class MapLowering(Lowering[MapValue]):
         if self._final and fused.mask.any():  # else the map holds its constants
             if source.planar:
                 corner = source.first - g.before[0] * source.line - g.before[1]
-                spec = plane_conv(fused, source, target, live, self.width)
-                self._add(Kind.PLANE_CONV, spec, corner, target.first, spec.struct.tasks)
+                spec, work = plane_conv(fused, source, target, live, self.width)
+                self._add(Kind.PLANE_CONV, spec, corner, target.first, len(work), work=work)
             else:
-                kind, spec, tasks = channel_conv(fused, source, target, live, self.width)
-                self._add(kind, spec, source.first, target.first, tasks)
+                kind, spec, work = channel_conv(fused, source, target, live, self.width)
+                self._add(kind, spec, source.first, target.first, len(work), work=work)
         result = MapValue((target,), mask, outside=fused.outside)
         for done in fused.nodes:
             self.values[done] = result
@@ -248,7 +259,7 @@ def _places(maps: list[Map], read_until: dict[int, int], width: int) -> list[int
     """Where each begins: in the place of an earlier one of the same form that nothing reads any more, or after all."""
     regions: dict[tuple[object, ...], list[list[Map]]] = {}
     for m in maps:
-        form: tuple[object, ...] = (m.planar, m.size, m.border, m.pixel, m.planar or m.channels)
+        form: tuple[object, ...] = (m.order, m.size, m.border, m.order is Order.PLANES or m.channels)
         alike = regions.setdefault(form if m.rewritten else (m.index,), [])
         free = (region for region in alike if read_until.get(region[-1].index, -1) < m.index)
         region = next(free, None)
@@ -340,7 +351,7 @@ def _map_gather(
 
 
 def _plane_gather(
-    value: MapValue, parts: list[Map], addends: int, geometry: Geometry, target: Map, pool: MapPoolStruct
+    value: MapValue, parts: list[Map], addends: int, geometry: Geometry, target: Map, band: int, pool: MapPoolStruct
 ) -> Filled:
     """Channel by channel."""
     planes = [part.first + np.arange(part.channels) * part.channel for part in parts]
@@ -350,6 +361,7 @@ def _plane_gather(
     return Filled(PlaneGatherStruct()).with_values(
         channels=target.channels,
         addends=addends,
+        band=band,
         source=np.ascontiguousarray(join(planes), dtype=np.int32),
         line=np.ascontiguousarray(join(lines), dtype=np.int32),
         scale=None if value.scale is None else single(value.scale),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tkn.backends.cpu.kernels import contiguous, fill_conv, fill_gather
-from tkn.backends.cpu.rows import Bool, Children, Float, Int32, Rows, forward_taps, pooled_order, slices
+from tkn.backends.cpu.rows import Bool, Children, Float, Int32, Rows, cumulative, forward_taps, pooled_order, slices
 from tkn.backends.cpu.structs import MAX, SUM, Filled, Kind
 from tkn.geometry import Geometry, Pool
 from tkn.plan.fuse import Following
@@ -20,6 +21,8 @@ from tkn.plan.nonlinearity import struct_of
 
 #: Above this size, bytes, what a convolution reads is made just before it is read.
 _INTERLEAVED = 128 * 1024
+#: Up to so many convolved pixels, their outputs are divided among threads, so many together.
+_FEW_PIXELS, _SHARE = 8, 24
 
 
 @dataclass
@@ -66,6 +69,8 @@ class RowInstruction:
     pixels_before: Int32 | None = None
     #: of such a convolution: which instruction makes its source
     made_by: int | None = None
+    #: how much there is before each part, and in all; None if each is as much
+    work: Int32 | None = None
 
 
 class RowLowering(Lowering[RowValue]):
@@ -268,14 +273,17 @@ class RowLowering(Lowering[RowValue]):
         )
         if pool is None:
             result, buffer = self._whole(convolved, fused.outside)
-            parts = len(convolved.order)
+            if len(convolved.order) <= _FEW_PIXELS:
+                spec = _divided(spec)
+            parts = spec.struct.pixels
         else:
             children = Children.pooled(convolved, pool)
             result, buffer = self._whole(children.output, fused.outside)
             spec = self._pooled(spec, children, pool, fused.outside)
             parts = len(children.output.order)
-        instruction = RowInstruction(Kind.CONV, spec, source.buffers[0], buffer, parts)
-        self._interleave(instruction, convolved, geometry)
+        instruction = RowInstruction(Kind.CONV, spec, source.buffers[0], buffer, parts, work=_work(spec))
+        if len(convolved.order) > _FEW_PIXELS:
+            self._interleave(instruction, convolved, geometry)
         self.instructions.append(instruction)
         for done in fused.nodes:
             self.values[done] = result
@@ -320,3 +328,37 @@ class RowLowering(Lowering[RowValue]):
 
     def _array(self, values: Float | None) -> NDArray[Any] | None:
         return None if values is None else np.ascontiguousarray(values, dtype=self.real)
+
+
+def _divided(spec: Filled) -> Filled:
+    """A convolution of few pixels, each cut into several of fewer outputs, for threads to share."""
+    kept = spec.kept
+    start, taps = kept["dst_start"], np.diff(kept["tap_start"])
+    begins, bases, which, counts = [], [], [], []
+    for pixel, (first, last) in enumerate(pairwise(start.tolist())):
+        entries = np.arange(first, max(last, first + 1), _SHARE)
+        begins.append(entries)
+        bases.append(kept["dst_base"][pixel] + entries - first)
+        which.append(np.tile(np.arange(*kept["tap_start"][pixel : pixel + 2]), len(entries)))
+        counts.append(np.full(len(entries), taps[pixel]))
+    chosen = np.concatenate(which)
+    dst_start = np.append(np.concatenate(begins), start[-1]).astype(np.int32)
+    return spec.with_values(
+        pixels=len(dst_start) - 1,
+        dst_start=dst_start,
+        dst_base=np.concatenate(bases).astype(np.int32),
+        tap_start=cumulative(np.concatenate(counts)),
+        tap_pixel=np.ascontiguousarray(kept["tap_pixel"][chosen]),
+        tap_index=np.ascontiguousarray(kept["tap_index"][chosen]),
+    )
+
+
+def _work(spec: Filled) -> Int32:
+    """Multiplications before each part of a convolution, and in all."""
+    kept = spec.kept
+    starts = kept["src_start"]
+    live = (starts[:, -1] - starts[:, 0])[kept["tap_pixel"]]
+    before = np.concatenate([[0], np.cumsum(live)])[kept["tap_start"]]
+    each = (np.diff(before) + 1) * np.diff(kept["dst_start"])
+    total = np.concatenate([[0], np.cumsum(each)]).astype(np.int64)
+    return np.ascontiguousarray(total[kept["window_start"]]) if spec.struct.windows else total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
@@ -11,20 +12,32 @@ from tkn.backends.cpu.structs import Filled, Kind
 from tkn.plan.lowering import Pending
 
 
+#: Lines that begin at multiples of so many numbers would meet in the same places of a first-level cache.
+_CLASHING = 256
+
+
+class Order(Enum):
+    """What lies side by side in memory, from the outermost to the innermost: lines, columns and channels."""
+
+    PIXELS = "line, column, channel"
+    LINES = "line, channel, column"
+    PLANES = "channel, line, column"
+
+
 @dataclass
 class Map:
-    """A map of one image in memory: a pixel's channels side by side or, if `planar`, a channel's pixels.
+    """A map of one image in memory.
 
-    `border`: zeros (above, left, below, right); `pixel`: numbers from one pixel to the next; `slack`: numbers at its
-    end that loads may touch.
+    `border`: zeros (above, left, below, right); `depth`: room for channels, of a pixel, in `Order.PIXELS`; `slack`:
+    numbers at the map's end that loads may touch.
     """
 
     index: int
     channels: int
     size: tuple[int, int]
     border: tuple[int, int, int, int]
-    planar: bool
-    pixel: int
+    order: Order
+    depth: int
     slack: int
     begin: int
     #: what it holds where nothing is written: [C]
@@ -33,23 +46,44 @@ class Map:
     rewritten: bool
 
     @property
-    def line(self) -> int:
-        """Numbers from one line to the next."""
-        return (self.size[1] + self.border[1] + self.border[3]) * self.pixel
+    def planar(self) -> bool:
+        """Whether a channel's pixels lie side by side."""
+        return self.order is not Order.PIXELS
 
     @property
-    def _lines(self) -> int:
-        return (self.size[0] + self.border[0] + self.border[2]) * self.line
+    def _columns(self) -> int:
+        return self.size[1] + self.border[1] + self.border[3]
+
+    @property
+    def pixel(self) -> int:
+        """Numbers from one pixel to the next."""
+        return 1 if self.planar else self.depth
+
+    @property
+    def line(self) -> int:
+        """Numbers from one line to the next."""
+        if self.order is Order.PLANES:
+            return self._columns
+        if self.order is Order.PIXELS:
+            return self._columns * self.depth
+        line = self._columns * self.channels
+        return line + 16 if line % _CLASHING == 0 else line
 
     @property
     def channel(self) -> int:
         """Numbers from one channel to the next."""
-        return self._lines if self.planar else 1
+        if self.order is Order.PIXELS:
+            return 1
+        return self._columns if self.order is Order.LINES else self._lines * self._columns
+
+    @property
+    def _lines(self) -> int:
+        return self.size[0] + self.border[0] + self.border[2]
 
     @property
     def length(self) -> int:
         """Numbers that it takes."""
-        return self._lines * (self.channels if self.planar else 1) + self.slack
+        return self._lines * self.line * (self.channels if self.order is Order.PLANES else 1) + self.slack
 
     @property
     def end(self) -> int:
@@ -93,7 +127,10 @@ class MapValue(Pending):
 
 @dataclass
 class MapInstruction:
-    """One instruction: its structure, where its maps begin, and into how many parts threads may divide it."""
+    """One instruction: its structure, where its maps begin, and into how many parts threads may divide it.
+
+    `work`: how much there is before each part, and in all; None if each is as much.
+    """
 
     kind: Kind
     spec: Filled
@@ -101,3 +138,4 @@ class MapInstruction:
     output: int
     parts: int
     dense: int = 0
+    work: Int32 | None = None

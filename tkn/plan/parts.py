@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tkn.backends.cpu.build import kernels
-from tkn.backends.cpu.structs import InstructionStruct, StepStruct
+from tkn.backends.cpu.structs import InstructionStruct, StepStruct, address
 from tkn.plan.dense import run_node
 from tkn.plan.graph import Graph, Input, Node
 from tkn.plan.lower_maps import MapLowering
@@ -59,29 +59,32 @@ class KernelPart(Part):
     def __init__(self, graph: Graph, nodes: list[int]) -> None:
         super().__init__(graph, nodes)
         self.by_torch = TorchPart(graph, nodes)
-        self.shapes = {position: torch_shape(graph, position) for position in (*self.inputs, *self.outputs)}
+        self._read = [torch_shape(graph, position) for position in self.inputs]
+        self._written = [torch_shape(graph, position) for position in self.outputs]
+        self._pointers = c_void_p * (len(self.inputs) + len(self.outputs))
 
     def run(self, values: Values) -> None:
-        inputs = self._readable([values[position] for position in self.inputs])
-        if inputs is None:
+        dense = self._readable([values[position] for position in self.inputs])
+        if dense is None:
             self.by_torch.run(values)
             return
-        images = len(inputs[0])
-        outputs = [
-            torch.empty((images, *self.shapes[position]), dtype=torch.float32, device="cpu")
-            for position in self.outputs
-        ]
-        dense = [*inputs, *outputs]
-        self._compute(images, (c_void_p * len(dense))(*(tensor.data_ptr() for tensor in dense)))
-        values.update(zip(self.outputs, outputs, strict=True))
+        images = dense[0].shape[0]
+        for position, shape in zip(self.outputs, self._written, strict=True):
+            values[position] = output = torch.empty((images, *shape), dtype=torch.float32, device=_CPU)
+            dense.append(output)
+        self._compute(images, self._pointers(*[tensor.data_ptr() for tensor in dense]))
 
     def _readable(self, inputs: list[Any]) -> list[Tensor] | None:
-        """The inputs as the kernels read them; None if they can't."""
-        if not all(is_plain(x) and x.dtype == torch.float32 for x in inputs):
-            return None
-        if not are_of_one_batch(inputs, [self.shapes[position] for position in self.inputs]):
-            return None
-        return [x.resolve_neg().contiguous() for x in inputs]
+        """The inputs as the kernels read them; None if they can't, or are not of one number of images."""
+        images = 0
+        for x, shape in zip(inputs, self._read, strict=True):
+            if not is_plain(x) or x.dtype is not torch.float32:
+                return None
+            size = x.shape
+            if size[1:] != shape or size[0] == 0 or images not in (0, size[0]):
+                return None
+            images = size[0]
+        return [x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous() for x in inputs]
 
     @abstractmethod
     def _compute(self, images: int, dense: Any) -> None:
@@ -132,12 +135,13 @@ class Scratch:
             self._free.append(piece)
 
 
-_NOTHING = torch.empty(0, device="cpu")
+_CPU = torch.device("cpu")
+_NOTHING = torch.empty(0, device=_CPU)
 
 
 def numbers(count: int) -> Tensor:
     """Memory of any content."""
-    return torch.empty(count, dtype=torch.float32, device="cpu")
+    return torch.empty(count, dtype=torch.float32, device=_CPU)
 
 
 class RowPart(KernelPart):
@@ -155,6 +159,7 @@ class RowPart(KernelPart):
             # A gather's rows are places in the whole memory.
             struct.src = instruction.source.offset if instruction.source is not None else 0
             struct.dst = instruction.output.offset if instruction.output is not None else 0
+            struct.work = None if instruction.work is None else address(instruction.work)
         steps = self.lowering.steps()
         self.steps = (StepStruct * len(steps))(*(StepStruct(*step) for step in steps))
         self._tile = self.lowering.memory_rows * lanes
@@ -170,10 +175,11 @@ class RowPart(KernelPart):
 
 
 class MapPart(KernelPart):
-    """For small batches: vectors over the channels."""
+    """For small batches: vectors over the pixels or channels of an image. `threads`: torch's number, or at most this."""
 
-    def __init__(self, graph: Graph, nodes: list[int]) -> None:
+    def __init__(self, graph: Graph, nodes: list[int], threads: int | None = None) -> None:
         super().__init__(graph, nodes)
+        self.threads = threads
         self.lowering = MapLowering(graph, nodes, self.inputs, self.outputs, kernels(torch.float32).tkn_width())
         lowered = self.lowering.instructions
         self.instructions = (InstructionStruct * len(lowered))()
@@ -181,6 +187,7 @@ class MapPart(KernelPart):
             struct.kind, struct.dense, struct.parts = instruction.kind, instruction.dense, instruction.parts
             struct.spec = ctypes.addressof(instruction.spec.struct)
             struct.src, struct.dst = instruction.source, instruction.output
+            struct.work = None if instruction.work is None else address(instruction.work)
         image = self.lowering.memory()
         self._image = len(image)
         # What lies outside of ROIs is written once.
@@ -189,8 +196,11 @@ class MapPart(KernelPart):
     def _compute(self, images: int, dense: Any) -> None:
         run = kernels(torch.float32).tkn_run_maps
         counted = (self.instructions, len(self.instructions))
-        rest = (c_int64(self._image), images, torch.get_num_threads())
-        self._scratch.run(images, lambda memory: run(*counted, dense, c_void_p(memory), *rest))
+        threads = torch.get_num_threads()
+        if self.threads is not None:
+            threads = min(threads, self.threads)
+        rest = (c_int64(self._image), images, threads)
+        self._scratch.run(min(images, threads), lambda memory: run(*counted, dense, c_void_p(memory), *rest))
 
 
 def split(graph: Graph, by_torch: Callable[[Node], bool] = attrgetter("by_torch")) -> Iterator[list[int]]:

@@ -240,9 +240,11 @@ class Plan(nn.Module):
         traced = any(isinstance(argument, fx.Proxy) for argument in (*args, *kwargs.values()))
         return super().__call__(*args, **kwargs) if traced else _call(self, *args, **kwargs)
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> what the network returns. ValueError for images of another size, type or device."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.forward(x)
         if not isinstance(x, Tensor):
             raise ValueError(f"the plan takes a tensor, not a {type(x).__name__}")
         if not self._place.takes(x):

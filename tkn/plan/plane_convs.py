@@ -15,7 +15,7 @@ from tkn.plan.graph import Convolve
 from tkn.plan.maps import Map
 
 #: The rows of a task, or the vectors where rows follow each other.
-_TASK_ROWS, _TASK_VECTORS = 16, 24
+_TASK_ROWS, _TASK_VECTORS = 8, 12
 #: What a multiplication costs, of vectors, where a line that is loaded serves one line of the kernel only; where the
 #: pixels that are read are not neighbours; and what a task's vectors take besides.
 _UNSHARED, _STRIDED, _WRITING = 1.3, 3.0, 6.0
@@ -35,8 +35,8 @@ class _Task:
     at: _Rectangle
 
 
-def plane_conv(fused: Fused, source: Map, target: Map, live: Bool, width: int) -> Filled:
-    """`live`: [C, H, W], where the source may not be zero; `width`: numbers of a vector."""
+def plane_conv(fused: Fused, source: Map, target: Map, live: Bool, width: int) -> tuple[Filled, Float]:
+    """And the work of each task. `live`: [C, H, W], where the source may not be zero; `width`: numbers of a vector."""
     conv = fused.conv
     g = conv.geometry
     pool = (1, 1) if fused.pool is None else fused.pool.kernel
@@ -47,14 +47,15 @@ def plane_conv(fused: Fused, source: Map, target: Map, live: Bool, width: int) -
     tasks = list(_tasks(conv, rectangles, max(1, rows // pool[0]) * pool[0]))
     inputs = _Inputs(conv, live)
     values = _Values(fused, width, flat)
-    table = []
+    table, work = [], []
     for task in tasks:
         first, count = inputs.of(task)
         start, uniform = values.of(task)
         r = task.at
         outputs = task.outputs[0], len(task.outputs)
         table.append((*outputs, r.row, r.column, r.rows, r.columns, first, count, uniform, 0, start))
-    return Filled(PlaneConvStruct()).with_values(
+        work.append(len(task.outputs) * r.rows * -(-r.columns // width) * (count * g.taps + _WRITING))
+    spec = Filled(PlaneConvStruct()).with_values(
         tasks=len(tasks),
         task=np.array(table, dtype=_TASK),
         input=inputs.joined(),
@@ -79,6 +80,7 @@ def plane_conv(fused: Fused, source: Map, target: Map, live: Bool, width: int) -
         weight=conv.weight.contiguous(),
         pool=pool_struct(fused),
     )
+    return spec, np.array(work)
 
 
 #: `PlaneTask` of planes.h.

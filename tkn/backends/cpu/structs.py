@@ -111,6 +111,7 @@ class InstructionStruct(Structure):
         ("src", c_int64),
         ("dst", c_int64),
         ("parts", c_int32),
+        ("work", c_void_p),
     )
 
 
@@ -279,6 +280,7 @@ class PlaneGatherStruct(Structure):
     _fields_ = (
         ("channels", c_int32),
         ("addends", c_int32),
+        ("band", c_int32),
         ("source", c_void_p),
         ("line", c_void_p),
         ("scale", c_void_p),

@@ -75,7 +75,7 @@ void to_pairs(const Conv& op, const REAL* rows, REAL* pairs, int lanes, int begi
 
 template <int NV>
 struct PairTile {
-  static constexpr int LANES = NV * WIDTH, MOST = Tile<NV>::MOST;
+  static constexpr int LANES = NV * WIDTH, MOST = Tile<Vector, NV>::MOST;
 
   // The pair rows that one tap reads, and its weights.
   struct Segment {

@@ -20,7 +20,8 @@ struct Instruction {
   int32_t dense;
   const void* spec;
   int64_t src, dst;  // first rows, or numbers of a map
-  int32_t parts;     // pixels, windows, lines or sets that threads may divide
+  int32_t parts;     // pixels, windows, lines, sets or tasks that threads may divide
+  const int64_t* work;  // [parts + 1] of all parts before; null: each is as much
 };
 
 // A part of an instruction: pixels or windows [begin, end).
@@ -40,6 +41,33 @@ void parallel(int tiles, int parts, int threads, const F& f) {
   for (int64_t task = 0; task < (int64_t)tiles * blocks; task++) {
     const int64_t tile = task / blocks, block = task % blocks;
     f((int)tile, (int)(block * parts / blocks), (int)((block + 1) * parts / blocks));
+  }
+}
+
+// The first part of a thread's share of an instruction.
+int first_part(const Instruction& op, int thread, int threads) {
+  if (!op.work) return (int64_t)op.parts * thread / threads;
+  const int64_t target = op.work[op.parts] * thread / threads;
+  return std::lower_bound(op.work, op.work + op.parts, target) - op.work;
+}
+
+// Parts [begin, end) of an instruction of maps, of one image.
+void run_map_parts(const Instruction& op, REAL* const* dense, REAL* map, int image, int begin, int end) {
+  const REAL* src = map + op.src;
+  REAL* dst = map + op.dst;
+  switch (op.kind) {
+    case MAP_GATHER: map_gather(*static_cast<const MapGather*>(op.spec), map, dst, begin, end); break;
+    case MAP_CONV: map_conv(*static_cast<const MapConv*>(op.spec), src, dst, begin, end); break;
+    case MAP_FIRST: map_first(*static_cast<const MapFirst*>(op.spec), src, dst, begin, end); break;
+    case PLANE_GATHER: plane_gather(*static_cast<const PlaneGather*>(op.spec), map, dst, begin, end); break;
+    case PLANE_CONV: plane_conv(*static_cast<const PlaneConv*>(op.spec), src, dst, begin, end); break;
+    case MAP_PICK: map_pick(*static_cast<const MapPick*>(op.spec), src, dst, begin, end); break;
+    default: {
+      const MapDense& d = *static_cast<const MapDense*>(op.spec);
+      REAL* x = dense[op.dense] + (int64_t)image * d.channels * d.height * d.width;
+      if (op.kind == MAP_PACK) map_pack(d, x, dst, begin, end);
+      else map_unpack(d, src, x, begin, end);
+    }
   }
 }
 
@@ -70,9 +98,9 @@ int tkn_struct_sizes(int64_t* sizes, int room) {
 }
 
 void tkn_conv(const Conv* op, const REAL* src, int64_t src_tile, REAL* dst, int64_t dst_tile, int tiles, int lanes, int threads) {
-  with_vectors(lanes, [&]<int NV>() {
+  with_vectors(lanes, [&]<class V, int NV>() {
     parallel(tiles, op->windows ? op->windows : op->pixels, threads,
-             [&](int tile, int begin, int end) { Tile<NV>::conv(*op, src + tile * src_tile, dst + tile * dst_tile, begin, end); });
+             [&](int tile, int begin, int end) { Tile<V, NV>::conv(*op, src + tile * src_tile, dst + tile * dst_tile, begin, end); });
   });
 }
 
@@ -87,7 +115,7 @@ void tkn_conv_bfloat16(const Conv* op, const REAL* src, int64_t src_tile, REAL* 
   parallel(tiles, source_pixels, threads,
            [&](int tile, int begin, int end) { to_pairs(*op, src + tile * src_tile, pairs + tile * src_tile, lanes, begin, end); });
   const ChannelMasks masks(*op, source_pixels);
-  with_vectors(lanes, [&]<int NV>() {
+  with_vectors(lanes, [&]<class V, int NV>() {
     parallel(1, op->pixels, threads,
              [&](int, int begin, int end) { PairTile<NV>::conv(*op, masks, pairs, src_tile, dst, dst_tile, tiles, begin, end); });
   });
@@ -95,19 +123,19 @@ void tkn_conv_bfloat16(const Conv* op, const REAL* src, int64_t src_tile, REAL* 
 }
 
 void tkn_gather(const Gather* op, const REAL* src, int64_t src_tile, REAL* dst, int64_t dst_tile, int tiles, int lanes, int threads) {
-  with_vectors(lanes, [&]<int NV>() {
+  with_vectors(lanes, [&]<class V, int NV>() {
     parallel(tiles, op->pixels, threads,
-             [&](int tile, int begin, int end) { Tile<NV>::gather(*op, src + tile * src_tile, dst + tile * dst_tile, begin, end); });
+             [&](int tile, int begin, int end) { Tile<V, NV>::gather(*op, src + tile * src_tile, dst + tile * dst_tile, begin, end); });
   });
 }
 
 // grad_scale: [children] or null.
 void tkn_gather_backward(const Gather* op, const REAL* x, const REAL* grad_out, REAL* grad_x, REAL* grad_scale, int64_t x_tile, int64_t out_tile,
                          int tiles, int lanes, int threads) {
-  with_vectors(lanes, [&]<int NV>() {
+  with_vectors(lanes, [&]<class V, int NV>() {
     parallel(1, op->pixels, threads, [&](int, int begin, int end) {
       for (int tile = 0; tile < tiles; tile++)
-        Tile<NV>::gather_backward(*op, x + tile * x_tile, grad_out + tile * out_tile, grad_x + tile * x_tile, grad_scale, begin, end, tile == 0);
+        Tile<V, NV>::gather_backward(*op, x + tile * x_tile, grad_out + tile * out_tile, grad_x + tile * x_tile, grad_scale, begin, end, tile == 0);
     });
   });
 }
@@ -133,15 +161,15 @@ void tkn_unpack(const Dense* d, const void* rows, int64_t tile_size, void* x, in
 // else the threads divide each instruction. `dense`: where the dense activations begin; `memory`: of `memory_tiles` tiles.
 void tkn_run(const Instruction* instructions, int instruction_count, const Step* steps, int step_count, REAL* const* dense, REAL* memory,
              int64_t memory_tile, int memory_tiles, int images, int lanes, int threads) {
-  with_vectors(lanes, [&]<int NV>() {
+  with_vectors(lanes, [&]<class V, int NV>() {
     const int tiles = (images + lanes - 1) / lanes;
     const auto run = [&](int index, REAL* rows, int tile, int begin, int end) {
       const Instruction& op = instructions[index];
       const REAL* src = rows + op.src * lanes;
       REAL* dst = rows + op.dst * lanes;
       const int filled = std::min(lanes, images - tile * lanes);
-      if (op.kind == GATHER) Tile<NV>::gather(*static_cast<const Gather*>(op.spec), src, dst, begin, end);
-      if (op.kind == CONV) Tile<NV>::conv(*static_cast<const Conv*>(op.spec), src, dst, begin, end);
+      if (op.kind == GATHER) Tile<V, NV>::gather(*static_cast<const Gather*>(op.spec), src, dst, begin, end);
+      if (op.kind == CONV) Tile<V, NV>::conv(*static_cast<const Conv*>(op.spec), src, dst, begin, end);
       if (op.kind == PACK || op.kind == UNPACK) {
         const Dense& d = *static_cast<const Dense*>(op.spec);
         REAL* images_begin = dense[op.dense] + (int64_t)tile * lanes * d.image;
@@ -156,39 +184,33 @@ void tkn_run(const Instruction* instructions, int instruction_count, const Step*
           run(steps[s].instruction, memory + memory_tile * omp_get_thread_num(), tile, steps[s].begin, steps[s].end);
       return;
     }
+#pragma omp parallel num_threads(threads) if (threads > 1)
     for (int tile = 0; tile < tiles; tile++)
-      for (int index = 0; index < instruction_count; index++)
-        parallel(1, instructions[index].parts, threads, [&](int, int begin, int end) { run(index, memory, tile, begin, end); });
+      for (int index = 0; index < instruction_count; index++) {
+        const Instruction& op = instructions[index];
+        const int blocks = std::min(op.parts, threads * 8);
+#pragma omp for schedule(dynamic)
+        for (int block = 0; block < blocks; block++) run(index, memory, tile, first_part(op, block, blocks), first_part(op, block + 1, blocks));
+      }
   });
 }
 
-// Runs a plan of maps: `memory` holds `images` of them; offsets are numbers, not rows. The threads divide each instruction.
+// Runs a plan of maps: each thread takes whole images, in memory of its own, as long as there are enough for all; what is
+// left is divided part by part, always the same share to the same thread: its cache holds what it wrote. `memory`: of as
+// many images as threads, or fewer if there are fewer; offsets are numbers, not rows.
 void tkn_run_maps(const Instruction* instructions, int instruction_count, REAL* const* dense, REAL* memory, int64_t memory_image, int images, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
-  for (int index = 0; index < instruction_count; index++) {
-    const Instruction& op = instructions[index];
-    const int blocks = std::min<int64_t>(op.parts, std::max(1, threads * 16 / images));
-#pragma omp for schedule(dynamic)
-    for (int task = 0; task < images * blocks; task++) {
-      const int image = task / blocks, begin = (int64_t)(task % blocks) * op.parts / blocks, end = (int64_t)(task % blocks + 1) * op.parts / blocks;
-      REAL* map = memory + image * memory_image;
-      const REAL* src = map + op.src;
-      REAL* dst = map + op.dst;
-      switch (op.kind) {
-        case MAP_GATHER: map_gather(*static_cast<const MapGather*>(op.spec), map, dst, begin, end); break;
-        case MAP_CONV: map_conv(*static_cast<const MapConv*>(op.spec), src, dst, begin, end); break;
-        case MAP_FIRST: map_first(*static_cast<const MapFirst*>(op.spec), src, dst, begin, end); break;
-        case PLANE_GATHER: plane_gather(*static_cast<const PlaneGather*>(op.spec), map, dst, begin, end); break;
-        case PLANE_CONV: plane_conv(*static_cast<const PlaneConv*>(op.spec), src, dst, begin, end); break;
-        case MAP_PICK: map_pick(*static_cast<const MapPick*>(op.spec), src, dst, begin, end); break;
-        default: {
-          const MapDense& d = *static_cast<const MapDense*>(op.spec);
-          REAL* x = dense[op.dense] + (int64_t)image * d.channels * d.height * d.width;
-          if (op.kind == MAP_PACK) map_pack(d, x, dst, begin, end);
-          else map_unpack(d, src, x, begin, end);
-        }
+  {
+    const int thread = omp_get_thread_num(), team = omp_get_num_threads(), alone = images / team * team;
+    for (int image = thread; image < alone; image += team)
+      for (int index = 0; index < instruction_count; index++)
+        run_map_parts(instructions[index], dense, memory + thread * memory_image, image, 0, instructions[index].parts);
+    for (int image = alone; image < images; image++)
+      for (int index = 0; index < instruction_count; index++) {
+#pragma omp barrier
+        const Instruction& op = instructions[index];
+        run_map_parts(op, dense, memory, image, first_part(op, thread, team), first_part(op, thread + 1, team));
       }
-    }
   }
 }
 

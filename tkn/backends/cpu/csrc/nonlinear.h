@@ -122,20 +122,14 @@ __attribute__((noinline)) void apply(const Function& function, REAL* x, int64_t 
 }
 
 // Of one vector that is about to be combined with others.
-INLINE Vector value_of(const Function& function, Vector x) {
+template <class V>
+INLINE V value_of(const Function& function, V x) {
   if (function.kind == IDENTITY) return x;
   if (function.kind == RELU) return relu(x);
-  REAL numbers[WIDTH];
+  REAL numbers[sizeof(V) / sizeof(REAL)];
   store(numbers, x);
-  apply(function, numbers, WIDTH);
-  return load(numbers);
-}
-
-// The same of a single number.
-INLINE REAL value_of(const Function& function, REAL x) {
-  if (function.kind == RELU) return x < 0 ? 0 : x;
-  if (function.kind > RELU) apply(function, &x, 1);
-  return x;
+  apply(function, numbers, sizeof(V) / sizeof(REAL));
+  return load<V>(numbers);
 }
 
 }  // namespace

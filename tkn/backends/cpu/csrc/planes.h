@@ -35,7 +35,7 @@ struct PlaneTask {
 
 // Channels of several maps side by side, or sums of them; scaled, shifted and pooled.
 struct PlaneGather {
-  int32_t channels, addends;
+  int32_t channels, addends, band;  // lines of a part: one channel's
   const int32_t *source, *line;  // [channels][addends] where each plane begins, and the numbers between its lines
   const REAL *scale, *shift;     // [channels] or null
   int32_t height, width;         // of the planes
@@ -313,11 +313,12 @@ void plane_gather(const PlaneGather& op, const REAL* memory, REAL* dst, int begi
   const bool whole = op.out_width == 1 && op.out_height == 1 && op.kernel_width == op.width && op.kernel_height == op.height;
   const bool inside = op.top == 0 && (op.out_height - 1) * op.stride_height + (op.kernel_height - 1) * op.dilation_height < op.height;
   const bool halved = inside && op.left == 0 && op.kernel_width == 2 && op.stride_width == 2 && op.dilation_width == 1 && 2 * op.out_width <= op.width;
-  const int height = op.out_height, width = op.out_width, addends = op.addends;
-  for (int c = begin; c < end; c++) {
+  const int width = op.out_width, addends = op.addends;
+  for (int part = begin; part < end; part++) {
+    const int c = part % op.channels, top = part / op.channels * op.band, bottom = std::min(op.out_height, top + op.band);
     const PlaneWindow window(op, c);
     const int32_t *source = op.source + (int64_t)c * addends, *line = op.line + (int64_t)c * addends;
-    REAL* out = dst + c * op.out_plane;
+    REAL* out = dst + c * op.out_plane + top * op.out_line;
     if (whole && window.summed) {
       Vector total = {};
       for (int y = 0; y < op.height; y++)
@@ -326,7 +327,7 @@ void plane_gather(const PlaneGather& op, const REAL* memory, REAL* dst, int begi
       *out = sum(total) * (REAL)op.pool.factor;
       continue;
     }
-    for (int y = 0; y < height; y++, out += op.out_line) {
+    for (int y = top; y < bottom; y++, out += op.out_line) {
       const REAL* x = memory + source[0] + (int64_t)y * line[0];
       if (halved) {
         plane_halved_line(op, window, memory + source[0], line[0], y, out);

@@ -10,13 +10,14 @@
 
 namespace {
 
-// Calls f.template operator()<NV>() for the number of vectors in a tile.
+// Calls f.template operator()<V, NV>() for the vectors of a tile.
 template <class F>
 INLINE void with_vectors(int lanes, const F& f) {
-  switch (lanes / WIDTH) {
-    case 1: f.template operator()<1>(); break;
-    case 2: f.template operator()<2>(); break;
-    default: f.template operator()<4>(); break;
+  switch (2 * lanes / WIDTH) {
+    case 1: f.template operator()<HalfVector, 1>(); break;
+    case 2: f.template operator()<Vector, 1>(); break;
+    case 4: f.template operator()<Vector, 2>(); break;
+    default: f.template operator()<Vector, 4>(); break;
   }
 }
 
@@ -84,16 +85,26 @@ INLINE int group_end(const Conv& op, int begin, int end) {
   return e;
 }
 
-template <int NV>
+// Rows that several taps read, one after the other, are at most so many.
+constexpr int MOST_TOGETHER = 64;
+constexpr struct Upwards {
+  int32_t numbers[MOST_TOGETHER];
+  constexpr Upwards() : numbers() {
+    for (int i = 0; i < MOST_TOGETHER; i++) numbers[i] = i;
+  }
+} UPWARDS;
+
+// Of NV vectors of images.
+template <class V, int NV>
 struct Tile {
-  static constexpr int LANES = NV * WIDTH;
+  static constexpr int SIZE = sizeof(V) / sizeof(REAL), LANES = NV * SIZE;
   static constexpr int MOST = ACCUMULATORS / NV < 12 ? ACCUMULATORS / NV : 12;  // outputs of a register tile
 
   // The rows that one tap reads, and its weights.
   struct Segment {
     const REAL* x;
     const int32_t* channel;
-    const REAL* weight;
+    int64_t weight;  // where the tap's begin among those of an output
     int count;
   };
 
@@ -105,45 +116,45 @@ struct Tile {
   };
 
   template <int N>
-  static INLINE void outputs(const Segment* segments, int count, const int64_t* weight_offset, REAL* out, const Finish& finish) {
-    Vector acc[N][NV];
+  static INLINE void outputs(const Segment* segments, int count, const REAL* const* weight, REAL* out, const Finish& finish) {
+    V acc[N][NV];
     for (int i = 0; i < N; i++)
-      for (int v = 0; v < NV; v++) acc[i][v] = finish.first ? Vector{} : load(out + i * LANES + v * WIDTH);
+      for (int v = 0; v < NV; v++) acc[i][v] = finish.first ? V{} : load<V>(out + i * LANES + v * SIZE);
+    const REAL* w[N];
+    for (int i = 0; i < N; i++) w[i] = weight[i];
     for (const Segment* s = segments; s < segments + count; s++) {
-      const REAL* w[N];
-      for (int i = 0; i < N; i++) w[i] = s->weight + weight_offset[i];
       const REAL* x = s->x;
       const int32_t* channel = s->channel;
       for (const int32_t* end = channel + s->count; channel < end; channel++, x += LANES) {
-        const int64_t c = *channel;
-        Vector xs[NV];
-        for (int v = 0; v < NV; v++) xs[v] = load(x + v * WIDTH);
+        const int64_t c = s->weight + *channel;
+        V xs[NV];
+        for (int v = 0; v < NV; v++) xs[v] = load<V>(x + v * SIZE);
         for (int i = 0; i < N; i++) {
-          const Vector weight = broadcast(w[i][c]);
+          const V weight = broadcast<V>(w[i][c]);
           for (int v = 0; v < NV; v++) acc[i][v] += weight * xs[v];
         }
       }
     }
     for (int i = 0; i < N; i++) {
-      const Vector scale = broadcast(finish.scale ? finish.scale[i] : 1), shift = broadcast(finish.shift ? finish.shift[i] : 0);
+      const V scale = broadcast<V>(finish.scale ? finish.scale[i] : 1), shift = broadcast<V>(finish.shift ? finish.shift[i] : 0);
       for (int v = 0; v < NV; v++) {
-        Vector y = acc[i][v];
+        V y = acc[i][v];
         if (finish.last) {
           if (finish.scale) y = y * scale;
           if (finish.shift) y = y + shift;
           if (finish.relu) y = relu(y);
         }
-        store(out + i * LANES + v * WIDTH, y);
+        store(out + i * LANES + v * SIZE, y);
       }
     }
   }
 
   template <int N>
-  static __attribute__((noinline)) void dispatch(int n, const Segment* segments, int count, const int64_t* offset, REAL* out, const Finish& finish) {
+  static __attribute__((noinline)) void dispatch(int n, const Segment* segments, int count, const REAL* const* weight, REAL* out, const Finish& finish) {
     if constexpr (N > 1) {
-      if (n < N) return dispatch<N - 1>(n, segments, count, offset, out, finish);
+      if (n < N) return dispatch<N - 1>(n, segments, count, weight, out, finish);
     }
-    outputs<N>(segments, count, offset, out, finish);
+    outputs<N>(segments, count, weight, out, finish);
   }
 
   // Entries [begin, end) of one pixel's outputs, all of one group, into consecutive rows from `out`.
@@ -151,10 +162,10 @@ struct Tile {
     const int blocks = (end - begin + MOST - 1) / MOST;
     for (int block = 0, entry = begin; block < blocks; block++) {
       const int n = (end - entry) / (blocks - block);  // as even as can be
-      int64_t offset[MOST];
-      for (int i = 0; i < n; i++) offset[i] = op.dst_channel[entry + i] * op.weight_dst;
+      const REAL* weight[MOST];
+      for (int i = 0; i < n; i++) weight[i] = op.weight + op.dst_channel[entry + i] * op.weight_dst;
       const Finish finish = {op.scale ? op.scale + entry : nullptr, op.shift ? op.shift + entry : nullptr, first, last, op.function.kind == RELU};
-      dispatch<MOST>(n, segments, count, offset, out + (int64_t)(entry - begin) * LANES, finish);
+      dispatch<MOST>(n, segments, count, weight, out + (int64_t)(entry - begin) * LANES, finish);
       entry += n;
     }
     if (last && op.function.kind > RELU) apply(op.function, out, (int64_t)(end - begin) * LANES);
@@ -177,8 +188,18 @@ struct Tile {
           const int32_t* start = op.src_start + q * (op.chunks + 1);
           const int live = start[chunk + 1] - start[chunk];
           if (live == 0) continue;
-          segments[count++] = {src + (op.src_base[q] + (int64_t)start[chunk] - start[0]) * LANES, op.src_channel + start[chunk],
-                               op.weight + tap_index[t] * op.weight_tap - (int64_t)group * op.src_per_group, live};
+          const REAL* x = src + (op.src_base[q] + (int64_t)start[chunk] - start[0]) * LANES;
+          const int64_t weight = tap_index[t] * op.weight_tap - (int64_t)group * op.src_per_group;
+          if (live == op.src_per_group && op.groups == 1 && count > 0) {  // all of it: the next tap's may follow in memory
+            Segment& last = segments[count - 1];
+            const bool follows = last.x + (int64_t)last.count * LANES == x && last.weight + last.count == weight;
+            if (follows && last.count % live == 0 && last.count + live <= MOST_TOGETHER) {
+              last.count += live;
+              last.channel = UPWARDS.numbers;
+              continue;
+            }
+          }
+          segments[count++] = {x, op.src_channel + start[chunk], weight, live};
         }
         pixel_outputs(op, a, b, segments.data(), count, rows, j == 0, j == chunks_per_group - 1);
       }
@@ -203,24 +224,24 @@ struct Tile {
   }
 
   static void gather(const Gather& op, const REAL* src, REAL* dst, int begin, int end) {
-    const Vector factor = broadcast((REAL)op.factor);
+    const V factor = broadcast<V>((REAL)op.factor);
     for (int p = begin; p < end; p++) {
       REAL* out = dst + (int64_t)op.out_base[p] * LANES;
       for (int f = op.out_start[p]; f < op.out_start[p + 1]; f++, out += LANES) {
-        Vector result[NV];
-        for (int v = 0; v < NV; v++) result[v] = broadcast(op.init ? op.init[f] : 0);
+        V result[NV];
+        for (int v = 0; v < NV; v++) result[v] = broadcast<V>(op.init ? op.init[f] : 0);
         for (int i = op.child_start[f]; i < op.child_start[f + 1]; i++) {
           const REAL* in = src + (int64_t)op.child_row[i] * LANES;
-          const Vector scale = broadcast(op.scale ? op.scale[i] : 1), shift = broadcast(op.shift ? op.shift[i] : 0);
+          const V scale = broadcast<V>(op.scale ? op.scale[i] : 1), shift = broadcast<V>(op.shift ? op.shift[i] : 0);
           for (int v = 0; v < NV; v++) {
-            Vector x = load(in + v * WIDTH);
+            V x = load<V>(in + v * SIZE);
             if (op.scale) x = x * scale;
             if (op.shift) x = x + shift;
             x = value_of(op.function, x);
             result[v] = op.pooling == MAX ? maximum(result[v], x) : result[v] + factor * x;
           }
         }
-        for (int v = 0; v < NV; v++) store(out + v * WIDTH, result[v]);
+        for (int v = 0; v < NV; v++) store(out + v * SIZE, result[v]);
       }
     }
   }
@@ -229,28 +250,28 @@ struct Tile {
   // and, summed over the batch, of `scale`. `first`: add to the sums or set them.
   static void gather_backward(const Gather& op, const REAL* x, const REAL* grad_out, REAL* grad_x, REAL* grad_scale, int begin,
                               int end, bool first) {
-    const Vector factor = broadcast((REAL)op.factor);
+    const V factor = broadcast<V>((REAL)op.factor);
     for (int p = begin; p < end; p++) {
       const REAL* g = grad_out + (int64_t)op.out_base[p] * LANES;
       for (int f = op.out_start[p]; f < op.out_start[p + 1]; f++, g += LANES) {
         const int i0 = op.child_start[f], i1 = op.child_start[f + 1];
-        Vector best[NV], left[NV];  // the maximum, and the gradient not yet given to the first child that has it
+        V best[NV], left[NV];  // the maximum, and the gradient not yet given to the first child that has it
         for (int v = 0; v < NV; v++) {
-          best[v] = broadcast(op.init ? op.init[f] : 0);
-          left[v] = load(g + v * WIDTH);
+          best[v] = broadcast<V>(op.init ? op.init[f] : 0);
+          left[v] = load<V>(g + v * SIZE);
           if (op.pooling == MAX)
             for (int i = i0; i < i1; i++) best[v] = maximum(best[v], value(op, i, x, v));
         }
         for (int i = i0; i < i1; i++) {
           const int64_t row = (int64_t)op.child_row[i] * LANES;
-          Vector total = {};
+          V total = {};
           for (int v = 0; v < NV; v++) {
-            const Vector y = value(op, i, x, v);
-            Vector grad = op.pooling == MAX ? (y == best[v] ? left[v] : Vector{}) : factor * left[v];
-            if (op.pooling == MAX) left[v] = y == best[v] ? Vector{} : left[v];
-            if (op.function.kind == RELU) grad = y > Vector{} ? grad : Vector{};
-            total += grad * load(x + row + v * WIDTH);
-            store(grad_x + row + v * WIDTH, op.scale ? grad * broadcast(op.scale[i]) : grad);
+            const V y = value(op, i, x, v);
+            V grad = op.pooling == MAX ? (y == best[v] ? left[v] : V{}) : factor * left[v];
+            if (op.pooling == MAX) left[v] = y == best[v] ? V{} : left[v];
+            if (op.function.kind == RELU) grad = y > V{} ? grad : V{};
+            total += grad * load<V>(x + row + v * SIZE);
+            store(grad_x + row + v * SIZE, op.scale ? grad * broadcast<V>(op.scale[i]) : grad);
           }
           if (grad_scale) grad_scale[i] = (first ? 0 : grad_scale[i]) + sum(total);
         }
@@ -258,10 +279,10 @@ struct Tile {
     }
   }
 
-  static INLINE Vector value(const Gather& op, int i, const REAL* x, int v) {
-    Vector y = load(x + (int64_t)op.child_row[i] * LANES + v * WIDTH);
-    if (op.scale) y = y * broadcast(op.scale[i]);
-    if (op.shift) y = y + broadcast(op.shift[i]);
+  static INLINE V value(const Gather& op, int i, const REAL* x, int v) {
+    V y = load<V>(x + (int64_t)op.child_row[i] * LANES + v * SIZE);
+    if (op.scale) y = y * broadcast<V>(op.scale[i]);
+    if (op.shift) y = y + broadcast<V>(op.shift[i]);
     return op.function.kind == RELU ? relu(y) : y;
   }
 };
