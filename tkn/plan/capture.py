@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from tkn.plan.graph import (
     Convolve,
     Graph,
     Input,
+    Multiply,
     Node,
     Operation,
     Pooling,
@@ -56,7 +58,7 @@ def build_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
 
 
 #: What has memory of its own in torch too.
-_OWN_MEMORY = (Convolve, Affine, Add, Concatenate, Pooling, Nonlinearity)
+_OWN_MEMORY = (Convolve, Affine, Add, Multiply, Concatenate, Pooling, Nonlinearity)
 
 
 class _Builder:
@@ -91,7 +93,7 @@ class _Builder:
 
     def _add(self, n: fx.Node, operation: Operation, inputs: tuple[int, ...]) -> None:
         size, flat = self._activation(n)
-        if flat and isinstance(operation, Same | Nonlinearity | Affine | Add | Concatenate):
+        if flat and isinstance(operation, Same | Nonlinearity | Affine | Add | Multiply | Concatenate):
             size = self._map_size(operation, inputs)  # flattening keeps the map
         self.position[n] = self._append(self._name(n), operation, inputs, size, flat)
 
@@ -126,7 +128,9 @@ class _Builder:
                     operation = _module_operation(pooling, self.nodes[sources[0]], self._activation(n)[0])
             if isinstance(operation, Concatenate):  # perhaps of one value twice
                 inputs = tuple(self.position[source] for source in n.args[0])  # type: ignore[union-attr, index]
-            if isinstance(operation, Add | Concatenate) and not self._aligned(operation, inputs):
+            if isinstance(operation, Multiply):
+                inputs = self._larger_first(inputs)
+            if isinstance(operation, Add | Multiply | Concatenate) and not self._aligned(operation, inputs):
                 operation = None
             if operation is not None:
                 return operation, inputs
@@ -150,9 +154,16 @@ class _Builder:
     def _is_own(self, n: fx.Node) -> bool:
         return isinstance(self._operation_of(n), _OWN_MEMORY) and n.target is not operator.iadd
 
-    def _aligned(self, operation: Add | Concatenate, sources: tuple[int, ...]) -> bool:
+    def _larger_first(self, sources: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(sources, key=lambda source: -prod(self.nodes[source].size or (0,))))
+
+    def _aligned(self, operation: Add | Multiply | Concatenate, sources: tuple[int, ...]) -> bool:
         """Whether the maps have one size, and for a sum as many channels: torch would also stretch some of them."""
         sizes = [self.nodes[source].size for source in sources]
+        if isinstance(operation, Multiply):
+            flats = {self.nodes[source].flat for source in sources}
+            (size, other) = sizes
+            return len(flats) == 1 and size is not None and other in (size, (size[0], 1, 1))
         if isinstance(operation, Add):
             return len(set(sizes)) == 1
         return len({size[1:] for size in sizes if size is not None}) == 1
@@ -266,6 +277,9 @@ def _function(n: fx.Node) -> Operation | None:
     sums = (operator.add, operator.iadd, torch.add)
     if n.target in sums and len(n.args) == 2 and len(n.all_input_nodes) == 2 and not n.kwargs:
         return Add()
+    products = (operator.mul, torch.mul, "mul")
+    if n.target in products and len(n.args) == 2 and len(n.all_input_nodes) == 2 and not n.kwargs:
+        return Multiply()
     if n.target is F.dropout and n.kwargs.get("training", (*n.args, True, True)[2]) is False:
         return Same()
     # torchvision's residual networks drop whole branches, in training.

@@ -24,6 +24,7 @@ from tkn.plan.graph import (
     Convolve,
     Graph,
     Input,
+    Multiply,
     Node,
     Operation,
     Pooling,
@@ -267,5 +268,6 @@ _OPERATIONS: dict[str, tuple[tuple[str, ...], Callable[..., Operation]]] = {
     KINDS[Nonlinearity]: (("function", "slope"), _Decoder.nonlinearity),
     KINDS[Concatenate]: ((), lambda *_: Concatenate()),
     KINDS[Add]: ((), lambda *_: Add()),
+    KINDS[Multiply]: ((), lambda *_: Multiply()),
     KINDS[Same]: ((), lambda *_: Same()),
 }

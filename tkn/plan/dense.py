@@ -16,6 +16,7 @@ from tkn.plan.graph import (
     Constant,
     Convolve,
     Graph,
+    Multiply,
     Node,
     Operation,
     Pooling,
@@ -92,7 +93,7 @@ def _compute(operation: Operation, inputs: list[Tensor]) -> Tensor:
         return torch.cat(inputs, dim=1)
     if isinstance(operation, Same):
         return x
-    return x + inputs[1]
+    return x * inputs[1] if isinstance(operation, Multiply) else x + inputs[1]
 
 
 def is_linear(conv: Convolve) -> bool:

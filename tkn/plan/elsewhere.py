@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tkn.plan.graph import Affine, Call, Constant, Convolve, Graph, Node, Operation
+from tkn.plan.graph import Affine, Call, Constant, Convolve, Graph, Multiply, Node, Operation
 from tkn.plan.nonlinearity import Nonlinearity, Relu
 
 
 def left_to_torch(node: Node) -> bool:
-    """Whether only torch computes it on a GPU, where the kernels know no other function than ReLU."""
+    """Whether only torch computes it on a GPU, where the kernels know no products and no other function than ReLU."""
     other = isinstance(node.operation, Nonlinearity) and not isinstance(node.operation, Relu)
-    return node.by_torch or other
+    return node.by_torch or other or isinstance(node.operation, Multiply)
 
 
 def moved(graph: Graph, device: torch.device, dtype: torch.dtype) -> Graph:

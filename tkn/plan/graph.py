@@ -85,6 +85,11 @@ class Add:
 
 
 @dataclass
+class Multiply:
+    """The product of two activations, the second of one size with the first or of one pixel, for all pixels."""
+
+
+@dataclass
 class Same:
     """Nothing: dropout, flattening."""
 
@@ -124,7 +129,7 @@ class Slot:
     index: int
 
 
-Operation = Convolve | Affine | Nonlinearity | Pooling | Concatenate | Add | Same | Input | Constant | Call
+Operation = Convolve | Affine | Nonlinearity | Pooling | Concatenate | Add | Multiply | Same | Input | Constant | Call
 
 
 @dataclass

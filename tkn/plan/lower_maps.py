@@ -10,6 +10,7 @@ import torch
 from tkn.backends.cpu.rows import Bool, Float, Int32, cumulative, window_table
 from tkn.backends.cpu.structs import (
     MAX,
+    PRODUCT,
     SUM,
     Filled,
     Kind,
@@ -156,12 +157,29 @@ class MapLowering(Lowering[MapValue]):
         if len(sources) > 1:
             sources = [self._materialised(source) for source in sources]
         value = sources[0]
+        target = self._combined(sources, pooling, SUM if len(sources) > 1 else 0)
+        size = target.size
+        constants = np.sum([source.constants() for source in sources], axis=0)
+        if pooling is not None:
+            mask = np.ones((len(value.mask), *size), dtype=bool)
+        else:
+            mask = np.logical_or.reduce([source.mask for source in sources])
+        return MapValue((target,), mask, outside=constants)
+
+    def _product(self, value: MapValue, factor: MapValue) -> MapValue:
+        target = self._combined([value, factor], None, PRODUCT)
+        return MapValue((target,), value.live(), outside=np.zeros(len(value.mask)))
+
+    def _combined(self, sources: list[MapValue], pooling: Pooling | None, how: int) -> Map:
+        """`how`: SUM or PRODUCT of the sources, or 0 for the pooling or channels of one. A factor may be of one pixel."""
+        value = sources[0]
         parts = [part for source in sources for part in source.parts]
-        size = value.size if pooling is None else pooling.geometry.output_size
-        target = self._map(len(value.mask), size)
         geometry = Geometry(value.size, (1, 1)) if pooling is None else pooling.geometry
+        size = geometry.output_size
+        target = self._map(len(value.mask), size)
         for part in parts:
-            self._alike.join(part.index, parts[0].index)
+            if part.size == value.size:
+                self._alike.join(part.index, parts[0].index)
             self._touch(part, geometry.stride[1])
             self.read_until[part.index] = target.index
         if pooling is None:
@@ -173,19 +191,14 @@ class MapLowering(Lowering[MapValue]):
             pool = MapPoolStruct(
                 SUM if average else MAX, struct_of(value.function), 1 / geometry.taps if average else 1.0
             )
-            if target.planar and all(part.planar for part in parts):
+            if target.planar and all(part.planar for part in parts if part.size == value.size):
                 band = _BAND if target.order is Order.LINES else size[0]
-                spec = _plane_gather(value, parts, len(sources), geometry, target, band, pool)
+                spec = _plane_gather(value, parts, how, geometry, target, band, pool)
                 self._add(Kind.PLANE_GATHER, spec, 0, target.first, target.channels * -(-size[0] // band))
             else:
-                spec = _map_gather(value, parts, len(sources), geometry, target, pool)
+                spec = _map_gather(value, parts, how, geometry, target, pool)
                 self._add(Kind.MAP_GATHER, spec, 0, target.first, size[0] * size[1])
-        constants = np.sum([source.constants() for source in sources], axis=0)
-        if pooling is not None:
-            mask = np.ones((len(value.mask), *size), dtype=bool)
-        else:
-            mask = np.logical_or.reduce([source.mask for source in sources])
-        return MapValue((target,), mask, outside=constants)
+        return target
 
     def _convolution(self, position: int, conv: Convolve, value: MapValue) -> None:
         following = Following(self.graph, position, self.own, set(self.outputs))
@@ -324,13 +337,14 @@ def _pooled_mask(fused: Fused) -> Bool:
 
 
 def _map_gather(
-    value: MapValue, parts: list[Map], addends: int, geometry: Geometry, target: Map, pool: MapPoolStruct
+    value: MapValue, parts: list[Map], how: int, geometry: Geometry, target: Map, pool: MapPoolStruct
 ) -> Filled:
-    """Pixel by pixel."""
+    """Pixel by pixel. `how`: SUM or PRODUCT of the parts, or 0: they lie side by side."""
     size = geometry.output_size
     table = window_table(geometry)
     inside = table >= 0
-    children = [part.first + part.at(np.where(inside, table, 0))[inside] for part in parts]
+    places = np.where(inside, table, 0)[inside]
+    children = [part.first + part.at(places if part.size == value.size else 0 * places) for part in parts]
     channels = np.array([part.channels for part in parts], dtype=np.int32)
     return Filled(MapGatherStruct()).with_values(
         pixels=size[0] * size[1],
@@ -338,29 +352,31 @@ def _map_gather(
         parts=len(parts),
         channels=channels,
         step=np.array([part.channel for part in parts], dtype=np.int32),
-        first=np.zeros_like(channels) if addends > 1 else cumulative(channels)[:-1].copy(),
+        first=np.zeros_like(channels) if how else cumulative(channels)[:-1].copy(),
         out_channel=target.channel,
         child_start=cumulative(inside.sum(axis=1)),
         child=np.stack(children).astype(np.int32),
         children=int(inside.sum()),
         scale=None if value.scale is None else _whole_vectors(value.scale),
         shift=None if value.shift is None else _whole_vectors(value.shift),
-        sum=addends > 1,
+        combined=how,
         pool=pool,
     )
 
 
 def _plane_gather(
-    value: MapValue, parts: list[Map], addends: int, geometry: Geometry, target: Map, band: int, pool: MapPoolStruct
+    value: MapValue, parts: list[Map], how: int, geometry: Geometry, target: Map, band: int, pool: MapPoolStruct
 ) -> Filled:
-    """Channel by channel."""
+    """Channel by channel. `how`: as for `_map_gather`."""
     planes = [part.first + np.arange(part.channels) * part.channel for part in parts]
     lines = [np.full(part.channels, part.line) for part in parts]
-    join = np.concatenate if addends == 1 else lambda arrays: np.stack(arrays, axis=1)
+    join = (lambda arrays: np.stack(arrays, axis=1)) if how else np.concatenate
     g = geometry
     return Filled(PlaneGatherStruct()).with_values(
         channels=target.channels,
-        addends=addends,
+        operands=len(parts) if how else 1,
+        combined=how,
+        one_pixel=bool(how) and parts[-1].size != value.size,
         band=band,
         source=np.ascontiguousarray(join(planes), dtype=np.int32),
         line=np.ascontiguousarray(join(lines), dtype=np.int32),

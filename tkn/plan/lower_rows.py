@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tkn.backends.cpu.kernels import contiguous, fill_conv, fill_gather
 from tkn.backends.cpu.rows import Bool, Children, Float, Int32, Rows, cumulative, forward_taps, pooled_order, slices
-from tkn.backends.cpu.structs import MAX, SUM, Filled, Kind
+from tkn.backends.cpu.structs import MAX, PRODUCT, SUM, Filled, Kind
 from tkn.geometry import Geometry, Pool
 from tkn.plan.fuse import Following
 from tkn.plan.graph import Convolve, Graph, Pooling
@@ -217,6 +217,33 @@ class RowLowering(Lowering[RowValue]):
         reads = tuple(b for source in sources for b in source.buffers)
         self.instructions.append(RowInstruction(Kind.GATHER, spec, None, buffer, len(children.output.order), reads))
         return value
+
+    def _product(self, value: RowValue, factor: RowValue) -> RowValue:
+        output = Rows.of(value.mask | (value.outside != 0)[:, None, None])
+        channel, pixel = output.channel, output.entry_position
+        init, rows = np.ones(len(channel)), []
+        for source in (value, factor):
+            place = source.rows[channel, pixel if source.size == value.size else 0]
+            init *= np.where(place < 0, source.outside[channel], 1)
+            rows.append(place)
+        rows = np.stack(rows, axis=1)
+        there = rows >= 0
+        start = cumulative(there.sum(axis=1))
+        missing = np.zeros(len(channel), dtype=np.int32)
+        children = Children(output, output, start, np.nonzero(there)[0].astype(np.int32), missing)
+        made, buffer = self._whole(output, np.zeros(len(value.outside)))
+        spec = fill_gather(
+            children,
+            child_row=np.ascontiguousarray(rows[there], dtype=np.int32),
+            pooling=PRODUCT,
+            factor=1.0,
+            init=self._array(init),
+        )
+        for source in (value, factor):
+            self._use(source)
+        reads = (*value.buffers, *factor.buffers)
+        self.instructions.append(RowInstruction(Kind.GATHER, spec, None, buffer, len(output.order), reads))
+        return made
 
     def _children(
         self, sources: list[RowValue], pooling: Pooling | None

@@ -9,7 +9,7 @@ from typing import Generic, Self, TypeVar
 import torch
 
 from tkn.backends.cpu.rows import Float
-from tkn.plan.graph import Affine, Concatenate, Convolve, Graph, Pooling, Same
+from tkn.plan.graph import Affine, Concatenate, Convolve, Graph, Multiply, Pooling, Same
 from tkn.plan.nonlinearity import Nonlinearity
 
 
@@ -87,6 +87,8 @@ class Lowering(ABC, Generic[V]):
             value = self._gather([value], operation)
         elif isinstance(operation, Concatenate):
             value = self._concatenated([self._materialised(part) if part.pending else part for part in sources])
+        elif isinstance(operation, Multiply):
+            value = self._product(*(self._materialised(source) for source in sources))
         elif not isinstance(operation, Same):  # Add
             value = self._gather(sources, None)
         self.values[position] = value
@@ -106,6 +108,10 @@ class Lowering(ABC, Generic[V]):
     @abstractmethod
     def _gather(self, sources: list[V], pooling: Pooling | None) -> V:
         """The sum of the sources, or a pooling of one."""
+
+    @abstractmethod
+    def _product(self, value: V, factor: V) -> V:
+        """Of activations in places of their own; the factor may be of one pixel."""
 
     @abstractmethod
     def _concatenated(self, parts: list[V]) -> V:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from tkn.geometry import Geometry
-from tkn.plan.graph import Add, Affine, Concatenate, Convolve, Input, Node, Operation, Pooling, Same, Size
+from tkn.plan.graph import Add, Affine, Concatenate, Convolve, Input, Multiply, Node, Operation, Pooling, Same, Size
 
 #: No activation of one image may have more numbers.
 _MOST_NUMBERS = 2**30
@@ -50,11 +50,13 @@ def result_size(node: Node, sources: list[Node]) -> Size:
         return (sum(other[0] for other in known), *size[1:])
     elif isinstance(operation, Add) and len(set(known)) > 1:
         raise ValueError("it adds maps of one size")
+    elif isinstance(operation, Multiply) and known[1] not in (size, (size[0], 1, 1)):
+        raise ValueError("it multiplies maps of one size, or one with a number for each channel")
     return size
 
 
 def _check_number_of_inputs(operation: Operation, sizes: list[Size]) -> None:
-    wanted = 2 if isinstance(operation, Add) else 1
+    wanted = 2 if isinstance(operation, Add | Multiply) else 1
     if len(sizes) < wanted or (len(sizes) > wanted and not isinstance(operation, Concatenate)):
         raise ValueError(f"it has {len(sizes)} inputs")
 

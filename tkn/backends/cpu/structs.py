@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-MAX, SUM = 1, 2
+MAX, SUM, PRODUCT = 1, 2, 3
 
 
 class Kind(IntEnum):
@@ -199,7 +199,7 @@ class MapGatherStruct(Structure):
         ("children", c_int32),
         ("scale", c_void_p),
         ("shift", c_void_p),
-        ("sum", c_int32),
+        ("combined", c_int32),
         ("pool", MapPoolStruct),
     )
 
@@ -279,7 +279,9 @@ class PlaneGatherStruct(Structure):
 
     _fields_ = (
         ("channels", c_int32),
-        ("addends", c_int32),
+        ("operands", c_int32),
+        ("combined", c_int32),
+        ("one_pixel", c_int32),
         ("band", c_int32),
         ("source", c_void_p),
         ("line", c_void_p),

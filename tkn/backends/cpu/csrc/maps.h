@@ -15,7 +15,7 @@ struct MapPool {
   Function function;   // of each child
   double factor;       // of the sum
 };
-enum MapPooling { MAP_MAX = 1, MAP_SUM = 2 };
+enum MapPooling { MAP_MAX = 1, MAP_SUM = 2, MAP_PRODUCT = 3 };
 
 // Outputs that share their pixels make a set. Sums in vectors over the input's channels.
 struct MapConv {
@@ -59,7 +59,7 @@ struct MapFirst {
   MapPool pool;
 };
 
-// Channels of several maps side by side, or their sum; scaled, shifted and pooled.
+// Channels of several maps side by side, or their sum or product; scaled, shifted and pooled.
 struct MapGather {
   int32_t pixels;
   const int32_t* out;          // [pixels] where each begins
@@ -70,7 +70,7 @@ struct MapGather {
   const int32_t* child;        // [parts][children] where in the part's map a child begins
   int32_t children;
   const REAL *scale, *shift;   // [channels of all parts]
-  int32_t sum;                 // the parts are summed
+  int32_t combined;            // MAP_SUM or MAP_PRODUCT of the parts; 0: they lie side by side
   MapPool pool;
 };
 
@@ -236,7 +236,7 @@ void map_first(const MapFirst& op, const REAL* src, REAL* dst, int begin, int en
 
 // `count` channels from the k-th on, which are `step` numbers apart.
 INLINE void map_gather_channels(const MapGather& op, const REAL* src, REAL* out, const int32_t* child, int p, int k, int step, int count,
-                                const REAL* scale, const REAL* shift, bool add) {
+                                const REAL* scale, const REAL* shift, int combined) {
   Vector result = {};
   for (int c = op.child_start[p]; c < op.child_start[p + 1]; c++) {
     Vector x = load_strided(src + child[c] + (int64_t)k * step, step, count);
@@ -248,13 +248,14 @@ INLINE void map_gather_channels(const MapGather& op, const REAL* src, REAL* out,
   }
   if (op.pool.kind == MAP_SUM) result = result * (REAL)op.pool.factor;
   if (op.out_channel == 1) {
-    if (add) result += load(out + k);
+    if (combined == MAP_SUM) result += load(out + k);
+    if (combined == MAP_PRODUCT) result *= load(out + k);
     store_first(out + k, result, count);
     return;
   }
   for (int i = 0; i < count; i++) {
     REAL& to = out[(k + i) * op.out_channel];
-    to = add ? to + result[i] : result[i];
+    to = combined == MAP_SUM ? to + result[i] : combined == MAP_PRODUCT ? to * result[i] : result[i];
   }
 }
 
@@ -267,7 +268,7 @@ void map_gather(const MapGather& op, const REAL* src, REAL* dst, int begin, int 
       REAL* out = dst + op.out[p] + op.first[part] * op.out_channel;
       const REAL *scale = op.scale ? op.scale + before : nullptr, *shift = op.scale ? op.shift + before : nullptr;
       for (int k = 0; k < channels; k += WIDTH)
-        map_gather_channels(op, src, out, child, p, k, op.step[part], std::min(WIDTH, channels - k), scale, shift, op.sum && part > 0);
+        map_gather_channels(op, src, out, child, p, k, op.step[part], std::min(WIDTH, channels - k), scale, shift, part > 0 ? op.combined : 0);
       before += channels;
     }
   }

@@ -33,10 +33,13 @@ struct PlaneTask {
   int64_t value_start;                 // into scale and shift
 };
 
-// Channels of several maps side by side, or sums of them; scaled, shifted and pooled.
+// Channels of several maps side by side, or sums or products of them; scaled, shifted and pooled.
 struct PlaneGather {
-  int32_t channels, addends, band;  // lines of a part: one channel's
-  const int32_t *source, *line;  // [channels][addends] where each plane begins, and the numbers between its lines
+  int32_t channels, operands;
+  int32_t combined;              // MAP_SUM or MAP_PRODUCT of the operands
+  int32_t one_pixel;             // the second operand is one number for all of a plane
+  int32_t band;                  // lines of a part: one channel's
+  const int32_t *source, *line;  // [channels][operands] where each plane begins, and the numbers between its lines
   const REAL *scale, *shift;     // [channels] or null
   int32_t height, width;         // of the planes
   int32_t out_height, out_width;
@@ -313,11 +316,11 @@ void plane_gather(const PlaneGather& op, const REAL* memory, REAL* dst, int begi
   const bool whole = op.out_width == 1 && op.out_height == 1 && op.kernel_width == op.width && op.kernel_height == op.height;
   const bool inside = op.top == 0 && (op.out_height - 1) * op.stride_height + (op.kernel_height - 1) * op.dilation_height < op.height;
   const bool halved = inside && op.left == 0 && op.kernel_width == 2 && op.stride_width == 2 && op.dilation_width == 1 && 2 * op.out_width <= op.width;
-  const int width = op.out_width, addends = op.addends;
+  const int width = op.out_width, operands = op.operands;
   for (int part = begin; part < end; part++) {
     const int c = part % op.channels, top = part / op.channels * op.band, bottom = std::min(op.out_height, top + op.band);
     const PlaneWindow window(op, c);
-    const int32_t *source = op.source + (int64_t)c * addends, *line = op.line + (int64_t)c * addends;
+    const int32_t *source = op.source + (int64_t)c * operands, *line = op.line + (int64_t)c * operands;
     REAL* out = dst + c * op.out_plane + top * op.out_line;
     if (whole && window.summed) {
       Vector total = {};
@@ -333,14 +336,18 @@ void plane_gather(const PlaneGather& op, const REAL* memory, REAL* dst, int begi
         plane_halved_line(op, window, memory + source[0], line[0], y, out);
       } else if (pooled) {
         plane_pooled_line(op, window, memory + source[0], line[0], y, out);
-      } else if (addends == 1) {
+      } else if (operands == 1) {
         int i = 0;
         for (; i + WIDTH <= width; i += WIDTH) store(out + i, window.of(load(x + i)));
         if (i < width) store_first(out + i, window.of(load(x + i)), width - i);
       } else {
         for (int i = 0; i < width; i += WIDTH) {
           Vector value = load(x + i);
-          for (int k = 1; k < addends; k++) value += load(memory + source[k] + (int64_t)y * line[k] + i);
+          for (int k = 1; k < operands; k++) {
+            const REAL* other = memory + source[k] + (int64_t)y * line[k];
+            const Vector factor = op.one_pixel ? broadcast(memory[source[k]]) : load(other + i);
+            value = op.combined == MAP_PRODUCT ? value * factor : value + factor;
+          }
           store_first(out + i, value, std::min(WIDTH, width - i));
         }
       }

@@ -25,9 +25,9 @@ INLINE void with_vectors(int lanes, const F& f) {
 
 extern "C" {
 
-enum Pooling { NONE = 0, MAX = 1, SUM = 2 };
+enum Pooling { NONE = 0, MAX = 1, SUM = 2, PRODUCT = 3 };
 
-// Combines rows into rows: out[f] = init[f] (max or +) function(scale[i] * in[row[i]] + shift[i]) over f's children i.
+// Combines rows into rows: out[f] = init[f] (max, + or *) function(scale[i] * in[row[i]] + shift[i]) over f's children i.
 struct Gather {
   int32_t pixels;              // of the output
   const int32_t* out_start;    // [pixels + 1] first output entry of each pixel
@@ -38,7 +38,7 @@ struct Gather {
   const REAL* shift;           // [children] or null: 0
   const REAL* init;            // [entries] or null: 0
   double factor;               // of the children's sum
-  int32_t pooling;             // MAX or SUM
+  int32_t pooling;             // MAX, SUM or PRODUCT
   Function function;           // of each child
 };
 
@@ -238,7 +238,7 @@ struct Tile {
             if (op.scale) x = x * scale;
             if (op.shift) x = x + shift;
             x = value_of(op.function, x);
-            result[v] = op.pooling == MAX ? maximum(result[v], x) : result[v] + factor * x;
+            result[v] = op.pooling == MAX ? maximum(result[v], x) : op.pooling == PRODUCT ? result[v] * x : result[v] + factor * x;
           }
         }
         for (int v = 0; v < NV; v++) store(out + v * SIZE, result[v]);
