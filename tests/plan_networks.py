@@ -228,11 +228,21 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[s
             nn.AvgPool2d(2, ceil_mode=True),
             nn.AvgPool2d(3, 1, 1, count_include_pad=False),
             nn.AvgPool2d(2, 1, divisor_override=3),
-            nn.AdaptiveAvgPool2d(2),
+            nn.AdaptiveAvgPool2d(3),
             nn.Conv2d(6, 3, 1),
         ),
         (2, 9, 9),
         ("1 (AvgPool2d)", "2 (AvgPool2d)", "3 (AvgPool2d)", "4 (AdaptiveAvgPool2d)"),
+    ),
+    "means of windows": (
+        lambda: nn.Sequential(
+            TargetConv2d(2, 6, 3, padding=1),
+            nn.AdaptiveAvgPool2d((3, 4)),
+            nn.Conv2d(6, 3, 1),
+            nn.AdaptiveAvgPool2d((3, 4)),
+        ),
+        (2, 9, 8),
+        (),
     ),
     "odd edges": (
         lambda: nn.Sequential(

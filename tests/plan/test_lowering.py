@@ -98,9 +98,8 @@ def test_maps_share_memory_only_one_after_the_other(name: str) -> None:
         assert np.unique(numbers).size == numbers.size
         for other in lowering.maps[: one.index]:
             if one.begin < other.end and other.begin < one.end:
-                assert one.rewritten and other.rewritten
-                assert (one.begin, one.planar, one.border, one.line) == (
-                    *(other.begin, other.planar, other.border),
-                    other.line,
-                )
+                assert one.rewritten
+                assert other.rewritten
+                assert (one.begin, one.order, one.border) == (other.begin, other.order, other.border)
+                assert (one.line, one.pixel, one.channel) == (other.line, other.pixel, other.channel)
                 assert lowering.read_until[other.index] < one.index

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from copy import copy
 from functools import partial
 from math import inf, prod
 
@@ -90,12 +89,7 @@ def _by_kernels(graph: Graph, batch_size: int, small: bool | None, whole: _Whole
 
 def _on_one_thread(program: Program) -> Program:
     """The same of maps: where layers are small, threads that wait for each other's numbers can take longer."""
-    parts = []
-    for part in program.parts:
-        if isinstance(part, MapPart):
-            part = copy(part)
-            part.threads = 1
-        parts.append(part)
+    parts = [part.on_one_thread() if isinstance(part, MapPart) else part for part in program.parts]
     return Program(program.graph, parts, f"{program.way}, one thread")
 
 

@@ -260,9 +260,17 @@ def _module_operation(module: nn.Module, source: Node, result: Size | None) -> O
         return Same()
     if type(module) in (nn.MaxPool2d, nn.AvgPool2d) and not source.flat:
         return _pooling(module, source.size)
-    if type(module) is nn.AdaptiveAvgPool2d and result is not None and result[1:] == (1, 1) and not source.flat:
-        return Pooling(Geometry(source.size[1:], source.size[1:]), average=True)
+    if type(module) is nn.AdaptiveAvgPool2d and result is not None and not source.flat:
+        return _adaptive_mean(source.size[1:], result[1:])
     return None
+
+
+def _adaptive_mean(size: tuple[int, int], result: tuple[int, int]) -> Operation | None:
+    """Of windows that do not overlap, or of single pixels."""
+    if any(side % count for side, count in zip(size, result, strict=True)):
+        return None
+    kernel = size[0] // result[0], size[1] // result[1]
+    return Same() if kernel == (1, 1) else Pooling(Geometry(size, kernel, kernel), average=True)
 
 
 def _function(n: fx.Node) -> Operation | None:
@@ -272,7 +280,7 @@ def _function(n: fx.Node) -> Operation | None:
         return function
     if n.target is torch.cat and (n.args[1:] == (1,) or (len(n.args) == 1 and n.kwargs == {"dim": 1})):
         return Concatenate()
-    if n.target in (torch.flatten, "flatten") and n.args[1:] == (1,) and not n.kwargs:
+    if n.target in (torch.flatten, "flatten") and (n.args[1:], dict(n.kwargs)) in (((1,), {}), ((), {"start_dim": 1})):
         return Same()
     sums = (operator.add, operator.iadd, torch.add)
     if n.target in sums and len(n.args) == 2 and len(n.all_input_nodes) == 2 and not n.kwargs:

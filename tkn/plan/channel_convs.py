@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from tkn.backends.cpu.rows import Bool, Float, Int32, cumulative, pool_windows
+from tkn.backends.cpu.rows import Bool, Int32, cumulative, pool_windows
 from tkn.backends.cpu.structs import Filled, Kind, MapConvStruct, MapFirstStruct
 from tkn.geometry import Geometry
 from tkn.plan.fuse import Fused, pool_struct, single
@@ -26,7 +26,10 @@ _READING, _ADDING = 1.3, 12.0
 
 
 def channel_conv(fused: Fused, source: Map, target: Map, live: Bool, vector: int) -> tuple[Kind, Filled, Int32]:
-    """Its kind and the work of each part too. `live`: [C, H, W], where the source may not be zero; `vector`: numbers of one."""
+    """Its kind and the work of each part too.
+
+    `live`: [C, H, W], where the source may not be zero; `vector`: numbers of one.
+    """
     windows = _windows(fused)
     if source.channels < FEW and source.pixel == source.channels:
         spec = _first_conv(fused, source, target, windows, vector)
@@ -162,7 +165,7 @@ class _Runs:
         g = self._geometry
         padding = [(before, after) for before, after in zip(g.before, g.after, strict=True)]
         padded = np.pad(live, [(0, source.pixel - source.channels), *padding])
-        chunks: Bool = padded.reshape(-1, self._vector, *padded.shape[1:]).any(axis=1)
+        chunks: Bool = np.logical_or.reduce(padded.reshape(-1, self._vector, *padded.shape[1:]), axis=1)
         return chunks
 
     def of(self, pixels: Int32) -> tuple[int, int]:
@@ -185,7 +188,7 @@ class _Runs:
         ky, kx = np.divmod(np.arange(g.taps), g.kernel[1])
         y = rows * g.stride[0] + (ky * g.dilation[0])[:, None]
         x = columns * g.stride[1] + (kx * g.dilation[1])[:, None]
-        alive: Bool = live[:, y, x].any(axis=2)[self._chunk, self._tap]
+        alive: Bool = np.logical_or.reduce(live[:, y, x], axis=2)[self._chunk, self._tap]
         return alive
 
     def joined(self) -> Int32:

@@ -120,6 +120,9 @@ class GpuLowering(Lowering[GpuValue]):
         outside = np.concatenate([part.outside for part in parts])
         return GpuValue(outside=outside, place=np.concatenate([part.place for part in parts]))
 
+    def _product(self, value: GpuValue, factor: GpuValue) -> GpuValue:  # noqa: ARG002
+        raise AssertionError("products are torch's on a GPU")
+
     def _gather(self, sources: list[GpuValue], pooling: Pooling | None) -> GpuValue:
         if len(sources) > 1:
             sources = [self._materialised(source) if source.function else source for source in sources]

@@ -22,6 +22,7 @@ from tkn.backends.cpu.structs import (
 )
 from tkn.geometry import Geometry
 from tkn.plan.channel_convs import FEW, channel_conv, channel_cost
+from tkn.plan.dense import is_linear
 from tkn.plan.fuse import Following, Fused, single
 from tkn.plan.graph import Convolve, Graph, Pooling
 from tkn.plan.lowering import Lowering
@@ -171,7 +172,7 @@ class MapLowering(Lowering[MapValue]):
         return MapValue((target,), value.live(), outside=np.zeros(len(value.mask)))
 
     def _combined(self, sources: list[MapValue], pooling: Pooling | None, how: int) -> Map:
-        """`how`: SUM or PRODUCT of the sources, or 0 for the pooling or channels of one. A factor may be of one pixel."""
+        """`how`: SUM or PRODUCT of the sources, or 0 for the pooling or channels of one. A factor may be one pixel."""
         value = sources[0]
         parts = [part for source in sources for part in source.parts]
         geometry = Geometry(value.size, (1, 1)) if pooling is None else pooling.geometry
@@ -208,7 +209,7 @@ class MapLowering(Lowering[MapValue]):
             conv = replace(conv, geometry=replace(conv.geometry, input_size=value.size))
         value = self._materialised(value)
         g = conv.geometry
-        pick = g.output_size == (1, 1) and g.kernel == g.input_size != (1, 1) and g.before == (0, 0) and conv.groups == 1
+        pick = is_linear(conv) and g.kernel != (1, 1)
         if position not in self._fused:
             # Of other maps, which hold the constants, a convolution adds them as it goes.
             constants = value.constants() if pick else np.zeros(len(value.mask))
@@ -332,7 +333,7 @@ def _pooled_mask(fused: Fused) -> Bool:
     height, width = fused.pool.output_size((fused.mask.shape[1], fused.mask.shape[2]))
     kh, kw = fused.pool.kernel
     windows = fused.mask[:, : height * kh, : width * kw].reshape(-1, height, kh, width, kw)
-    pooled: Bool = windows.any(axis=(2, 4))
+    pooled: Bool = np.logical_or.reduce(windows, axis=(2, 4))
     return pooled
 
 

@@ -221,12 +221,13 @@ class RowLowering(Lowering[RowValue]):
     def _product(self, value: RowValue, factor: RowValue) -> RowValue:
         output = Rows.of(value.mask | (value.outside != 0)[:, None, None])
         channel, pixel = output.channel, output.entry_position
-        init, rows = np.ones(len(channel)), []
+        init: Float = np.ones(len(channel))
+        places: list[Int32] = []
         for source in (value, factor):
             place = source.rows[channel, pixel if source.size == value.size else 0]
             init *= np.where(place < 0, source.outside[channel], 1)
-            rows.append(place)
-        rows = np.stack(rows, axis=1)
+            places.append(place)
+        rows = np.stack(places, axis=1)
         there = rows >= 0
         start = cumulative(there.sum(axis=1))
         missing = np.zeros(len(channel), dtype=np.int32)

@@ -11,7 +11,6 @@ from tkn.backends.cpu.rows import Bool, Float, Int32
 from tkn.backends.cpu.structs import Filled, Kind
 from tkn.plan.lowering import Pending
 
-
 #: Lines that begin at multiples of so many numbers would meet in the same places of a first-level cache.
 _CLASHING = 256
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -175,11 +176,11 @@ class RowPart(KernelPart):
 
 
 class MapPart(KernelPart):
-    """For small batches: vectors over the pixels or channels of an image. `threads`: torch's number, or at most this."""
+    """For small batches: vectors over the pixels or channels of an image."""
 
-    def __init__(self, graph: Graph, nodes: list[int], threads: int | None = None) -> None:
+    def __init__(self, graph: Graph, nodes: list[int]) -> None:
         super().__init__(graph, nodes)
-        self.threads = threads
+        self._alone = False
         self.lowering = MapLowering(graph, nodes, self.inputs, self.outputs, kernels(torch.float32).tkn_width())
         lowered = self.lowering.instructions
         self.instructions = (InstructionStruct * len(lowered))()
@@ -193,12 +194,16 @@ class MapPart(KernelPart):
         # What lies outside of ROIs is written once.
         self._scratch = Scratch(image.repeat)
 
+    def on_one_thread(self) -> MapPart:
+        """The same, whatever torch's number of threads."""
+        part = copy.copy(self)
+        part._alone = True
+        return part
+
     def _compute(self, images: int, dense: Any) -> None:
         run = kernels(torch.float32).tkn_run_maps
         counted = (self.instructions, len(self.instructions))
-        threads = torch.get_num_threads()
-        if self.threads is not None:
-            threads = min(threads, self.threads)
+        threads = 1 if self._alone else torch.get_num_threads()
         rest = (c_int64(self._image), images, threads)
         self._scratch.run(min(images, threads), lambda memory: run(*counted, dense, c_void_p(memory), *rest))
 

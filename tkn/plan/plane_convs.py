@@ -1,4 +1,4 @@
-"""Convolutions of planar maps: vectors along the rows of a rectangle, a task some rows of a few outputs that share it."""
+"""Convolutions of planar maps: vectors along the rows of rectangles, in tasks of outputs that share one."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def plane_conv(fused: Fused, source: Map, target: Map, live: Bool, width: int) -
 #: `PlaneTask` of planes.h.
 _TASK = np.dtype(
     [
-        *((name, np.int32) for name in ("output", "outputs", "row", "column", "rows", "columns", "first_input", "inputs")),
-        *((name, np.int32) for name in ("uniform", "reserved")),
+        *((name, np.int32) for name in ("output", "outputs", "row", "column", "rows", "columns")),
+        *((name, np.int32) for name in ("first_input", "inputs", "uniform", "reserved")),
         ("value_start", np.int64),
     ]
 )
@@ -97,7 +97,7 @@ def plane_cost(fused: Fused, width: int) -> float:
     """About how many multiplications of vectors take as long."""
     conv, g = fused.conv, fused.conv.geometry
     pool = (1, 1) if fused.pool is None else fused.pool.kernel
-    each = conv.weight.shape[1] * g.taps
+    each = float(conv.weight.shape[1] * g.taps)
     if g.stride[1] > 1:
         each *= _STRIDED
     elif not _shares_lines(g):
@@ -112,13 +112,15 @@ def _shares_lines(g: Geometry) -> bool:
 def _rectangles(mask: Bool, pool: tuple[int, int]) -> list[_Rectangle | None]:
     """What is computed of each output, in whole windows of the pooling; None: nothing."""
     height, width = (side // k * k for side, k in zip(mask.shape[1:], pool, strict=True))
-    lines, columns = mask[:, :height, :width].any(axis=2), mask[:, :height, :width].any(axis=1)
+    inside = mask[:, :height, :width]
+    lines: Bool = np.logical_or.reduce(inside, axis=2)
+    columns: Bool = np.logical_or.reduce(inside, axis=1)
     top, left = (axis.argmax(axis=1) // k * k for axis, k in zip((lines, columns), pool, strict=True))
     ends = (axis.shape[1] - axis[:, ::-1].argmax(axis=1) for axis in (lines, columns))
     bottom, right = (-(-end // k) * k for end, k in zip(ends, pool, strict=True))
     return [
         _Rectangle(int(top[o]), int(left[o]), int(bottom[o] - top[o]), int(right[o] - left[o])) if some else None
-        for o, some in enumerate(lines.any(axis=1))
+        for o, some in enumerate(np.logical_or.reduce(lines, axis=1))
     ]
 
 
