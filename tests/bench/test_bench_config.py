@@ -15,9 +15,13 @@ CASES = [path.stem for path in sorted((CONFIG_DIR / "bench" / "case").glob("*.ya
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_composes_and_can_be_built(name: str) -> None:
     config = check_config(compose(f"case={name}"))
-    assert config.case.name == name
     assert config.rois.share == [config.case.share]
-    assert config.rois.path == f"results/rois/{name}.json"
+    assert config.rois.path == f"results/rois/{config.case.name}.json"
+    if name == "torchvision":
+        assert config.case.name == "torchvision_mobilenet_v2_224"
+        assert config.case.input_size == [3, 224, 224]
+        return
+    assert config.case.name == name
     for model in (config.case.baseline, config.case.targeted):
         assert model in MODEL_NAMES
     assert config.case.targeted in (f"t{config.case.baseline}", "tkn6")
@@ -35,6 +39,12 @@ def test_one_share_or_several() -> None:
         ("+sede=1", "unknown key 'sede'; did you mean 'seed'"),
         ("+rois.shares=1", r"unknown key 'rois\.shares'; did you mean 'rois\.share'"),
         ("engines=[torch,openvin]", "unknown engine 'openvin'; did you mean 'openvino'"),
+        ("+case.network=resnet18", r"case\.network=resnet18 must be null but with case=torchvision"),
+        ("case=torchvision case.network=resnet19", "unknown case.network 'resnet19'; did you mean 'resnet18'"),
+        ("case=torchvision case.network=raft_small", "unknown case.network 'raft_small'"),
+        ("case=torchvision case.targets=some", r"case\.targets=some must be one of all, spatial"),
+        ("case=torchvision case.targeted=tdn10", r"case\.baseline=torchvision must be torchvision, as case\.targeted"),
+        ("case=torchvision rois.source=file", r"rois\.source=file must be generated with case=torchvision"),
         ("engines=[torch,torch]", "engines=.* must be a list of different names"),
         ("engines=[]", "engines=.* must be"),
         ("rois.source=random", r"rois\.source=random must be one of file, checkpoint, generated"),
@@ -63,7 +73,7 @@ def test_one_share_or_several() -> None:
 )
 def test_wrong_keys_and_values(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_config(compose(override))
+        check_config(compose(*override.split()))
 
 
 def test_wrong_combinations() -> None:

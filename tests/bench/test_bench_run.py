@@ -153,6 +153,19 @@ def test_a_gpu_is_named_with_the_type_of_its_numbers() -> None:
     assert cost_figure(result).get_suptitle() == "case on NVIDIA H200, bfloat16"
 
 
+def test_a_network_of_torchvision(tmp_path: Path) -> None:
+    """Dense, thinned and targeted, all in this project's engine too."""
+    arguments = ("case=torchvision", "case.network=mobilenet_v3_small", "case.size=64", "case.num_outputs=5", "case.share=0.7")
+    engines = ("batch_sizes=[1]", "train_batch_sizes=[]", "engines=[torch,tkn-dense,torch-masked,tkn]")
+    result = bench(compose(*arguments, *SMALL[3:], *engines), tmp_path)
+    assert result["case"] == "torchvision_mobilenet_v3_small_64"
+    assert [network["kind"] for network in result["networks"]] == ["baseline", "thinned", "targeted"]
+    assert result["networks"][2]["share"] == pytest.approx(0.7, abs=0.02)
+    timed = {(row["network"], row["engine"]) for row in result["timings"] if "seconds" in row}
+    dense = {(network, engine) for network in ("baseline", "thinned") for engine in ("torch", "tkn-dense")}
+    assert timed == dense | {("targeted", "torch-masked"), ("targeted", "tkn")}
+
+
 def test_rois_of_a_file_and_of_another_case(tmp_path: Path) -> None:
     model = build_model("tdn10", (1, 12, 12), 10, attention="gaussian")
     generate_rois(model, (1, 12, 12), 0.8, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torchvision.models import get_model
 
 from tkn import build_model, count_macs
 from tkn.bench.thin import thin
@@ -40,3 +41,24 @@ def test_widths_are_multiples() -> None:
 def test_the_least_is_one_kernel_each() -> None:
     thinned = thin(build_model("dn10", (1, 8, 8), 10), (1, 8, 8), 1)
     assert {module.out_channels for module in thinned.modules() if isinstance(module, nn.Conv2d)} == {1}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "regnet_y_400mf", "squeezenet1_1", "densenet121"])
+def test_networks_with_sums_groups_and_gates(name: str) -> None:
+    """Of torchvision: maps that are summed or multiplied stay of one width, groups keep their widths."""
+    baseline, size = get_model(name, weights=None, num_classes=10).eval(), (3, 64, 64)
+    wanted = int(0.4 * count_macs(baseline, size).total_dense)
+    thinned = thin(baseline, size, wanted).eval()
+    assert count_macs(thinned, size).total_dense == pytest.approx(wanted, rel=0.1)
+    assert thinned(torch.zeros(2, *size)).shape == (2, 10)
+    pairs = zip(baseline.modules(), thinned.modules(), strict=True)
+    for old, new in pairs:
+        if isinstance(old, nn.Conv2d) and old.groups > 1:
+            assert new.out_channels // new.groups == old.out_channels // old.groups
+
+
+@pytest.mark.parametrize(("name", "kind"), [("convnext_tiny", "ConvNeXt"), ("shufflenet_v2_x0_5", "ShuffleNetV2")])
+def test_a_network_that_needs_its_widths_is_refused(name: str, kind: str) -> None:
+    model = get_model(name, weights=None, num_classes=10).eval()
+    with pytest.raises(ValueError, match=f"{kind} can't be thinned: "):
+        thin(model, (3, 32, 32), 10**6)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torchvision
 from omegaconf import DictConfig, OmegaConf
+from torchvision.models import list_models
 
 from tkn.app.messages import unknown
 from tkn.app.schema import check_rules, typed
@@ -14,6 +16,9 @@ from tkn.bench.engines import TIMED_ENGINES
 from tkn.models import MODEL_NAMES
 from tkn.plan.place import Place
 
+#: The baseline and the targeted network of a case that names one of torchvision's.
+TORCHVISION = "torchvision"
+TARGETS = ("all", "spatial")
 SOURCES = ("file", "checkpoint", "generated")
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -26,6 +31,10 @@ class CaseConfig:
     input_size: list[int]
     num_outputs: int
     share: float
+    #: of `TORCHVISION` alone
+    network: str | None = None
+    size: int | None = None
+    targets: str | None = None
 
 
 @dataclass
@@ -89,8 +98,13 @@ def place_of(config: DictConfig) -> Place:
 def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     """(key, is its value valid, what is)."""
     case, rois, measure = config.case, config.rois, config.measure
-    yield "case.baseline", case.baseline in MODEL_NAMES, f"one of {', '.join(MODEL_NAMES)}"
-    yield "case.targeted", case.targeted in MODEL_NAMES, f"one of {', '.join(MODEL_NAMES)}"
+    if TORCHVISION in (case.baseline, case.targeted):
+        yield from _torchvision_rules(config)
+    else:
+        yield "case.baseline", case.baseline in MODEL_NAMES, f"one of {', '.join(MODEL_NAMES)}"
+        yield "case.targeted", case.targeted in MODEL_NAMES, f"one of {', '.join(MODEL_NAMES)}"
+        for key in ("network", "size", "targets"):
+            yield f"case.{key}", case[key] is None, f"null but with case={TORCHVISION}"
     yield (
         "case.input_size",
         len(case.input_size) == 3 and min(case.input_size) >= 1,
@@ -121,6 +135,20 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     yield "memory", not config.memory or bool(config.batch_sizes), "false without batch_sizes"
     yield "memory", not config.memory or config.device == "cpu", "false on a GPU, whose memory is not measured"
     yield "seed", 0 <= config.seed < 2**32, "a whole number from 0 to 2^32 - 1"
+
+
+def _torchvision_rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
+    case = config.case
+    yield "case.baseline", case.baseline == case.targeted, f"{TORCHVISION}, as case.targeted"
+    if case.network not in classifiers():
+        raise ValueError(unknown("case.network", case.network, classifiers()))
+    yield "case.targets", case.targets in TARGETS, f"one of {', '.join(TARGETS)}"
+    yield "rois.source", config.rois.source == "generated", f"generated with case={TORCHVISION}"
+
+
+def classifiers() -> list[str]:
+    """The names of torchvision's networks for images, without those of several parts."""
+    return list_models(module=torchvision.models)
 
 
 def _distinct(values: list[float] | list[int] | list[str]) -> bool:

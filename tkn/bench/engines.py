@@ -345,6 +345,7 @@ TIMED_ENGINES: dict[str, TimedEngine] = {
     "torch-masked-channels-last": TimedEngine(
         targeted=True, infer=_eager(True), train=TrainingOptions(channels_last=True)
     ),
+    "tkn-dense": TimedEngine(infer=_tkn),
     "tkn": TimedEngine(targeted=True, infer=_tkn, train=TrainingOptions(target_engine="roi"), ours=True),
     "tkn-channels-last": TimedEngine(
         targeted=True, train=TrainingOptions(channels_last=True, target_engine="roi"), ours=True

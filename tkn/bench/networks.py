@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,17 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import get_model
 
+from tkn.bench.config import TORCHVISION
 from tkn.bench.rois import generate_rois, load_rois, read_rois
 from tkn.bench.thin import thin
+from tkn.convert import targetize
 from tkn.macs import count_macs
 from tkn.models import build_model
 from tkn.training.records.checkpoint import checkpoint_network
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ def build_networks(config: DictConfig) -> Iterator[Network]:
     case = config.case
     input_size = tuple(case.input_size)
     torch.manual_seed(config.seed)
-    baseline = build_model(case.baseline, input_size, case.num_outputs).eval()
+    baseline = _baseline(case).eval()
     _settle(baseline, input_size)
     dense = count_macs(baseline, input_size)
     yield Network("baseline", "baseline", baseline, dense.total_dense, dense.parameters)
@@ -53,15 +60,20 @@ def build_networks(config: DictConfig) -> Iterator[Network]:
         torch.manual_seed(config.seed)
         targeted, origin = _targeted(config, share)
         report = count_macs(targeted, input_size)
-        thinned = thin(baseline, input_size, report.total_roi, config.thinned.multiple).eval()
-        _settle(thinned, input_size)
-        thinned_report = count_macs(thinned, input_size)
         suffix = f" {share:g}" if len(shares) > 1 else ""
-        for kind, model, macs, parameters, rois in (
-            ("thinned", thinned, thinned_report.total_dense, thinned_report.parameters, None),
-            ("targeted", targeted, report.total_roi, report.parameters, origin),
-        ):
-            yield Network(f"{kind}{suffix}", kind, model, macs, parameters, macs / dense.total_dense, rois)
+        try:
+            thinned = thin(baseline, input_size, report.total_roi, config.thinned.multiple).eval()
+        except ValueError as error:  # one of torchvision's
+            _log.warning("no thinned network is timed: %s", error)
+        else:
+            _settle(thinned, input_size)
+            counted = count_macs(thinned, input_size)
+            macs = counted.total_dense
+            yield Network(f"thinned{suffix}", "thinned", thinned, macs, counted.parameters, macs / dense.total_dense)
+        macs = report.total_roi
+        yield Network(
+            f"targeted{suffix}", "targeted", targeted, macs, report.parameters, macs / dense.total_dense, origin
+        )
 
 
 def images_and_labels(config: DictConfig, batch: int) -> tuple[Tensor, Tensor]:
@@ -77,7 +89,10 @@ def _targeted(config: DictConfig, share: float | None) -> tuple[nn.Module, str]:
     input_size = tuple(case.input_size)
     wanted = {"model": case.targeted, "input_size": list(input_size), "num_outputs": case.num_outputs}
     if share is not None:
-        model = build_model(case.targeted, input_size, case.num_outputs)
+        if case.targeted == TORCHVISION:
+            model = targetize(_baseline(case), "all" if case.targets == "all" else None, inplace=True)
+        else:
+            model = build_model(case.targeted, input_size, case.num_outputs)
         generate_rois(model, input_size, share, config.seed)
         _settle(model, input_size)
         return model.eval(), f"generated at a share of {share:g}, seed {config.seed}"
@@ -100,6 +115,17 @@ def _require_case(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> 
     for key, value in wanted.items():
         if found[key] != value:
             raise ValueError(f"rois.path={path} is of {key}={found[key]}, the case of {key}={value}")
+
+
+def _baseline(case: DictConfig) -> nn.Module:
+    if case.baseline != TORCHVISION:
+        return build_model(case.baseline, tuple(case.input_size), case.num_outputs)
+    # Some have further outputs, for training.
+    options: dict[str, Any] = {"aux_logits": False} if case.network in ("googlenet", "inception_v3") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that are not initialised as they will be
+        model: nn.Module = get_model(case.network, weights=None, num_classes=case.num_outputs, **options)
+    return model
 
 
 @torch.no_grad()

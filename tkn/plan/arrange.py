@@ -27,7 +27,8 @@ _SMALL = 16
 _MOST_IMAGES = 256
 #: Vectors over the images are not tried where so many of their numbers, or more, would be of none.
 _EMPTY = 8
-_REPEATS = 3
+#: Each way is timed so many times at least, and for so many seconds: threads that slept are slow at first.
+_REPEATS, _SECONDS = 3, 0.02
 #: What takes so many times as long as another way is not timed again.
 _HOPELESS = 1.5
 #: Numbers of activations and taps for which lists are made; they take about a hundred bytes each.
@@ -202,12 +203,13 @@ def _trial(part: TorchPart, batch: int) -> tuple[Values, Values]:
 
 
 def _seconds(run: Callable[[], object], best: float) -> float:
-    """How long `run` takes: the least of a few times, of fewer if it can't be the `best`."""
-    least = inf
-    for attempt in range(1 + _REPEATS):
+    """How long `run` takes: the least of some times, of fewer if it can't be the `best`."""
+    least, spent, attempt = inf, 0.0, 0
+    while attempt <= _REPEATS or spent < _SECONDS:
         started = time.perf_counter()
         run()
-        least = min(least, time.perf_counter() - started)
-        if attempt and least > _HOPELESS * best:
+        taken = time.perf_counter() - started
+        least, spent, attempt = min(least, taken), spent + taken, attempt + 1
+        if attempt > 1 and spent > _SECONDS and least > _HOPELESS * best:
             break
     return least

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from tkn.backends.cpu.rows import Bool, Int32, cumulative, pool_windows
@@ -141,10 +142,8 @@ class _Runs:
 
     def __init__(self, conv: Convolve, source: Map, live: Bool, vector: int) -> None:
         g = self._geometry = conv.geometry
-        padded = F.pad(conv.weight.permute(0, 2, 3, 1), (0, source.pixel - source.channels))
         blocks = range(0, source.pixel, _TOGETHER)
-        weights = [padded[..., begin : begin + _TOGETHER].reshape(len(padded), -1) for begin in blocks]
-        self.weight = torch.cat(weights, dim=1).contiguous()
+        self.weight = _packed(conv, source.pixel, blocks)
         # Of each vector of weights, in their order: its tap, and which vector of channels it multiplies.
         tap, chunk = [], []
         for begin in blocks:
@@ -194,6 +193,16 @@ class _Runs:
     def joined(self) -> Int32:
         """Offsets, lengths and places of the weights: [3, runs]."""
         return np.concatenate(self._runs, axis=1).astype(np.int32)
+
+
+def _packed(conv: Convolve, channels: int, blocks: range) -> Tensor:
+    """The weights of each output: block by block of channels, tap by tap, zero beyond the real channels."""
+    weight = conv.weight.permute(0, 2, 3, 1)
+    if channels > weight.shape[3]:
+        weight = F.pad(weight, (0, channels - weight.shape[3]))
+    if conv.geometry.taps == 1 or len(blocks) == 1:  # as they are: those of fully connected layers are many
+        return weight.reshape(len(weight), -1).contiguous()
+    return torch.cat([weight[..., begin : begin + blocks.step].flatten(1) for begin in blocks], dim=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from tkn.plan.compare import difference, random_images
 from tkn.plan.elsewhere import left_to_torch, moved
 from tkn.plan.graph import Graph
 from tkn.plan.lower_gpu import GpuLowering, Memory
-from tkn.plan.parts import Part, Program, TorchPart, Values, are_of_one_batch, split, torch_shape
+from tkn.plan.parts import Part, Program, TorchPart, Values, images_of, split, torch_shape
 
 #: How far results may be from those in float32 on the CPU, as a part of the largest.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.1}
@@ -62,7 +62,7 @@ class GpuPart(Part):
     def _are_readable(self, inputs: list[Any]) -> bool:
         if not all(isinstance(x, Tensor) and x.device == self.device for x in inputs):
             return False
-        return are_of_one_batch(inputs, [self.shapes[position] for position in self.inputs])
+        return images_of(inputs, [self.shapes[position] for position in self.inputs]) > 0
 
     @contextmanager
     def _run(self) -> Iterator[_Run]:

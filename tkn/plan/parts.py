@@ -77,14 +77,11 @@ class KernelPart(Part):
 
     def _readable(self, inputs: list[Any]) -> list[Tensor] | None:
         """The inputs as the kernels read them; None if they can't, or are not of one number of images."""
-        images = 0
-        for x, shape in zip(inputs, self._read, strict=True):
+        for x in inputs:
             if not is_plain(x) or x.dtype is not torch.float32:
                 return None
-            size = x.shape
-            if size[1:] != shape or size[0] == 0 or images not in (0, size[0]):
-                return None
-            images = size[0]
+        if images_of(inputs, self._read) == 0:
+            return None
         return [x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous() for x in inputs]
 
     @abstractmethod
@@ -99,12 +96,12 @@ def torch_shape(graph: Graph, position: int) -> tuple[int, ...]:
     return (prod(node.size),) if node.flat else node.size
 
 
-def are_of_one_batch(inputs: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether they are activations of one number of images, not none, and of these shapes."""
+def images_of(inputs: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> int:
+    """Of how many images they are activations, of these shapes; 0 if they are not, or of different numbers."""
     if any(x.shape[1:] != shape for x, shape in zip(inputs, shapes, strict=True)):
-        return False
-    images = {len(x) for x in inputs}
-    return len(images) == 1 and 0 not in images
+        return 0
+    counts = {x.shape[0] for x in inputs}
+    return counts.pop() if len(counts) == 1 else 0
 
 
 def is_plain(x: object) -> bool:

@@ -147,8 +147,8 @@ class Plan(nn.Module):
     """What `accelerate` makes; call it like the network, or put it among other modules.
 
     It has no parameters and stays in evaluation mode. Several threads may call it at the same time. Deep copies and
-    pickles go through a file's content, and are refused where a file would be. `small`: with vectors over the channels
-    (True) or the images (False), on the CPU; by default whichever is faster.
+    pickles go through a file's content, and are refused where a file would be. `small`: with vectors over one image
+    (True) or over several (False), on the CPU; by default whichever is faster.
     """
 
     def __init__(

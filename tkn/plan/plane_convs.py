@@ -53,7 +53,7 @@ def plane_conv(fused: Fused, source: Map, target: Map, live: Bool, width: int) -
         start, uniform = values.of(task)
         r = task.at
         outputs = task.outputs[0], len(task.outputs)
-        table.append((*outputs, r.row, r.column, r.rows, r.columns, first, count, uniform, 0, start))
+        table.append((*outputs, r.row, r.column, r.rows, r.columns, first, count, uniform, start))
         work.append(len(task.outputs) * r.rows * -(-r.columns // width) * (count * g.taps + _WRITING))
     spec = Filled(PlaneConvStruct()).with_values(
         tasks=len(tasks),
@@ -87,9 +87,10 @@ def plane_conv(fused: Fused, source: Map, target: Map, live: Bool, width: int) -
 _TASK = np.dtype(
     [
         *((name, np.int32) for name in ("output", "outputs", "row", "column", "rows", "columns")),
-        *((name, np.int32) for name in ("first_input", "inputs", "uniform", "reserved")),
+        *((name, np.int32) for name in ("first_input", "inputs", "uniform")),
         ("value_start", np.int64),
-    ]
+    ],
+    align=True,
 )
 
 

@@ -269,7 +269,6 @@ class PlaneTaskStruct(Structure):
         ("first_input", c_int32),
         ("inputs", c_int32),
         ("uniform", c_int32),
-        ("reserved", c_int32),
         ("value_start", c_int64),
     )
 

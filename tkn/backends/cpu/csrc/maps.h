@@ -1,8 +1,8 @@
-// Small batches: maps of one image, the channels of a pixel side by side, vectorised over the channels.
+// Small batches of narrow maps: maps of one image, the channels of a pixel side by side, vectorised over the channels.
 //
 // A map's pixels are a multiple of the vector's width apart, unless its channels are few; the numbers beyond the channels
 // are zero, and so is a border of as many pixels as the convolutions that read it pad. Outside of the ROIs a map holds
-// what it is there, written once.
+// what it is there, written once. Results may go to maps in any order: see planes.h.
 #pragma once
 
 #include "nonlinear.h"

@@ -29,7 +29,6 @@ struct PlaneTask {
   int32_t row, column, rows, columns;  // of convolved pixels, in whole windows
   int32_t first_input, inputs;
   int32_t uniform;
-  int32_t reserved;
   int64_t value_start;                 // into scale and shift
 };
 
