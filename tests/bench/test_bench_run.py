@@ -155,7 +155,13 @@ def test_a_gpu_is_named_with_the_type_of_its_numbers() -> None:
 
 def test_a_network_of_torchvision(tmp_path: Path) -> None:
     """Dense, thinned and targeted, all in this project's engine too."""
-    arguments = ("case=torchvision", "case.network=mobilenet_v3_small", "case.size=64", "case.num_outputs=5", "case.share=0.7")
+    arguments = (
+        "case=torchvision",
+        "case.network=mobilenet_v3_small",
+        "case.size=64",
+        "case.num_outputs=5",
+        "case.share=0.7",
+    )
     engines = ("batch_sizes=[1]", "train_batch_sizes=[]", "engines=[torch,tkn-dense,torch-masked,tkn]")
     result = bench(compose(*arguments, *SMALL[3:], *engines), tmp_path)
     assert result["case"] == "torchvision_mobilenet_v3_small_64"
