@@ -16,21 +16,25 @@ from tkn.plan.parts import MapPart, Program, RowPart, Scratch, numbers, split
 from tkn.sequential import TargetSequential
 
 _TOLERANCE = 1e-4
-_SIZE = (1, 12, 12)
 _BATCHES = (1, 5, 40)
 
 
 def check_plans() -> None:
     """RuntimeError if a plan in either arrangement does not compute what torch does."""
-    graph = _graph()
+    torch.manual_seed(0)
+    for graph in (_narrow(), _wide()):
+        _check(graph)
+
+
+def _check(graph: Graph) -> None:
     (nodes,) = split(graph)
-    width = kernels(torch.float32).tkn_width()
+    half = kernels(torch.float32).tkn_width() // 2
     parts = {
         "maps": MapPart(graph, nodes),
-        **{f"{n * width} lanes": RowPart(graph, nodes, n * width, Scratch(numbers)) for n in (1, 2, 4)},
+        **{f"{n * half} lanes": RowPart(graph, nodes, n * half, Scratch(numbers)) for n in (1, 2, 4, 8)},
     }
     for batch in _BATCHES:
-        x = random_images(batch, _SIZE)
+        x = random_images(batch, graph.input_size)
         expected = Program.by_torch(graph)(x)
         for name, part in parts.items():
             error = difference(Program(graph, [part])(x), expected)
@@ -38,9 +42,10 @@ def check_plans() -> None:
                 raise RuntimeError(f"the compiled kernels compute plans wrongly ({name}: relative error {error:.1e})")
 
 
-def _graph() -> Graph:
-    torch.manual_seed(0)
-    model = TargetSequential(
+def _narrow() -> Graph:
+    """Vectors over the channels, where there is one image."""
+    return _graph(
+        (1, 12, 12),
         TargetConv2d(1, 20, 5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(2),
@@ -52,11 +57,32 @@ def _graph() -> Graph:
         nn.Flatten(),
         nn.Linear(18 * 9, 7),
     )
+
+
+def _wide() -> Graph:
+    """Vectors along the rows."""
+    return _graph(
+        (1, 20, 40),
+        TargetConv2d(1, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.SiLU(),
+        TargetConv2d(12, 10, 5, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(10, 10, 3, stride=2, padding=1, groups=10),
+        nn.AvgPool2d(2),
+        nn.Conv2d(10, 8, 1),
+        nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(8, 3, 3),
+    )
+
+
+def _graph(size: tuple[int, int, int], *layers: nn.Module) -> Graph:
+    model = TargetSequential(*layers)
     for module in model:
         if isinstance(module, TargetConv2d):
             nn.init.uniform_(module.scale, 0.2, 0.8)
             nn.init.uniform_(module.loc, 0.2, 0.8)
-    return build_graph(frozen(model), _SIZE)
+    return build_graph(frozen(model.eval()), size)
 
 
 def main() -> None:
