@@ -62,3 +62,19 @@ def test_a_network_that_needs_its_widths_is_refused(name: str, kind: str) -> Non
     model = get_model(name, weights=None, num_classes=10).eval()
     with pytest.raises(ValueError, match=f"{kind} can't be thinned: "):
         thin(model, (3, 32, 32), 10**6)
+
+
+class OneSum(nn.Module):
+    """Its only convolution can't become thinner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(x)
+
+
+def test_nothing_to_thin_is_refused() -> None:
+    with pytest.raises(ValueError, match="OneSum can't be thinned: "):
+        thin(OneSum(), (3, 8, 8), 100)

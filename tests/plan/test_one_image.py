@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from engine_cases import assert_near, same_with_threads, targeted, truth
+from engine_cases import assert_near, place_rois, same_with_threads, targeted, truth
 from plan_networks import plan_of
 from torch import Tensor, nn
 
@@ -158,3 +158,60 @@ def test_channels_of_near_rois_are_neighbours() -> None:
     x = torch.randn(2, 1, 12, 12)
     with torch.no_grad():
         assert_near(plan_of(model, (1, 12, 12), 2, small=True)(x), truth(model)(x.double()))
+
+
+def plans_agree(model: nn.Module, size: tuple[int, int, int], x: Tensor) -> None:
+    """Both arrangements and torch, also in where numbers are not finite; the engine computes everything."""
+    with torch.no_grad():
+        expected = model(x)
+        for small in (True, False):
+            plan = plan_of(model, size, len(x), small=small)
+            assert plan._program is not None
+            assert plan._program.way.startswith("vectors")
+            result = plan(x)
+            assert torch.equal(result.isfinite(), expected.isfinite())
+            finite = expected.isfinite()
+            assert_near(result[finite], expected[finite])
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_maps_of_few_channels_with_and_without_room_share_no_memory(kernel: int) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(a, b, kernel, padding=kernel // 2) for a, b in ((3, 16), (16, 3), (3, 16))]
+    x = torch.randn(3, 3, 12, 12)
+    x[0, 0, 5, 5] = torch.nan
+    plans_agree(nn.Sequential(*layers).eval(), (3, 12, 12), x)
+
+
+def test_rois_in_what_a_pooling_leaves_out() -> None:
+    layer = TargetConv2d(8, 6, 3, padding=1)
+    place_rois(layer, "edge", (5, 5), seed=0)
+    assert layer.rois((5, 5)).flatten(1).tolist() == 6 * [[4, 5, 4, 5]]
+    model = nn.Sequential(layer, nn.MaxPool2d(2))
+    plans_agree(model.eval(), (8, 5, 5), torch.randn(2, 8, 5, 5))
+
+
+def test_a_padded_mean_of_the_whole_map() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.AvgPool2d(3, 3, 1), nn.Conv2d(8, 8, 1, groups=8))
+    plans_agree(model.eval(), (4, 5, 5), torch.randn(2, 4, 5, 5))
+
+
+def test_a_scale_of_zero_keeps_what_is_not_finite() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
+    nn.init.zeros_(model[1].weight)
+    x = torch.randn(2, 16, 20, 40)
+    x[0, 3, 7, 9] = torch.inf
+    plans_agree(model.eval(), (16, 20, 40), x)
+
+
+class Overwriting(nn.Module):
+    """A pooling of single pixels has memory of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + nn.functional.relu(nn.functional.adaptive_avg_pool2d(x, 4), inplace=True)
+
+
+def test_means_of_single_pixels_may_be_overwritten() -> None:
+    plans_agree(Overwriting().eval(), (3, 4, 4), torch.randn(2, 3, 4, 4))

@@ -35,14 +35,17 @@ def thin(model: nn.Module, input_size: tuple[int, int, int], macs: int, multiple
     multiple = lcm(multiple, *(conv.out_channels // conv.groups for conv in _convolutions(model) if conv.groups > 1))
     scaled = _rule_for(model, input_size, multiple)
     low, high = 0.0, 1.0
-    # The count grows with the factor in steps; after these halvings one step is left between the two.
-    for _ in range(20):
-        middle = (low + high) / 2
-        if _macs(scaled(middle), input_size) < macs:
-            low = middle
-        else:
-            high = middle
-    nearest = min((low, high), key=lambda factor: abs(_macs(scaled(factor), input_size) - macs))
+    try:
+        # The count grows with the factor in steps; after these halvings one step is left between the two.
+        for _ in range(20):
+            middle = (low + high) / 2
+            if _macs(scaled(middle), input_size) < macs:
+                low = middle
+            else:
+                high = middle
+        nearest = min((low, high), key=lambda factor: abs(_macs(scaled(factor), input_size) - macs))
+    except RuntimeError as error:
+        raise _refusal(model, error) from error
     thinned = scaled(nearest)
     initialise(thinned)
     for module in thinned.modules():
@@ -65,15 +68,21 @@ def _rule_for(model: nn.Module, input_size: tuple[int, int, int], multiple: int)
     images = torch.zeros(1, *input_size)
     with torch.no_grad():
         outputs = copy.deepcopy(model).eval()(images).shape
-    failure: Exception = RuntimeError("its outputs would be fewer")
+    failure: Exception = RuntimeError("its outputs would be others")
     for in_turns, with_last in product((True, False), (True, False)):
+        if len(_convolutions(model)) < (1 if with_last else 2):
+            continue
         scaled = partial(_scaled, model, images, multiple=multiple, in_turns=in_turns, with_last=with_last)
         try:
             if all(scaled(factor)(images).shape == outputs for factor in _TRIED):
                 return scaled
         except (RuntimeError, ValueError) as error:
             failure = error
-    raise ValueError(f"{type(model).__name__} can't be thinned: {first_line(failure)}") from failure
+    raise _refusal(model, failure) from failure
+
+
+def _refusal(model: nn.Module, reason: Exception) -> ValueError:
+    return ValueError(f"{type(model).__name__} can't be thinned: {first_line(reason)}")
 
 
 def _scaled(

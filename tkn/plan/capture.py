@@ -266,11 +266,11 @@ def _module_operation(module: nn.Module, source: Node, result: Size | None) -> O
 
 
 def _adaptive_mean(size: tuple[int, int], result: tuple[int, int]) -> Operation | None:
-    """Of windows that do not overlap, or of single pixels."""
+    """Of windows that do not overlap; of single pixels too, for the result has memory of its own."""
     if any(side % count for side, count in zip(size, result, strict=True)):
         return None
     kernel = size[0] // result[0], size[1] // result[1]
-    return Same() if kernel == (1, 1) else Pooling(Geometry(size, kernel, kernel), average=True)
+    return Pooling(Geometry(size, kernel, kernel), average=True)
 
 
 def _function(n: fx.Node) -> Operation | None:

@@ -32,17 +32,22 @@ def channel_conv(fused: Fused, source: Map, target: Map, live: Bool, vector: int
     `live`: [C, H, W], where the source may not be zero; `vector`: numbers of one.
     """
     windows = _windows(fused)
-    if source.channels < FEW and source.pixel == source.channels:
+    if _is_packed(source):
         spec = _first_conv(fused, source, target, windows, vector)
         return Kind.MAP_FIRST, spec, np.diff(spec.kept["chunk_start"]) + 1
     return Kind.MAP_CONV, *_sets_conv(fused, source, target, windows, live, vector)
 
 
-def channel_cost(fused: Fused, vector: int) -> float:
+def _is_packed(source: Map) -> bool:
+    """Whether nothing but the few channels of a pixel lies between it and the next."""
+    return source.channels < FEW and source.depth == source.channels
+
+
+def channel_cost(fused: Fused, source: Map, vector: int) -> float:
     """About how many multiplications of vectors take as long."""
     channels, taps = fused.conv.weight.shape[1], fused.conv.geometry.taps
     mask = fused.mask.reshape(len(fused.mask), -1)
-    if channels < FEW:
+    if _is_packed(source):
         chunks = sum(int(chunk.any(axis=0).sum()) for chunk in np.array_split(mask, range(vector, len(mask), vector)))
         return chunks * (channels * taps + 1) * _READING
     return int(mask.sum()) * (-(-channels // vector) * taps * _READING + _ADDING)

@@ -227,7 +227,7 @@ class MapLowering(Lowering[MapValue]):
         mask = _pooled_mask(fused)
         target = self._map(len(mask), size, fused.outside, rewritten=bool(mask.all()))
         self.read_until[source.index] = target.index
-        if self._final and fused.mask.any():  # else the map holds its constants
+        if self._final and mask.any():  # else the map holds its constants
             if source.planar:
                 corner = source.first - g.before[0] * source.line - g.before[1]
                 spec, work = plane_conv(fused, source, target, live, self.width)
@@ -245,7 +245,7 @@ class MapLowering(Lowering[MapValue]):
             return _MUST
         if source.size == (1, 1):
             return -_MUST / 1e6
-        return channel_cost(fused, self.width) - plane_cost(fused, self.width)
+        return channel_cost(fused, source, self.width) - plane_cost(fused, self.width)
 
     def _picked(self, value: MapValue, fused: Fused) -> tuple[MapValue, Fused]:
         """A fully connected layer reads the inputs that are not always the same, side by side."""
@@ -273,7 +273,7 @@ def _places(maps: list[Map], read_until: dict[int, int], width: int) -> list[int
     """Where each begins: in the place of an earlier one of the same form that nothing reads any more, or after all."""
     regions: dict[tuple[object, ...], list[list[Map]]] = {}
     for m in maps:
-        form: tuple[object, ...] = (m.order, m.size, m.border, m.order is Order.PLANES or m.channels)
+        form: tuple[object, ...] = (m.order, m.size, m.border, m.pixel, m.order is Order.PLANES or m.channels)
         alike = regions.setdefault(form if m.rewritten else (m.index,), [])
         free = (region for region in alike if read_until.get(region[-1].index, -1) < m.index)
         region = next(free, None)
@@ -307,7 +307,8 @@ class _Alike:
         a, b = self._root(a), self._root(b)
         if a != b:
             self._parent[b] = a
-            self._gain[a] = self._gain.get(a, 0.0) + self._gain.pop(b, 0.0)
+            if b in self._gain:
+                self.add(a, self._gain.pop(b))
 
     def follow(self, index: int, other: int) -> None:
         """Lie as another map does, if there is nothing to gain from either order."""
@@ -318,11 +319,11 @@ class _Alike:
         self._gain[root] = self._gain.get(root, 0.0) + gain
 
     def advantage(self, index: int) -> float:
-        root = self._root(index)
-        if root not in self._gain:
-            for follower, other in self._followed.items():
-                if self._root(follower) == root:
-                    return self.advantage(other)
+        root, seen = self._root(index), set[int]()
+        while root not in self._gain and root not in seen:
+            seen.add(root)
+            followed = (other for one, other in self._followed.items() if self._root(one) == root)
+            root = self._root(next(followed, root))
         return self._gain.get(root, 0.0)
 
 

@@ -232,13 +232,15 @@ void plane_conv(const PlaneConv& op, const REAL* src, REAL* dst, int begin, int 
       default: plane_sums<4>(op, task, x, weight, y, numbers, rows, columns, pitch); break;
     }
     const bool rectified = op.pool.function.kind == RELU;
+    // Only for whole windows a rectangle reaches beyond its ROI: there the scale is 0.
+    const bool beyond = !task.uniform && op.pool_height * op.pool_width > 1;
     const REAL *scale = op.scale + task.value_start, *shift = op.shift + task.value_start;
     for (int n = 0; n < task.outputs; n++) {
       const Vector one_scale = broadcast(scale[n]), one_shift = broadcast(shift[n]);
       for (int64_t k = n * numbers; k < (n + 1) * numbers; k += WIDTH) {
         const Vector a = task.uniform ? one_scale : load(scale + k), b = task.uniform ? one_shift : load(shift + k);
         Vector v = load(y + k) * a + b;
-        v = a == Vector{} ? b : v;
+        if (beyond) v = a == Vector{} ? b : v;
         store(y + k, rectified ? relu(v) : v);
       }
     }
@@ -312,7 +314,7 @@ void plane_halved_line(const PlaneGather& op, const PlaneWindow& window, const R
 
 void plane_gather(const PlaneGather& op, const REAL* memory, REAL* dst, int begin, int end) {
   const bool pooled = op.kernel_height * op.kernel_width > 1 || op.stride_height > 1 || op.stride_width > 1;
-  const bool whole = op.out_width == 1 && op.out_height == 1 && op.kernel_width == op.width && op.kernel_height == op.height;
+  const bool whole = op.out_width == 1 && op.out_height == 1 && op.kernel_width == op.width && op.kernel_height == op.height && op.top == 0 && op.left == 0;
   const bool inside = op.top == 0 && (op.out_height - 1) * op.stride_height + (op.kernel_height - 1) * op.dilation_height < op.height;
   const bool halved = inside && op.left == 0 && op.kernel_width == 2 && op.stride_width == 2 && op.dilation_width == 1 && 2 * op.out_width <= op.width;
   const int width = op.out_width, operands = op.operands;

@@ -132,7 +132,8 @@ INLINE REAL sum(Vector v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(REAL) == 4) {  // what follows would go through memory
     const __m512 whole = __builtin_bit_cast(__m512, v);
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
+    const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(whole), 1));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(whole), high);
     __m128 few = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
     few = _mm_add_ps(few, _mm_movehl_ps(few, few));
     return _mm_cvtss_f32(_mm_add_ss(few, _mm_movehdup_ps(few)));
