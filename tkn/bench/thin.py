@@ -28,9 +28,9 @@ _TRIED = (0.3, 0.55, 0.8)
 def thin(model: nn.Module, input_size: tuple[int, int, int], macs: int, multiple: int = 1) -> nn.Module:
     """A freshly initialised `model` with every convolution's width scaled, as near to `macs` as whole widths allow.
 
-    `model`: a dense network; its fully connected layers keep their widths. `multiple`: widths are
-    multiples of this, and of the outputs of a group. Where maps are summed, equal widths stay equal. ValueError for a
-    network whose own code needs its widths.
+    `model`: a dense network; its fully connected layers keep their widths. `multiple`: widths are multiples of this and
+    of the outputs of a group. Where maps are summed, equal widths stay equal. ValueError for a network whose own code
+    needs its widths.
     """
     multiple = lcm(multiple, *(conv.out_channels // conv.groups for conv in _convolutions(model) if conv.groups > 1))
     scaled = _rule_for(model, input_size, multiple)

@@ -28,7 +28,7 @@ from tkn.plan.graph import Convolve, Graph, Pooling
 from tkn.plan.lowering import Lowering
 from tkn.plan.maps import Map, MapInstruction, MapValue, Order
 from tkn.plan.nonlinearity import struct_of
-from tkn.plan.plane_convs import plane_conv, plane_cost
+from tkn.plan.plane_convs import plane_conv, plane_cost, window_fields
 
 #: Lines of a plane that are gathered in one go.
 _BAND = 8
@@ -390,14 +390,9 @@ def _plane_gather(
         out_width=g.output_size[1],
         out_plane=target.channel,
         out_line=target.line,
-        kernel_height=g.kernel[0],
-        kernel_width=g.kernel[1],
-        stride_height=g.stride[0],
-        stride_width=g.stride[1],
+        **window_fields(g),
         top=g.before[0],
         left=g.before[1],
-        dilation_height=g.dilation[0],
-        dilation_width=g.dilation[1],
         pool=pool,
     )
 

@@ -61,12 +61,7 @@ def plane_conv(fused: Fused, source: Map, target: Map, live: Bool, width: int) -
         input=inputs.joined(),
         scale=single(np.concatenate(values.scale)),
         shift=single(np.concatenate(values.shift)),
-        kernel_height=g.kernel[0],
-        kernel_width=g.kernel[1],
-        stride_height=g.stride[0],
-        stride_width=g.stride[1],
-        dilation_height=g.dilation[0],
-        dilation_width=g.dilation[1],
+        **window_fields(g),
         outputs_per_group=len(conv.weight) // conv.groups,
         inputs_per_group=conv.weight.shape[1],
         plane=source.channel,
@@ -92,6 +87,15 @@ _TASK = np.dtype(
     ],
     align=True,
 )
+
+
+def window_fields(g: Geometry) -> dict[str, int]:
+    """Of windows of planes, for the structures of planes.h."""
+    return {
+        f"{name}_{axis}": value
+        for name, values in (("kernel", g.kernel), ("stride", g.stride), ("dilation", g.dilation))
+        for axis, value in zip(("height", "width"), values, strict=True)
+    }
 
 
 def plane_cost(fused: Fused, width: int) -> float:

@@ -105,11 +105,6 @@ template <class V>
 INLINE V maximum(V a, V b) {
   return (b > a) | (b != b) ? b : a;
 }
-INLINE REAL sum(HalfVector v) {
-  REAL total = v[0];
-  for (int i = 1; i < WIDTH / 2; i++) total += v[i];
-  return total;
-}
 template <int BYTES>
 struct Halves {
   typedef REAL Half __attribute__((vector_size(BYTES / 2), aligned(sizeof(REAL)), may_alias));
@@ -128,6 +123,7 @@ INLINE REAL sum_of(V v) {
     return sum_of<BYTES / 2>(halves.low + halves.high);
   }
 }
+INLINE REAL sum(HalfVector v) { return sum_of<VECTOR_BYTES / 2>(v); }
 INLINE REAL sum(Vector v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(REAL) == 4) {  // what follows would go through memory
