@@ -241,13 +241,14 @@ def consistent(data: bytes) -> bytes:
     except ValueError:
         return data
     tensors = safetensors.torch.load(data)
-    tensors[plan_file._EXPECTED] = outputs.contiguous()
+    for name, output in zip(plan_file._expected(len(outputs)), outputs, strict=True):
+        tensors[name] = output.contiguous()
     return safetensors.torch.save(tensors, {plan_file._KEY: json.dumps(parts(data)[1])})
 
 
-def computed(graph: Any) -> Tensor:
-    images = plan_file.fixed_images(plan_file._IMAGES, graph.input_size)
+def computed(graph: Any) -> list[Tensor]:
+    inputs = [plan_file.fixed_images(plan_file._IMAGES, shape) for shape in graph.input_shapes]
     try:
-        return guarded(graph, images, 2**24)
+        return guarded(graph, inputs, 2**24)
     except Exception as error:  # torch's functions raise many kinds
         raise ValueError(str(error)) from error

@@ -312,9 +312,12 @@ def test_differences() -> None:
 
 
 def test_what_tells() -> None:
-    assert tells(torch.tensor([[1.0, 2.0], [1.0, 3.0]]))
+    changing = torch.tensor([[1.0, 2.0], [1.0, 3.0]])
+    assert tells([changing])
+    assert tells([torch.ones(2), changing, torch.tensor(1.0)])
+    assert not tells([changing, torch.full((2,), torch.nan)])
     for nothing in ([[0.0, 0.0]] * 2, [[1.0, 2.0]] * 3, [[1.0, torch.nan], [1.0, 2.0]], [[1.0, 2.0]]):
-        assert not tells(torch.tensor(nothing))
+        assert not tells([torch.tensor(nothing)])
 
 
 def test_values_are_given_up_when_no_part_reads_them_any_more(monkeypatch: pytest.MonkeyPatch) -> None:

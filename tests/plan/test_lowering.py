@@ -62,7 +62,7 @@ def test_living_rows_never_share_memory(name: str, lanes: int) -> None:
     """Whatever is read was written before, and nothing else was written over it."""
     make, size = LOWERED[name]
     graph = build_graph(frozen(targeted(make(), seed=1)), size)
-    lowering = RowLowering(graph, list(range(1, len(graph.nodes))), [0], [graph.output], lanes, torch.float32)
+    lowering = RowLowering(graph, list(range(1, len(graph.nodes))), [0], list(graph.outputs), lanes, torch.float32)
     for one, other in combinations(lowering.buffers, 2):
         alive = one.first <= other.last and other.first <= one.last
         apart = one.offset + one.rows <= other.offset or other.offset + other.rows <= one.offset
@@ -89,7 +89,7 @@ def test_living_rows_never_share_memory(name: str, lanes: int) -> None:
 def test_maps_share_memory_only_one_after_the_other(name: str) -> None:
     make, size = LOWERED[name]
     graph = build_graph(frozen(targeted(make(), seed=1)), size)
-    lowering = MapLowering(graph, list(range(1, len(graph.nodes))), [0], [graph.output], 16)
+    lowering = MapLowering(graph, list(range(1, len(graph.nodes))), [0], list(graph.outputs), 16)
     for one in lowering.maps:
         assert one.begin % 16 == 0
         pixels = one.first + one.at(np.arange(one.size[0] * one.size[1]))

@@ -128,7 +128,7 @@ def test_orders_follow_the_readers() -> None:
         nn.Conv2d(64, 64, 3, padding=1),
     )
     graph = build_graph(frozen(targeted(model, seed=1)), (1, 40, 40))
-    lowering = MapLowering(graph, list(range(1, len(graph.nodes))), [0], [graph.output], 16)
+    lowering = MapLowering(graph, list(range(1, len(graph.nodes))), [0], list(graph.outputs), 16)
     kinds = [instruction.kind for instruction in lowering.instructions if instruction.kind != Kind.MAP_UNPACK]
     assert kinds[1:3] == [Kind.PLANE_CONV, Kind.PLANE_CONV]
     assert kinds[-1] == Kind.MAP_CONV

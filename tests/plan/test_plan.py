@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -268,11 +269,6 @@ def test_other_images(x: Tensor, message: str) -> None:
         accelerate(network("plain"), 2, (2, 9, 9))(x)
 
 
-class Pair(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x + 1
-
-
 class InPlace(nn.Module):
     """Adds a map to its own rectified self."""
 
@@ -291,6 +287,15 @@ def test_what_else_reads_an_operation_in_place() -> None:
     plan = accelerate(model, 3, (1, 5, 5))
     assert plan.fallbacks == ()
     assert_near(plan(x), model(x))
+
+
+class Returning(nn.Module):
+    def __init__(self, result: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.result = result
+
+    def forward(self, x: Tensor) -> object:
+        return self.result(x)
 
 
 class Noisy(nn.Module):
@@ -314,7 +319,8 @@ class Noisy(nn.Module):
         ((nn.Conv2d(1, 1, 1).bfloat16(), 1), "models of float32; weight is torch.bfloat16 on cpu"),
         ((nn.Conv2d(1, 1, 1, device="meta"), 1), "models of float32; weight is torch.float32 on meta"),
         ((nn.BatchNorm2d(1, affine=False).double(), 1), "running_mean is torch.float64"),
-        ((Pair(), 1, (1, 3, 3)), "networks that return one tensor"),
+        ((Returning(lambda x: x.shape), 1, (1, 3, 3)), "networks that return tensors"),
+        ((Returning(lambda _: None), 1, (1, 3, 3)), "returns none that it computes"),
         ((Noisy(), 1, (1, 5, 5)), "Noisy can't be followed: its plan would differ"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

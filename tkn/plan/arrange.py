@@ -14,11 +14,11 @@ from torch import Tensor
 
 from tkn.backends.cpu.build import available, kernels
 from tkn.backends.cpu.rows import tile_lanes
-from tkn.plan.compare import TOLERANCE, difference, random_images
+from tkn.plan.compare import TOLERANCE, largest_difference, random_images, random_inputs
 from tkn.plan.folded import folded
 from tkn.plan.graph import Convolve, Graph, Pooling
 from tkn.plan.neighbours import with_neighbours
-from tkn.plan.parts import MapPart, Part, Program, RowPart, Scratch, TorchPart, Values, numbers, split, torch_shape
+from tkn.plan.parts import MapPart, Part, Program, RowPart, Scratch, TorchPart, Values, numbers, split
 from tkn.plan.ready import plans_run
 
 #: Up to this batch size vectors may go over the pixels or channels of one image: whichever is faster.
@@ -48,7 +48,7 @@ def arranged(graph: Graph, batch_size: int, small: bool | None = None) -> Progra
     if not (available(torch.float32) and plans_run()):
         return _fastest(by_torch, graph, batch_size)
     if _list_numbers(graph) > _MOST_LISTED:
-        warnings.warn(f"torch runs the plan: images of {graph.input_size} are too large for the engine", stacklevel=2)
+        warnings.warn(f"torch runs the plan: images of {_sizes(graph)} are too large for the engine", stacklevel=2)
         return _fastest(by_torch, graph, batch_size)
     programs, wrong = _by_kernels(graph, batch_size, small, whole)
     if not programs and wrong:
@@ -97,15 +97,19 @@ def _on_one_thread(program: Program) -> Program:
 def _fastest(programs: list[Program], graph: Graph, batch_size: int) -> Program:
     if len(programs) == 1:
         return programs[0]
-    shape = (min(batch_size, _MOST_IMAGES), *graph.input_size)
-    images = torch.zeros(shape, dtype=torch.float32, device="cpu")
+    batch = min(batch_size, _MOST_IMAGES)
+    inputs = [torch.zeros(batch, *shape, dtype=torch.float32, device="cpu") for shape in graph.input_shapes]
     seconds: list[float] = []
     for program in programs:
-        seconds.append(_seconds(partial(program, images), min(seconds, default=inf)))
+        seconds.append(_seconds(partial(program, *inputs), min(seconds, default=inf)))
     order = sorted(range(len(programs)), key=seconds.__getitem__)
     fastest = programs[order[0]]
     fastest.timings = {programs[i].way: seconds[i] for i in order}
     return fastest
+
+
+def _sizes(graph: Graph) -> str:
+    return " and ".join(map(str, graph.input_shapes))
 
 
 def _way(lanes: int | None) -> str:
@@ -151,9 +155,11 @@ class _Whole:
 
     def __init__(self, graph: Graph) -> None:
         self.plain = Program.by_torch(graph)
-        images = [random_images(batch, graph.input_size) for batch in _BATCHES]
+        inputs = [random_inputs(batch, graph.input_shapes) for batch in _BATCHES]
         try:
-            self._results: list[tuple[Tensor, Tensor]] | None = [(x, self.plain(x.clone())) for x in images]
+            self._results: list[tuple[list[Tensor], list[Tensor]]] | None = [
+                (given, self.plain.outputs(*_cloned(given))) for given in inputs
+            ]
         except RuntimeError:
             self._results = None
 
@@ -162,9 +168,16 @@ class _Whole:
         if self._results is None:
             return inf
         try:
-            return max(difference(program(x.clone()), expected) for x, expected in self._results)
+            return max(
+                largest_difference(program.outputs(*_cloned(given)), expected) for given, expected in self._results
+            )
         except RuntimeError:
             return inf
+
+
+def _cloned(tensors: list[Tensor]) -> list[Tensor]:
+    """What calls may write to."""
+    return [tensor.clone() for tensor in tensors]
 
 
 class _Trials:
@@ -186,15 +199,15 @@ class _Trials:
             for inputs, expected in self._trials.get(tuple(part.nodes), []):
                 values = dict(inputs)
                 part.run(values)
-                differences = [difference(values[position], expected[position]) for position in part.outputs]
-                largest = max(largest, *differences)
+                ours, theirs = ([found[position] for position in part.outputs] for found in (values, expected))
+                largest = max(largest, largest_difference(ours, theirs))
         return largest
 
 
 def _trial(part: TorchPart, batch: int) -> tuple[Values, Values]:
     """Inputs and outputs of a part."""
     inputs: Values = {
-        position: 2 * random_images(batch, torch_shape(part.graph, position), seed=position) - 1
+        position: 2 * random_images(batch, part.graph.nodes[position].shape, seed=position) - 1
         for position in part.inputs
     }
     values = dict(inputs)

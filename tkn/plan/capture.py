@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from tkn.geometry import Geometry, pair
 from tkn.layers import TargetConv2d
-from tkn.plan.compare import random_images
+from tkn.plan.compare import random_inputs
+from tkn.plan.form import Form, Slot, called_with, slotted
 from tkn.plan.graph import (
     Add,
     Affine,
@@ -31,7 +32,6 @@ from tkn.plan.graph import (
     Pooling,
     Same,
     Size,
-    Slot,
 )
 from tkn.plan.modules import as_function
 from tkn.plan.nonlinearity import Nonlinearity, call_nonlinearity, module_nonlinearity
@@ -50,11 +50,13 @@ def frozen(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def build_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
-    """The operations of a `frozen` model for images of `input_size`; it shares the model's parameters."""
-    traced = trace(model)
-    seen = [observe(traced, random_images(batch, input_size)) for batch in BATCHES]
-    return _Builder(traced, seen[0], seen[1]).graph()
+def build_graph(model: nn.Module, input_size: Any) -> Graph:
+    """The operations of a `frozen` model for inputs of a size, or of several (`called_with`); it shares the model's
+    parameters."""
+    arguments, shapes = called_with(input_size)
+    traced = trace(model, arguments, [1 + len(shape) for shape in shapes])
+    seen = [observe(traced, random_inputs(batch, shapes)) for batch in BATCHES]
+    return _Builder(traced, seen[0], seen[1]).graph(arguments)
 
 
 #: What has memory of its own in torch too.
@@ -69,12 +71,17 @@ class _Builder:
         self.nodes: list[Node] = []
         self.position: dict[fx.Node, int] = {}
 
-    def graph(self) -> Graph:
+    def graph(self, arguments: Any) -> Graph:
+        """`arguments`: of the network, with slots for its inputs."""
+        outputs: list[fx.Node] = []
         for n in self.traced.graph.nodes:
             if n.op == "output":
-                output = n.args[0]
-                if not isinstance(output, fx.Node) or self.one[n].kind is not Tensor:
-                    raise ValueError("accelerate takes networks that return one tensor")
+                result = n.args[0]
+                if isinstance(result, fx.Node) and _is_named_tuple(result):
+                    result = result.target(*result.args)  # type: ignore[operator]
+                form = Form(arguments, slotted(result, lambda value: isinstance(value, fx.Node), outputs))
+            elif _is_named_tuple(n) and [user.args for user in n.users] == [(n,)]:
+                continue  # the network's result
             elif n.op == "placeholder":
                 self._add(n, Input(), ())
             elif n.op == "get_attr":
@@ -84,7 +91,15 @@ class _Builder:
                 module = self.traced.get_submodule(str(n.target)) if n.op == "call_module" else None
                 if len(n.all_input_nodes) == 1 and _overwrites(n, module):
                     self._redirect(n)
-        return Graph(self.nodes, self.position[output])
+        for output in outputs:
+            if self.one[output].kind is not Tensor:
+                raise ValueError(
+                    f"accelerate takes networks that return tensors, alone or in lists, tuples and dictionaries: "
+                    f"{self._name(output)} is a {self.one[output].kind.__name__}"
+                )
+        if not outputs:
+            raise ValueError("accelerate takes networks that return tensors: this one returns none that it computes")
+        return Graph(self.nodes, [self.position[output] for output in outputs], form)
 
     def _redirect(self, n: fx.Node) -> None:
         """Let later readers of what n overwrites read its result, unless torch does write there."""
@@ -215,6 +230,11 @@ class _Builder:
         else:
             limited = name is None or not name.startswith("operator.") or self.one[n].kind in (Tensor, int, float)
         return Call(n.target, args, kwargs, kind, name if limited else None)  # type: ignore[arg-type]
+
+
+def _is_named_tuple(n: fx.Node) -> bool:
+    """Whether n makes one, which torch.fx takes for a call."""
+    return isinstance(n.target, type) and issubclass(n.target, tuple) and hasattr(n.target, "_fields")
 
 
 def _plain(arguments: Any) -> Any:

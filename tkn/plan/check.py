@@ -10,7 +10,7 @@ from torch import nn
 from tkn.backends.cpu.build import available, kernels
 from tkn.layers import TargetConv2d
 from tkn.plan.capture import build_graph, frozen
-from tkn.plan.compare import difference, random_images
+from tkn.plan.compare import difference, random_inputs
 from tkn.plan.graph import Graph
 from tkn.plan.parts import MapPart, Program, RowPart, Scratch, numbers, split
 from tkn.sequential import TargetSequential
@@ -34,7 +34,7 @@ def _check(graph: Graph) -> None:
         **{f"{n * half} lanes": RowPart(graph, nodes, n * half, Scratch(numbers)) for n in (1, 2, 4, 8)},
     }
     for batch in _BATCHES:
-        x = random_images(batch, graph.input_size)
+        (x,) = random_inputs(batch, graph.input_shapes)
         expected = Program.by_torch(graph)(x)
         for name, part in parts.items():
             error = difference(Program(graph, [part])(x), expected)

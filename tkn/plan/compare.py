@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import isfinite, prod
 
@@ -20,6 +20,11 @@ def random_images(batch: int, size: tuple[int, ...], seed: int = 0) -> Tensor:
     """Within [0, 1): [batch, *size]."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.rand(batch, *size, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def random_inputs(batch: int, shapes: Sequence[tuple[int, ...]], seed: int = 0) -> list[Tensor]:
+    """`random_images` of each shape, of other numbers."""
+    return [random_images(batch, shape, seed + 1000 * index) for index, shape in enumerate(shapes)]
 
 
 def fixed_images(batch: int, size: tuple[int, ...]) -> Tensor:
@@ -58,40 +63,49 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return _part(float((ours - theirs).abs().max()), float(theirs.abs().max()))
 
 
+def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Of as many tensors."""
+    return max((difference(one, other) for one, other in zip(ours, theirs, strict=True)), default=0.0)
+
+
 def _part(error: float, largest: float) -> float:
     if error == 0:
         return 0.0
     return error / largest if largest > 0 else torch.inf
 
 
-def tells(result: Tensor) -> bool:
-    """Whether a network's result depends on its images [B, ...], and is finite: else any two networks agree."""
-    return bool(result.isfinite().all()) and len(result) > 1 and bool((result != result[:1]).any())
+def tells(results: Sequence[Tensor]) -> bool:
+    """Whether some of a network's results [B, ...] depend on its images, and all are finite: else any two networks
+    agree."""
+    finite = all(bool(result.isfinite().all()) for result in results)
+    return finite and any(result.dim() > 0 and bool((result != result[:1]).any()) for result in results)
 
 
 def compare(
-    ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], size: tuple[int, ...]
+    ours: Callable[..., Sequence[Tensor]],
+    theirs: Callable[..., Sequence[Tensor]],
+    shapes: Sequence[tuple[int, ...]],
 ) -> tuple[float, bool]:
-    """The largest `difference` on images of `size`, and whether any of them `tells`.
+    """The largest `difference` of the results for inputs [B, *shape], and whether any of them `tells`.
 
-    If none of them does, other images are tried: of both signs, large and small ones.
+    If none of them does, other inputs are tried: of both signs, large and small ones.
     """
     largest, told = 0.0, False
-    for images in _images(size):
+    for inputs in _inputs(shapes):
         for batch in _BATCHES:
-            x = images(batch)
-            expected = theirs(x.clone())
-            largest = max(largest, difference(ours(x), expected))
+            given = inputs(batch)
+            expected = theirs(*(x.clone() for x in given))
+            largest = max(largest, largest_difference(ours(*given), expected))
             told = told or tells(expected)
         if told:
             break
     return largest, told
 
 
-def _images(size: tuple[int, ...]) -> Iterator[Callable[[int], Tensor]]:
-    def both_signs(largest: float, batch: int) -> Tensor:
-        return largest * (2 * random_images(batch, size, seed=batch) - 1)
+def _inputs(shapes: Sequence[tuple[int, ...]]) -> Iterator[Callable[[int], list[Tensor]]]:
+    def both_signs(largest: float, batch: int) -> list[Tensor]:
+        return [largest * (2 * x - 1) for x in random_inputs(batch, shapes, seed=batch)]
 
-    yield lambda batch: random_images(batch, size, seed=batch)
+    yield lambda batch: random_inputs(batch, shapes, seed=batch)
     for largest in (2.0, 200.0, 0.01):
         yield partial(both_signs, largest)

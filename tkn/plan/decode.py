@@ -14,6 +14,7 @@ from tkn.app.messages import first_line
 from tkn.attention import ATTENTION
 from tkn.geometry import Geometry
 from tkn.plan.encode import DTYPES, KINDS
+from tkn.plan.form import ONE_TENSOR, Form, Slot, only_slots
 from tkn.plan.graph import (
     Add,
     Affine,
@@ -30,7 +31,6 @@ from tkn.plan.graph import (
     Pooling,
     Same,
     Size,
-    Slot,
 )
 from tkn.plan.nonlinearity import FUNCTIONS, Nonlinearity, Relu
 from tkn.plan.sizes import result_size
@@ -82,8 +82,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def size_of(value: Any) -> Size:
-    """(C, H, W)"""
+def _size(value: Any) -> Size:
     if not isinstance(value, list) or len(value) != 3:
         raise ValueError(f"{_shown(value)} is no size")
     channels, height, width = (whole(side, 1) for side in value)
@@ -94,8 +93,8 @@ def _shown(value: Any) -> str:
     return repr(value)[:60]
 
 
-def decoded(nodes: Any, output: Any, tensors: dict[str, Tensor]) -> Graph:
-    """The graph; ValueError that says which node is wrong.
+def decoded(nodes: Any, output: Any, form: Any, tensors: dict[str, Tensor]) -> Graph:
+    """The graph, of one tensor each if `form` is None; ValueError that says which node is wrong.
 
     What torch will compute is not computed here: whether it has the size that its node says shows when it is.
     """
@@ -110,7 +109,32 @@ def decoded(nodes: Any, output: Any, tensors: dict[str, Tensor]) -> Graph:
     unused = set(tensors) - decoder.used
     if unused:
         raise ValueError(f"no node uses {', '.join(sorted(map(_shown, unused))[:3])}")
-    return Graph(decoder.nodes, whole(output, 0, len(nodes) - 1))
+    inputs = sum(isinstance(node.operation, Input) for node in decoder.nodes)
+    outputs = output if isinstance(output, list) else [output]
+    return Graph(
+        decoder.nodes,
+        [whole(position, 0, len(nodes) - 1) for position in outputs],
+        _form(form, inputs, len(outputs)),
+    )
+
+
+def _form(value: Any, inputs: int, outputs: int) -> Form:
+    if value is None:
+        if (inputs, outputs) != (1, 1):
+            raise ValueError("a network of several inputs or outputs has no form")
+        return ONE_TENSOR
+    args, kwargs, result = fields(value, "args", "kwargs", "result")
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise ValueError("arguments are a list and an object")
+    decoder, taken, given = _Decoder({}), set[int](), set[int]()
+    arguments = (
+        tuple(decoder.argument(part, inputs, taken) for part in args),
+        {key: decoder.argument(part, inputs, taken) for key, part in kwargs.items()},
+    )
+    made = Form(arguments, decoder.argument(result, outputs, given))
+    if not all(map(only_slots, arguments)) or (taken, given) != (set(range(inputs)), set(range(outputs))):
+        raise ValueError("its form is not that of its inputs and outputs")
+    return made
 
 
 class _Decoder:
@@ -130,11 +154,13 @@ class _Decoder:
         sources = [self.nodes[source] for source in positions]
         if kind not in _OPERATIONS:
             raise ValueError(f"unknown operation {_shown(kind)}")
-        if (kind == KINDS[Input]) != (not self.nodes):
-            raise ValueError("the first node is the input")
+        if kind == KINDS[Input] and not all(isinstance(node.operation, Input) for node in self.nodes):
+            raise ValueError("inputs come first")
+        if kind != KINDS[Input] and not self.nodes:
+            raise ValueError("the first node is an input")
         own, decode = _OPERATIONS[kind]
         operation = decode(self, sources, *fields({key: value[key] for key in value if key not in common}, *own))
-        node = Node(_text(name), operation, positions, None if size is None else size_of(size), _flag(flat))
+        node = Node(_text(name), operation, positions, None if size is None else _size(size), _flag(flat))
         if not node.by_torch and result_size(node, sources) != node.size:
             raise ValueError(f"its size is not {_shown(size)}")
         if node.flat and (node.size is None or (node.by_torch and node.size[1:] != (1, 1))):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tkn.plan.form import filled
 from tkn.plan.graph import (
     Affine,
     Call,
@@ -21,7 +22,6 @@ from tkn.plan.graph import (
     Operation,
     Pooling,
     Same,
-    Slot,
 )
 from tkn.plan.nonlinearity import Nonlinearity
 
@@ -44,19 +44,6 @@ def run_node(graph: Graph, position: int, values: dict[int, Any]) -> None:
         maps = [as_map(values[source], graph.nodes[source]) for source in node.inputs]
         result = _compute(operation, maps)
         values[position] = result.flatten(1) if node.flat else result
-
-
-def filled(arguments: Any, inputs: list[Any]) -> Any:
-    """A call's arguments with inputs in the place of slots."""
-    if isinstance(arguments, Slot):
-        return inputs[arguments.index]
-    if isinstance(arguments, dict):
-        return {key: filled(value, inputs) for key, value in arguments.items()}
-    if type(arguments) in (list, tuple):
-        return type(arguments)(filled(value, inputs) for value in arguments)
-    if isinstance(arguments, slice):
-        return slice(*(filled(part, inputs) for part in (arguments.start, arguments.stop, arguments.step)))
-    return arguments
 
 
 def as_map(x: Tensor, node: Node) -> Tensor:

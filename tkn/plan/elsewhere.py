@@ -24,7 +24,7 @@ def moved(graph: Graph, device: torch.device, dtype: torch.dtype) -> Graph:
         Node(node.name, _moved(node.operation, device, dtype), node.inputs, node.size, node.flat)
         for node in graph.nodes
     ]
-    return Graph(nodes, graph.output)
+    return Graph(nodes, graph.outputs, graph.form)
 
 
 def _moved(operation: Operation, device: torch.device, dtype: torch.dtype) -> Operation:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tkn.plan.form import Form, Slot
 from tkn.plan.graph import (
     Add,
     Affine,
@@ -23,7 +24,6 @@ from tkn.plan.graph import (
     Operation,
     Pooling,
     Same,
-    Slot,
 )
 from tkn.plan.nonlinearity import Nonlinearity, Relu
 
@@ -71,6 +71,16 @@ def encoded(graph: Graph) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     return nodes, encoder.tensors
 
 
+def encoded_form(form: Form) -> dict[str, Any]:
+    """Its arguments and result as JSON values; ValueError for what files have no place for."""
+    encoder = _Encoder()
+    try:
+        args, kwargs, result = (encoder.argument("", part) for part in (*form.arguments, form.result))
+    except _NoPlace:
+        raise ValueError(f"the plan can't be saved: a file can't hold what it returns, {form.result!r}") from None
+    return {"args": args["tuple"], "kwargs": kwargs["dict"], "result": result}
+
+
 class _Encoder:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -115,8 +125,8 @@ class _Encoder:
             return {
                 "function": operation.name,
                 "kind": operation.kind,
-                "args": [self._argument(f"{place}.{index}", value) for index, value in enumerate(operation.args)],
-                "kwargs": {key: self._argument(f"{place}.{key}", value) for key, value in kwargs.items()},
+                "args": [self.argument(f"{place}.{index}", value) for index, value in enumerate(operation.args)],
+                "kwargs": {key: self.argument(f"{place}.{key}", value) for key, value in kwargs.items()},
             }
         return {}
 
@@ -142,7 +152,7 @@ class _Encoder:
             self.tensors[name] = value.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
         return kept
 
-    def _argument(self, name: str, value: Any) -> Any:
+    def argument(self, name: str, value: Any) -> Any:
         if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
             return value
         if isinstance(value, Slot):
@@ -156,12 +166,12 @@ class _Encoder:
         if value is Ellipsis:
             return {"ellipsis": True}
         if isinstance(value, slice):
-            return {"slice": [self._argument(name, part) for part in (value.start, value.stop, value.step)]}
+            return {"slice": [self.argument(name, part) for part in (value.start, value.stop, value.step)]}
         if type(value) in (list, tuple, torch.Size):
-            items = [self._argument(f"{name}.{index}", item) for index, item in enumerate(value)]
+            items = [self.argument(f"{name}.{index}", item) for index, item in enumerate(value)]
             return items if type(value) is list else {"tuple": items}
         if type(value) is dict and all(type(key) is str for key in value):
-            return {"dict": {key: self._argument(f"{name}.{key}", item) for key, item in value.items()}}
+            return {"dict": {key: self.argument(f"{name}.{key}", item) for key, item in value.items()}}
         raise _NoPlace
 
 

@@ -10,12 +10,14 @@ from math import prod
 from typing import Any, BinaryIO, NoReturn
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from tkn.app.messages import first_line
-from tkn.plan.compare import TOLERANCE, difference, fixed_images
-from tkn.plan.decode import decoded, fields, size_of, whole
-from tkn.plan.encode import encoded
+from tkn.plan.compare import TOLERANCE, fixed_images, largest_difference
+from tkn.plan.decode import decoded, fields, whole
+from tkn.plan.encode import encoded, encoded_form
+from tkn.plan.form import ONE_TENSOR
 from tkn.plan.graph import Graph
 from tkn.plan.guard import NoRoom, guarded, half_of_memory
 
@@ -23,7 +25,9 @@ from tkn.plan.guard import NoRoom, guarded, half_of_memory
 _KEY = _FORMAT = "tkn.plan"
 _VERSION = 2
 _FIELDS = ("format", "version", "batch_size", "input_size", "nodes", "output", "classes", "preprocessing")
-#: The tensor of the outputs for `fixed_images`, of so many.
+#: A field more, of networks that do not take one tensor and return one.
+_FORM = "form"
+#: The tensor of the output for `fixed_images`, of so many; further ones have a point and their number after it.
 _EXPECTED, _IMAGES = "expected", 2
 #: A header may be so long, and by this part of the file longer: as Python objects JSON takes forty times its length.
 _HEADER, _HEADER_SHARE = 2**20, 64
@@ -43,7 +47,7 @@ class Contents:
     batch_size: int
     classes: Any
     preprocessing: Any
-    expected: Tensor
+    expected: list[Tensor]
     size: int
 
     def check_now(self, name: str) -> bool:
@@ -60,7 +64,7 @@ class Contents:
         NoRoom if that may take more than `room` bytes; by default, half of the machine's memory: ValueError.
         """
         try:
-            error = difference(_outputs(self.graph, room or half_of_memory()), self.expected)
+            error = largest_difference(_outputs(self.graph, room or half_of_memory()), self.expected)
         except NoRoom:
             if room is not None:
                 raise
@@ -82,9 +86,15 @@ def json_value(name: str, value: Any) -> Any:
 def plan_bytes(graph: Graph, batch_size: int, classes: Any, preprocessing: Any) -> bytes:
     """A file's content; ValueError that names what files can't hold."""
     nodes, tensors = encoded(graph)
-    tensors[_EXPECTED] = _outputs(graph, sys.maxsize).contiguous()
-    values = (_FORMAT, _VERSION, batch_size, list(graph.input_size), nodes, graph.output, classes, preprocessing)
-    text = json.dumps(dict(zip(_FIELDS, values, strict=True)), allow_nan=False, separators=(",", ":"))
+    for name, output in zip(_expected(len(graph.outputs)), _outputs(graph, sys.maxsize), strict=True):
+        tensors[name] = output.clone(memory_format=torch.contiguous_format)
+    sizes, outputs = [list(shape) for shape in graph.input_shapes], list(graph.outputs)
+    ends: tuple[Any, Any] = (sizes[0], outputs[0]) if graph.form == ONE_TENSOR else (sizes, outputs)
+    values = (_FORMAT, _VERSION, batch_size, ends[0], nodes, ends[1], classes, preprocessing)
+    content = dict(zip(_FIELDS, values, strict=True))
+    if graph.form != ONE_TENSOR:
+        content[_FORM] = encoded_form(graph.form)
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     data = safetensors.torch.save(tensors, {_KEY: text})
     length = int.from_bytes(data[:8], "little")
     if length > _longest_header(len(data)):
@@ -103,10 +113,14 @@ def _longest_header(size: int) -> int:
     return _HEADER + size // _HEADER_SHARE
 
 
-def _outputs(graph: Graph, room: int) -> Tensor:
-    if _IMAGES * prod(graph.input_size) * _IMAGE_BYTES > room:
+def _expected(count: int) -> list[str]:
+    return [_EXPECTED if index == 0 else f"{_EXPECTED}.{index}" for index in range(count)]
+
+
+def _outputs(graph: Graph, room: int) -> list[Tensor]:
+    if _IMAGES * sum(map(prod, graph.input_shapes)) * _IMAGE_BYTES > room:
         raise NoRoom
-    return guarded(graph, fixed_images(_IMAGES, graph.input_size), room)
+    return guarded(graph, [fixed_images(_IMAGES, shape) for shape in graph.input_shapes], room)
 
 
 def read_plan(file: BinaryIO, size: int, name: str) -> Contents:
@@ -158,14 +172,17 @@ def _contents(text: str, tensors: dict[str, Tensor], size: int) -> Contents:
     if version != _VERSION:
         other = "a newer" if version > _VERSION else "an earlier"
         raise _Foreign(f"a plan of {other} version ({version}, not {_VERSION}): {_ADVICE[other]}")
+    form = value.pop(_FORM, None)
     _, _, batch_size, input_size, nodes, output, classes, preprocessing = fields(value, *_FIELDS)
     batch_size = whole(batch_size, 1)
-    expected = tensors.pop(_EXPECTED, None)
-    if expected is None:
+    names = _expected(len(output) if isinstance(output, list) else 1)
+    if not set(names) <= set(tensors):
         raise ValueError("it does not say what it should compute")
-    graph = decoded(nodes, output, tensors)
-    if graph.nodes[0].size != size_of(input_size):
-        raise ValueError("its images have two sizes")
+    expected = [tensors.pop(name) for name in names]
+    graph = decoded(nodes, output, form, tensors)
+    sizes = [list(shape) for shape in graph.input_shapes]
+    if json.dumps(input_size) != json.dumps(sizes[0] if form is None else sizes):
+        raise ValueError("its inputs have two sizes")
     return Contents(graph, batch_size, classes, preprocessing, expected, size)
 
 

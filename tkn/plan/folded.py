@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tkn.plan.dense import as_map, convolved, is_linear
-from tkn.plan.graph import Affine, Call, Convolve, Graph, Node, Slot
+from tkn.plan.form import Slot
+from tkn.plan.graph import Affine, Call, Convolve, Graph, Node
 from tkn.plan.nonlinearity import Nonlinearity, Relu
 
 
@@ -59,12 +60,12 @@ def folded(graph: Graph, *, channels_last: bool) -> Graph:
         last = graph.nodes[done[-1]]
         place.update(dict.fromkeys(done, len(nodes)))
         nodes.append(Node(node.name, operation, inputs, last.size, last.flat))
-    return Graph(nodes, place[graph.output])
+    return Graph(nodes, [place[output] for output in graph.outputs], graph.form)
 
 
 def _only_user(graph: Graph, position: int) -> int | None:
     users = graph.nodes[position].users
-    return users[0] if len(users) == 1 and position != graph.output else None
+    return users[0] if len(users) == 1 and position not in graph.outputs else None
 
 
 def _call(graph: Graph, done: list[int], conv: Convolve, *, channels_last: bool) -> Call:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from tkn.app.messages import first_line
 from tkn.backends.cuda.device import on
-from tkn.plan.compare import difference, random_images
+from tkn.plan.compare import largest_difference, random_inputs
 from tkn.plan.elsewhere import left_to_torch, moved
 from tkn.plan.graph import Graph
 from tkn.plan.lower_gpu import GpuLowering, Memory
-from tkn.plan.parts import Part, Program, TorchPart, Values, images_of, split, torch_shape
+from tkn.plan.parts import Part, Program, TorchPart, Values, images_of, split
 
 #: How far results may be from those in float32 on the CPU, as a part of the largest.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.1}
@@ -36,7 +36,7 @@ class GpuPart(Part):
         super().__init__(graph, nodes)
         self.images, self.device, self.dtype = images, device, dtype
         self.by_torch = TorchPart(far, nodes)
-        self.shapes = {position: torch_shape(graph, position) for position in (*self.inputs, *self.outputs)}
+        self.shapes = {position: graph.nodes[position].shape for position in (*self.inputs, *self.outputs)}
         with on(device):
             self.lowering = GpuLowering(graph, nodes, self.inputs, self.outputs, images, device, dtype)
         self._free: list[_Run] = []
@@ -141,10 +141,10 @@ def arranged_on_gpu(graph: Graph, images: int, device: torch.device, dtype: torc
     """
     far = moved(graph, device, dtype)
     by_torch = Program.by_torch(far)
-    x = random_images(_TRIED_IMAGES, graph.input_size)
+    inputs = random_inputs(_TRIED_IMAGES, graph.input_shapes)
     try:
         program = Program(far, list(_parts(graph, far, images, device, dtype)))
-        result = program(x.to(device, dtype)).float().cpu()
+        results = [result.float().cpu() for result in program.outputs(*(x.to(device, dtype) for x in inputs))]
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
             f"{first_line(error)} A plan for batches of {images} images keeps all their activations inside the ROIs: a "
@@ -153,7 +153,7 @@ def arranged_on_gpu(graph: Graph, images: int, device: torch.device, dtype: torc
     except Exception as error:  # Triton's are of many kinds
         warnings.warn(f"torch runs the plan: {type(error).__name__}: {first_line(error)}", stacklevel=2)
         return by_torch
-    differs = difference(result, Program.by_torch(graph)(x))
+    differs = largest_difference(results, Program.by_torch(graph).outputs(*inputs))
     if differs <= TOLERANCE[dtype]:
         return program
     warnings.warn(f"torch runs the plan: the GPU engine's result differs by {differs:.1e}", stacklevel=2)

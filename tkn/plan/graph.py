@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from torch import Tensor
 
 from tkn.attention import attention_function, separable_window
 from tkn.geometry import Geometry
+from tkn.plan.form import ONE_TENSOR, Form
 from tkn.plan.nonlinearity import Nonlinearity
 from tkn.roi import roi_bounds, roi_mask
 
@@ -96,7 +98,7 @@ class Same:
 
 @dataclass
 class Input:
-    """The network's images."""
+    """One of the network's inputs, such as its images."""
 
 
 @dataclass(eq=False)
@@ -109,7 +111,7 @@ class Constant:
 
 @dataclass(eq=False)
 class Call:
-    """Left to torch: `function` of arguments in which `Slot`s stand for the results of earlier nodes.
+    """Left to torch: `function` of arguments in which slots stand for the node's inputs.
 
     `kind`: what a reader knows it by, a module's class or a function's name; `name`: of the function in VOCABULARY,
     None if it is not there: then no file can hold it.
@@ -120,13 +122,6 @@ class Call:
     kwargs: dict[str, Any]
     kind: str
     name: str | None = None
-
-
-@dataclass(frozen=True)
-class Slot:
-    """The place of a node's n-th input among a call's arguments."""
-
-    index: int
 
 
 Operation = Convolve | Affine | Nonlinearity | Pooling | Concatenate | Add | Multiply | Same | Input | Constant | Call
@@ -153,6 +148,12 @@ class Node:
         return isinstance(self.operation, Call | Constant)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """What torch sees of one image's activation."""
+        assert self.size is not None
+        return (prod(self.size),) if self.flat else self.size
+
+    @property
     def kind(self) -> str:
         """What a reader knows it by."""
         operation = self.operation
@@ -162,19 +163,17 @@ class Node:
 
 
 class Graph:
-    """Nodes in the order of execution, the first the input, and which of them is the output."""
+    """Nodes in the order of execution, first the inputs; which of them are outputs; and how they are called."""
 
-    def __init__(self, nodes: list[Node], output: int) -> None:
-        self.nodes, self.output = nodes, output
+    def __init__(self, nodes: list[Node], outputs: Sequence[int], form: Form = ONE_TENSOR) -> None:
+        self.nodes, self.outputs, self.form = nodes, tuple(outputs), form
         for node in nodes:
             node.users = []
         for position, node in enumerate(nodes):
             for source in node.inputs:
                 nodes[source].users.append(position)
 
-    @property
-    def input_size(self) -> Size:
-        """(C, H, W) of the images."""
-        size = self.nodes[0].size
-        assert size is not None
-        return size
+    @cached_property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of each input of one image: (C, H, W), or (features,)."""
+        return tuple(node.shape for node in self.nodes if isinstance(node.operation, Input))

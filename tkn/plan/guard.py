@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from tkn.geometry import pair
-from tkn.plan.dense import filled, run_node
+from tkn.plan.dense import run_node
+from tkn.plan.form import filled
 from tkn.plan.graph import Call, Constant, Convolve, Graph, Input
-from tkn.plan.parts import Values, torch_shape
+from tkn.plan.parts import Values
 
 #: Bytes for each number that is made, with copies in another layout or type, and for each that is needed beside it.
 _MADE_BYTES, _BESIDE_BYTES = 24, 4
@@ -23,12 +24,12 @@ class NoRoom(Exception):
     """More memory would be needed than may be taken."""
 
 
-def guarded(graph: Graph, images: Tensor, room: int) -> Tensor:
-    """The graph's output for images [B, C, H, W], in `room` bytes; NoRoom if that may not be enough.
+def guarded(graph: Graph, inputs: Sequence[Tensor], room: int) -> list[Tensor]:
+    """The graph's outputs for its inputs [B, ...], in `room` bytes; NoRoom if that may not be enough.
 
     ValueError if a value is not of its node's size.
     """
-    values: Values = {0: images}
+    values: Values = dict(enumerate(inputs))
     for position, node in enumerate(graph.nodes):
         if isinstance(node.operation, Input):
             continue
@@ -36,14 +37,14 @@ def guarded(graph: Graph, images: Tensor, room: int) -> Tensor:
             raise NoRoom
         run_node(graph, position, values)
         if node.size is not None:
-            _check_value(values[position], (len(images), *torch_shape(graph, position)), node.name)
-        for done in {position, *node.inputs} - {graph.output}:
+            _check_value(values[position], (len(inputs[0]), *node.shape), node.name)
+        for done in {position, *node.inputs} - set(graph.outputs):
             if max(graph.nodes[done].users, default=0) <= position:
                 del values[done]
-    output = values[graph.output]
-    if not isinstance(output, Tensor):
-        raise ValueError("the output is no tensor")
-    return output
+    outputs = [values[output] for output in graph.outputs]
+    if not all(isinstance(output, Tensor) for output in outputs):
+        raise ValueError("an output is no tensor")
+    return outputs
 
 
 def _bytes(value: Any) -> int:
@@ -69,7 +70,7 @@ def _needed(graph: Graph, position: int, values: Values) -> int:
         name = (operation.name or "").split(".")[-1]
         made = _MADE.get(name, _broadcast)(*args, **kwargs)
         return _MADE_BYTES * made + _BESIDE_BYTES * (_BESIDE[name](*args, **kwargs) if name in _BESIDE else 0)
-    made, beside = prod(torch_shape(graph, position)), 0
+    made, beside = prod(node.shape), 0
     if isinstance(operation, Convolve):
         g = operation.geometry
         channels = operation.weight.shape[1] * operation.groups

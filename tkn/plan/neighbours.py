@@ -35,7 +35,7 @@ def with_neighbours(graph: Graph) -> Graph:
         Node(node.name, operation, node.inputs, node.size, node.flat)
         for node, operation in zip(graph.nodes, operations, strict=True)
     ]
-    return Graph(nodes, graph.output)
+    return Graph(nodes, graph.outputs, graph.form)
 
 
 def _readers(graph: Graph, position: int) -> list[int] | None:
@@ -44,7 +44,7 @@ def _readers(graph: Graph, position: int) -> list[int] | None:
     ahead = [position]
     while ahead:
         current = ahead.pop()
-        if current == graph.output:
+        if current in graph.outputs:
             return None
         for user in graph.nodes[current].users:
             operation = graph.nodes[user].operation

@@ -7,7 +7,6 @@ import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import c_int64, c_void_p
-from math import prod
 from operator import attrgetter
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from tkn.backends.cpu.build import kernels
 from tkn.backends.cpu.structs import InstructionStruct, StepStruct, address
 from tkn.plan.dense import run_node
+from tkn.plan.form import filled
 from tkn.plan.graph import Graph, Input, Node
 from tkn.plan.lower_maps import MapLowering
 from tkn.plan.lower_rows import RowLowering
@@ -32,7 +32,7 @@ class Part(ABC):
         own = set(nodes)
         self.graph, self.nodes = graph, nodes
         self.inputs = sorted({source for node in nodes for source in graph.nodes[node].inputs} - own)
-        self.outputs = [node for node in nodes if node == graph.output or set(graph.nodes[node].users) - own]
+        self.outputs = [node for node in nodes if node in graph.outputs or set(graph.nodes[node].users) - own]
 
     @abstractmethod
     def run(self, values: Values) -> None:
@@ -60,8 +60,8 @@ class KernelPart(Part):
     def __init__(self, graph: Graph, nodes: list[int]) -> None:
         super().__init__(graph, nodes)
         self.by_torch = TorchPart(graph, nodes)
-        self._read = [torch_shape(graph, position) for position in self.inputs]
-        self._written = [torch_shape(graph, position) for position in self.outputs]
+        self._read = [graph.nodes[position].shape for position in self.inputs]
+        self._written = [graph.nodes[position].shape for position in self.outputs]
         self._pointers = c_void_p * (len(self.inputs) + len(self.outputs))
 
     def run(self, values: Values) -> None:
@@ -87,13 +87,6 @@ class KernelPart(Part):
     @abstractmethod
     def _compute(self, images: int, dense: Any) -> None:
         """`dense`: where the inputs and then the outputs begin."""
-
-
-def torch_shape(graph: Graph, position: int) -> tuple[int, ...]:
-    """What torch sees of one image's activation."""
-    node = graph.nodes[position]
-    assert node.size is not None
-    return (prod(node.size),) if node.flat else node.size
 
 
 def images_of(inputs: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> int:
@@ -223,7 +216,7 @@ def split(graph: Graph, by_torch: Callable[[Node], bool] = attrgetter("by_torch"
 
 
 class Program:
-    """A graph's parts in the order of their execution: images [B, C, H, W] to the graph's output.
+    """A graph's parts in the order of their execution, from inputs [B, ...] to what the network returns.
 
     `way`: what computes it, for a reader; `timings`: seconds by the ways it was compared with, its own first.
     """
@@ -235,20 +228,24 @@ class Program:
         #: of each part, values that no later one reads
         self._done: list[list[int]] = [[] for _ in parts]
         for position, index in last.items():
-            if position != graph.output:
+            if position not in graph.outputs:
                 self._done[index].append(position)
 
     @classmethod
     def by_torch(cls, graph: Graph, way: str = "torch") -> Program:
         """Node by node."""
-        nodes = range(1, len(graph.nodes))
+        nodes = range(len(graph.input_shapes), len(graph.nodes))
         return cls(graph, [TorchPart(graph, [position]) for position in nodes], way)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        values: Values = {0: x}
+    def __call__(self, *inputs: Tensor) -> Any:
+        """What the network returns."""
+        return filled(self.graph.form.result, self.outputs(*inputs))
+
+    def outputs(self, *inputs: Tensor) -> list[Tensor]:
+        """The tensors of it, in the order of the graph's outputs."""
+        values: Values = dict(enumerate(inputs))
         for part, done in zip(self.parts, self._done, strict=True):
             part.run(values)
             for position in done:
                 del values[position]
-        result: Tensor = values[self.graph.output]
-        return result.contiguous()  # whatever computed it
+        return [values[output].contiguous() for output in self.graph.outputs]  # whatever computed them

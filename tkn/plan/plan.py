@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -19,7 +19,8 @@ from tkn.app.files import whole_file
 from tkn.plan.capture import build_graph, frozen
 from tkn.plan.compare import TOLERANCE, compare
 from tkn.plan.file import json_value, plan_bytes, read_plan
-from tkn.plan.graph import Graph, Size
+from tkn.plan.form import ONE_TENSOR, called_with, filled, only_slots, slotted, taken
+from tkn.plan.graph import Graph
 from tkn.plan.parts import Program
 from tkn.plan.place import CPU, Place
 from tkn.tracing import torch_must_follow
@@ -28,7 +29,7 @@ from tkn.tracing import torch_must_follow
 def accelerate(
     model: nn.Module,
     batch_size: int,
-    input_size: tuple[int, ...] | None = None,
+    input_size: Any = None,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -41,9 +42,12 @@ def accelerate(
     writes; inputs that are known to be constant outside of their own ROIs are not multiplied. The model is copied.
 
     Args:
-        model: of float32; takes one tensor [B, C, H, W] and returns one tensor.
+        model: of float32; takes tensors [B, C, H, W] or [B, features], one or several, and returns tensors, alone or
+            in lists, tuples and dictionaries.
         batch_size: what the plan is made for; it takes other batches, at another speed.
-        input_size: (C, H, W) of the images; None: that of the first batch, when the plan is then made.
+        input_size: (C, H, W) of the images. Of several inputs the sizes, in a tuple in the order of the model's
+            arguments or in a dictionary by their names; for an argument that is a list, tuple or dictionary of tensors,
+            one of sizes. None: what the first call has, when the plan is then made.
         device, dtype: where the plan computes and in what numbers, wherever the model is: float32 on "cpu"; float32,
             float16 or bfloat16 on "cuda". The images are to be there too, in that type or in float32.
         classes, preprocessing: what a user of the plan's file should know, such as the names of the outputs and how
@@ -55,8 +59,8 @@ def accelerate(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
-    if input_size is not None and not _is_size(input_size):
-        raise ValueError(f"input_size={input_size!r} must be (channels, height, width)")
+    if input_size is not None:
+        called_with(input_size)  # or an error, before anything is done
     place = Place.of(device, dtype)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta or (tensor.is_floating_point() and tensor.dtype != torch.float32):
@@ -65,13 +69,7 @@ def accelerate(
     if input_size is None:
         return Plan(copy.deepcopy(model), batch_size, place, **notes)
     with _undisturbed():
-        return Plan(_checked_graph(model, tuple(input_size)), batch_size, place, **notes)
-
-
-def _is_size(value: object) -> bool:
-    if not isinstance(value, tuple | list) or len(value) != 3:
-        return False
-    return all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in value)
+        return Plan(_checked_graph(model, input_size), batch_size, place, **notes)
 
 
 def load_plan(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Plan:
@@ -123,11 +121,16 @@ def _torch_must_see(x: Tensor) -> bool:
     return torch_must_follow(x) or torch._C._len_torch_dispatch_stack() > 0
 
 
-def _checked_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
+def _checked_graph(model: nn.Module, input_size: Any) -> Graph:
     """The model's graph, held against the model: in-place operations, for one, could mean something else."""
     model = frozen(model).cpu()
     graph = build_graph(model, input_size)
-    error, told = compare(Program.by_torch(graph), model, input_size)
+
+    def outputs_of_model(*inputs: Tensor) -> list[Tensor]:
+        args, kwargs = filled(graph.form.arguments, inputs)
+        return taken(graph.form.result, model(*args, **kwargs), "the result")
+
+    error, told = compare(Program.by_torch(graph).outputs, outputs_of_model, graph.input_shapes)
     name = type(model).__name__
     if error > TOLERANCE:
         raise ValueError(f"{name} can't be followed: its plan would differ by {error:.1e}")
@@ -138,6 +141,20 @@ def _checked_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
             stacklevel=4,
         )
     return graph
+
+
+def _types(values: Iterable[object]) -> str:
+    return ", ".join(f"a {type(value).__name__}" for value in values) or "nothing"
+
+
+def _sizes_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`accelerate`'s input_size for such a call."""
+    if args and kwargs:
+        raise ValueError("a plan made at its first call takes arguments by their places, or all by name")
+    found: list[Tensor] = []
+    form = slotted(kwargs or args, lambda value: isinstance(value, Tensor), found)
+    sizes = filled(form, [tuple(x.shape[1:]) for x in found])
+    return sizes[0] if len(args) == 1 and isinstance(args[0], Tensor) else sizes
 
 
 _call = nn.Module.__call__
@@ -190,9 +207,13 @@ class Plan(nn.Module):
         return self._graph
 
     @property
-    def input_size(self) -> Size:
-        """(C, H, W)"""
-        return self._made().input_size
+    def input_size(self) -> Any:
+        """(C, H, W) of the images; of several inputs the sizes in the form of `accelerate`'s input_size."""
+        graph = self._made()
+        args, kwargs = filled(graph.form.arguments, graph.input_shapes)
+        if kwargs:
+            return kwargs
+        return args[0] if graph.form.arguments == ONE_TENSOR.arguments else args
 
     @property
     def device(self) -> torch.device:
@@ -240,35 +261,60 @@ class Plan(nn.Module):
         traced = any(isinstance(argument, fx.Proxy) for argument in (*args, *kwargs.values()))
         return super().__call__(*args, **kwargs) if traced else _call(self, *args, **kwargs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> what the network returns. ValueError for images of another size, type or device."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Tensors [B, C, H, W] or [B, features] -> what the network returns.
+
+        ValueError for other arguments, sizes, types or devices than the plan's.
+        """
         if torch.is_grad_enabled():
             with torch.no_grad():
-                return self.forward(x)
-        if not isinstance(x, Tensor):
-            raise ValueError(f"the plan takes a tensor, not a {type(x).__name__}")
-        if not self._place.takes(x):
-            raise ValueError(f"the plan takes {self._place}, not {x.dtype} on {x.device} ({x.layout})")
-        size = None if self._graph is None else self._graph.input_size
-        if x.dim() != 4 or x.shape[0] == 0 or (size is not None and tuple(x.shape[1:]) != size):
-            expected = "C, H, W" if size is None else ", ".join(map(str, size))
-            raise ValueError(f"the plan takes images [B, {expected}], not {list(x.shape)}")
-        if _torch_must_see(x):
+                return self.forward(*args, **kwargs)
+        given = self._inputs(args, kwargs)
+        if any(map(_torch_must_see, given)):
             self._made()
             if self._by_torch is None or self._checks:
                 raise ValueError("the plan's file is checked at its first use: call it on images before it is traced")
             with torch.autocast(self.device.type, enabled=False):
-                return self._by_torch(self._place.numbers(x))
+                return self._by_torch(*map(self._place.numbers, given))
         with self._place.modes():
-            return (self._program or self._make(x))(self._place.numbers(x))
+            return (self._program or self._make(args, kwargs))(*map(self._place.numbers, given))
 
-    def _make(self, x: Tensor) -> Program:
+    def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensors among a call's arguments; ValueError if the plan does not take them."""
+        graph = self._graph
+        if graph is None:
+            found: list[Any] = []
+            form = slotted((args, kwargs), lambda value: isinstance(value, Tensor), found)
+            if not found or not only_slots(form[0]) or not only_slots(form[1]):
+                raise ValueError(f"the plan takes tensors, not {_types((*args, *kwargs.values()))}")
+        elif not kwargs and len(args) == 1 and graph.form.arguments == ONE_TENSOR.arguments:
+            found = [args[0]]
+        else:
+            positional, named = graph.form.arguments
+            found = taken((positional, named), (args, kwargs), "the plan's arguments")
+        for index, x in enumerate(found):
+            if not isinstance(x, Tensor):
+                wanted = "a tensor" if len(found) == 1 else "tensors"
+                raise ValueError(f"the plan takes {wanted}, not {_types([x])}")
+            if not self._place.takes(x):
+                raise ValueError(f"the plan takes {self._place}, not {x.dtype} on {x.device} ({x.layout})")
+            shape = None if graph is None else graph.input_shapes[index]
+            fits = x.dim() in (2, 4) if shape is None else tuple(x.shape[1:]) == shape
+            if not fits or x.shape[0] == 0:
+                expected = "C, H, W" if shape is None else ", ".join(map(str, shape))
+                what = "images" if len(found) == 1 else f"as input {index + 1}"
+                raise ValueError(f"the plan takes {what} [B, {expected}], not {list(x.shape)}")
+        if any(len(x) != len(found[0]) for x in found):
+            raise ValueError(f"the plan takes as many images in each input, not {[len(x) for x in found]}")
+        return found
+
+    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         """What is left to the first call, once."""
         with self._lock, _undisturbed():
             if self._program is None:
                 graph = self._graph
                 if graph is None:
-                    graph = _checked_graph(self._model[0], tuple(x.shape[1:]))
+                    graph = _checked_graph(self._model[0], _sizes_of(args, kwargs))
                 for check in self._checks:
                     check()
                 program = self._place.arranged(graph, self.batch_size, self._small)
@@ -277,7 +323,7 @@ class Plan(nn.Module):
             return self._program
 
     def extra_repr(self) -> str:
-        size = "that of the first batch" if self._graph is None else self._graph.input_size
+        size = "that of the first batch" if self._graph is None else self.input_size
         return f"batch_size={self.batch_size}, input_size={size}, {self._place}"
 
     def train(self, mode: bool = True) -> Plan:

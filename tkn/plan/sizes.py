@@ -18,8 +18,8 @@ def result_size(node: Node, sources: list[Node]) -> Size:
     """
     operation = node.operation
     if isinstance(operation, Input):
-        if node.size is None or node.flat:
-            raise ValueError("the input is images")
+        if node.size is None or sources or (node.flat and node.size[1:] != (1, 1)):
+            raise ValueError("an input is images or vectors")
         return node.size
     sizes = [source.size for source in sources]
     if None in sizes:

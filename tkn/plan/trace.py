@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tkn.layers import RoiLayer
+from tkn.plan.form import filled
 from tkn.plan.graph import Size
 
 #: A value is seen with batches of these numbers of images; an activation's images are the batch's, its other sides the
@@ -18,12 +19,15 @@ BATCHES = (3, 5)
 
 
 class _Root(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+    """A network that is called with its tensors one after the other; `arguments`: of the network, with slots."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+    def __init__(self, model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+        super().__init__()
+        self.model, self.arguments = model, arguments
+
+    def forward(self, *inputs: Tensor) -> Any:
+        args, kwargs = filled(self.arguments, inputs)
+        return self.model(*args, **kwargs)
 
 
 class _Value(fx.Proxy):
@@ -34,10 +38,14 @@ class _Value(fx.Proxy):
         return torch.device("cpu")
 
 
-class _Images(_Value):
-    """The network's input, of which is known what a plan takes: float32, [B, C, H, W]."""
+class _Input(_Value):
+    """One of the network's inputs, of which is known what a plan takes: float32, of so many axes."""
 
-    dtype, ndim = torch.float32, 4
+    dtype = torch.float32
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, ndim: int) -> None:
+        super().__init__(node, tracer)
+        self.ndim = ndim
 
     def dim(self) -> int:
         return self.ndim
@@ -55,13 +63,23 @@ class _Images(_Value):
 class _Tracer(fx.Tracer):
     """Goes into the modules that it can trace; those that it can't (`opaque`) are called as a whole."""
 
-    def __init__(self, opaque: set[nn.Module]) -> None:
+    def __init__(self, opaque: set[nn.Module], axes: Sequence[int]) -> None:
         super().__init__()
-        self.opaque = opaque
+        self.opaque, self.axes = opaque, axes
         self.failed: nn.Module | None = None
+        self._inputs = 0
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return (_Images if node.op == "placeholder" else _Value)(node, self)
+        if node.op != "placeholder":
+            return _Value(node, self)
+        self._inputs += 1
+        return _Input(node, self, self.axes[self._inputs - 1])
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """As many inputs as there are, whatever the root's own signature."""
+        del is_module, concrete_args
+        names = ["x", *(f"x_{index}" for index in range(1, len(self.axes)))]
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.opaque or isinstance(m, RoiLayer) or super().is_leaf_module(m, module_qualified_name)
@@ -75,12 +93,15 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """The calls that a network makes, of modules that can't be traced as a whole; it is their `model`."""
-    root = _Root(model)
+def trace(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]], axes: Sequence[int]) -> fx.GraphModule:
+    """The calls that a network makes, of modules that can't be traced as a whole; it is their `model`.
+
+    `arguments`: the network's, with slots for the inputs; `axes`: how many each of these has.
+    """
+    root = _Root(model, arguments)
     opaque: set[nn.Module] = set()
     while True:
-        tracer = _Tracer(opaque)
+        tracer = _Tracer(opaque, axes)
         try:
             graph = tracer.trace(root)
         except Exception:
@@ -122,10 +143,10 @@ def activation_size(one: Seen, other: Seen) -> tuple[Size | None, bool]:
     return (channels, height, width), len(one.shape) == 2
 
 
-def observe(traced: fx.GraphModule, images: Tensor) -> dict[fx.Node, Seen]:
-    """What every value is for these images."""
+def observe(traced: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, Seen]:
+    """What every value is for these inputs."""
     observer = _Observer(traced)
-    observer.run(images)
+    observer.run(*inputs)
     return observer.seen
 
 
