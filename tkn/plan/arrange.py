@@ -27,14 +27,16 @@ _SMALL = 16
 _MOST_IMAGES = 256
 #: Vectors over the images are not tried where so many of their numbers, or more, would be of none.
 _EMPTY = 8
-#: Each way is timed so many times at least, and for so many seconds: threads that slept are slow at first.
-_REPEATS, _SECONDS = 3, 0.02
+#: Each way is timed for so many seconds, or so many times if that takes longer: threads that slept are slow at first.
+_SECONDS, _REPEATS = 0.02, 3
+#: What takes so many seconds is not tried on one thread.
+_LONG = 0.002
 #: What takes so many times as long as another way is not timed again.
 _HOPELESS = 1.5
 #: Numbers of activations and taps for which lists are made; they take about a hundred bytes each.
 _MOST_LISTED = 2**27
-#: The batches on which parts are compared with torch.
-_BATCHES = (2, 5)
+#: The batches on which parts are compared with torch, and that of the whole: some networks squeeze single images.
+_BATCHES, _BATCH = (1, 3), 3
 
 
 def arranged(graph: Graph, batch_size: int, small: bool | None = None) -> Program:
@@ -81,8 +83,6 @@ def _by_kernels(graph: Graph, batch_size: int, small: bool | None, whole: _Whole
         differs = max(trials.difference(program), whole.difference(program))
         if differs <= TOLERANCE:
             programs.append(program)
-            if lanes is None and batch_size < torch.get_num_threads():
-                programs.append(_on_one_thread(program))
         else:
             wrong.append(f"the engine's result differs by {differs:.1e}")
     return programs, wrong
@@ -95,16 +95,24 @@ def _on_one_thread(program: Program) -> Program:
 
 
 def _fastest(programs: list[Program], graph: Graph, batch_size: int) -> Program:
-    if len(programs) == 1:
-        return programs[0]
     batch = min(batch_size, _MOST_IMAGES)
     inputs = [torch.zeros(batch, *shape, dtype=torch.float32, device="cpu") for shape in graph.input_shapes]
-    seconds: list[float] = []
+    few = batch_size < torch.get_num_threads()
+    if len(programs) == 1 and not few:
+        return programs[0]
+    timed: list[tuple[float, Program]] = []
+
+    def time_way(program: Program) -> float:
+        best = min((seconds for seconds, _ in timed), default=inf)
+        timed.append((_seconds(partial(program, *inputs), best), program))
+        return timed[-1][0]
+
     for program in programs:
-        seconds.append(_seconds(partial(program, *inputs), min(seconds, default=inf)))
-    order = sorted(range(len(programs)), key=seconds.__getitem__)
-    fastest = programs[order[0]]
-    fastest.timings = {programs[i].way: seconds[i] for i in order}
+        if time_way(program) < _LONG and few and any(isinstance(part, MapPart) for part in program.parts):
+            time_way(_on_one_thread(program))
+    timed.sort(key=lambda pair: pair[0])
+    fastest = timed[0][1]
+    fastest.timings = {program.way: seconds for seconds, program in timed}
     return fastest
 
 
@@ -155,22 +163,18 @@ class _Whole:
 
     def __init__(self, graph: Graph) -> None:
         self.plain = Program.by_torch(graph)
-        inputs = [random_inputs(batch, graph.input_shapes) for batch in _BATCHES]
+        self._given = random_inputs(_BATCH, graph.input_shapes)
         try:
-            self._results: list[tuple[list[Tensor], list[Tensor]]] | None = [
-                (given, self.plain.outputs(*_cloned(given))) for given in inputs
-            ]
+            self._expected: list[Tensor] | None = self.plain.outputs(*_cloned(self._given))
         except RuntimeError:
-            self._results = None
+            self._expected = None
 
     def difference(self, program: Program) -> float:
         """The largest; infinite if the program or torch fails, as a view of other strides would."""
-        if self._results is None:
+        if self._expected is None:
             return inf
         try:
-            return max(
-                largest_difference(program.outputs(*_cloned(given)), expected) for given, expected in self._results
-            )
+            return largest_difference(program.outputs(*_cloned(self._given)), self._expected)
         except RuntimeError:
             return inf
 
@@ -218,7 +222,7 @@ def _trial(part: TorchPart, batch: int) -> tuple[Values, Values]:
 def _seconds(run: Callable[[], object], best: float) -> float:
     """How long `run` takes: the least of some times, of fewer if it can't be the `best`."""
     least, spent, attempt = inf, 0.0, 0
-    while attempt <= _REPEATS or spent < _SECONDS:
+    while attempt < _REPEATS or spent < _SECONDS:
         started = time.perf_counter()
         run()
         taken = time.perf_counter() - started

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tkn.backends.cpu.rows import Bool, Int32, cumulative, pool_windows
+from tkn.backends.cpu.rows import Bool, Float, Int32, cumulative, pool_windows
 from tkn.backends.cpu.structs import Filled, Kind, MapConvStruct, MapFirstStruct
 from tkn.geometry import Geometry
 from tkn.plan.fuse import Fused, pool_struct, single
@@ -107,7 +107,6 @@ def _sets_conv(fused: Fused, source: Map, target: Map, windows: Int32, live: Boo
     g = fused.conv.geometry
     mask = fused.mask.reshape(len(fused.mask), -1)
     sets = list(_output_sets(mask, windows, np.logical_or.reduce(mask[:, windows], axis=2)))
-    scale, shift = fused.scale.reshape(len(mask), -1), fused.shift.reshape(len(mask), -1)
     runs = _Runs(fused.conv, source, live, vector)
     spans = [runs.of(s.pixels) for s in sets]
     offsets, lengths, weights = (np.ascontiguousarray(row) for row in runs.joined())
@@ -119,8 +118,8 @@ def _sets_conv(fused: Fused, source: Map, target: Map, windows: Int32, live: Boo
         pixel_start=cumulative(np.array([len(s.pixels) for s in sets], dtype=np.int64)),
         source=_corner(source, g, _joined([s.pixels for s in sets])),
         value_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        scale=single(np.concatenate([scale[s.channels][:, s.pixels].reshape(-1) for s in sets])),
-        shift=single(np.concatenate([shift[s.channels][:, s.pixels].reshape(-1) for s in sets])),
+        scale=single(_joined([_at(fused.scale, s) for s in sets])),
+        shift=single(_joined([_at(fused.shift, s) for s in sets])),
         out_start=cumulative(np.array([len(s.outs) for s in sets], dtype=np.int64)),
         out=target.at(_joined([s.outs for s in sets])),
         out_channel=target.channel,
@@ -240,6 +239,12 @@ def _output_sets(mask: Bool, windows: Int32, live: Bool) -> list[_Set]:
                 child = np.arange(len(pixels), dtype=np.int32)
                 sets.append(_Set(chosen, pixels.astype(np.int32), some.astype(np.int32), count, child, missing))
     return sets
+
+
+def _at(values: Float, outputs: _Set) -> Float:
+    """Of [O, H, W] those of a set, output by output."""
+    rows, columns = np.divmod(outputs.pixels, values.shape[2])
+    return values[outputs.channels[:, None], rows, columns].reshape(-1)
 
 
 def _joined(arrays: list[Int32]) -> Int32:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from math import isfinite, prod
 
 import numpy as np
@@ -12,8 +11,8 @@ from torch import Tensor
 
 #: Results that differ by more than this part of the largest number are not the same.
 TOLERANCE = 1e-3
-#: Numbers of images on which networks are compared: others than those on which they are captured.
-_BATCHES = (2, 7)
+#: On so many images networks are compared: others than those on which they are captured.
+_BATCH = 3
 
 
 def random_images(batch: int, size: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -91,21 +90,17 @@ def compare(
     If none of them does, other inputs are tried: of both signs, large and small ones.
     """
     largest, told = 0.0, False
-    for inputs in _inputs(shapes):
-        for batch in _BATCHES:
-            given = inputs(batch)
-            expected = theirs(*(x.clone() for x in given))
-            largest = max(largest, largest_difference(ours(*given), expected))
-            told = told or tells(expected)
+    for given in _inputs(shapes):
+        expected = theirs(*(x.clone() for x in given))
+        largest = max(largest, largest_difference(ours(*given), expected))
+        told = tells(expected)
         if told:
             break
     return largest, told
 
 
-def _inputs(shapes: Sequence[tuple[int, ...]]) -> Iterator[Callable[[int], list[Tensor]]]:
-    def both_signs(largest: float, batch: int) -> list[Tensor]:
-        return [largest * (2 * x - 1) for x in random_inputs(batch, shapes, seed=batch)]
-
-    yield lambda batch: random_inputs(batch, shapes, seed=batch)
+def _inputs(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[Tensor]]:
+    plain = random_inputs(_BATCH, shapes, seed=1)
+    yield plain
     for largest in (2.0, 200.0, 0.01):
-        yield partial(both_signs, largest)
+        yield [largest * (2 * x - 1) for x in plain]

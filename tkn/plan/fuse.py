@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,6 +35,26 @@ class Fused:
     pool: Pool | None
     nodes: tuple[int, ...]
 
+    @property
+    def windows(self) -> tuple[int, int]:
+        """The height and width of what is combined to one pixel."""
+        return (1, 1) if self.pool is None else self.pool.kernel
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the result."""
+        size = self.conv.geometry.output_size
+        return size if self.pool is None else self.pool.output_size(size)
+
+    @cached_property
+    def uniform(self) -> Bool:
+        """Which outputs are computed at all pixels, with one scale and shift: [O]."""
+        same: Bool = np.logical_and.reduce(self.mask, axis=(1, 2))
+        for values in (self.scale, self.shift):
+            if values.strides[1:] != (0, 0):  # else one number stands for all
+                same = same & np.logical_and.reduce(values == values[:, :1, :1], axis=(1, 2))
+        return same
+
 
 def is_pointwise(conv: Convolve) -> bool:
     """Whether it is a 1x1 convolution without padding or stride."""
@@ -42,10 +63,10 @@ def is_pointwise(conv: Convolve) -> bool:
 
 
 def constant_inputs(conv: Convolve, mask: Bool, constants: Float) -> Float:
-    """What the inputs outside of `mask` [C, H, W], `constants` [C] there, add to every output: [O, H, W]."""
-    output = conv.geometry.output_size
+    """What the inputs outside of `mask` [C, H, W], `constants` [C] there, add to every output: [O, H, W], or one number
+    of all pixels [O, 1, 1]."""
     if not constants.any() or mask.all():
-        return np.zeros((len(conv.weight), *output))
+        return np.zeros((len(conv.weight), 1, 1))
     inputs = (torch.from_numpy(constants)[:, None, None] * torch.from_numpy(~mask))[None]
     (top, left), (bottom, right) = conv.geometry.before, conv.geometry.after
     return F.conv2d(
@@ -96,14 +117,18 @@ class Following:
 
     def fuse(self, conv: Convolve, source_mask: Bool, source_constants: Float) -> Fused:
         """With what can be absorbed. The source is `source_constants` [C] outside of `source_mask` [C, H, W]."""
-        constant = constant_inputs(conv, source_mask, source_constants)
+        shape = (len(conv.weight), *conv.geometry.output_size)
+        constant: Float = constant_inputs(conv, source_mask, source_constants)
         if conv.bias is not None:
             constant = constant + conv.bias.double().numpy()[:, None, None]
-        window = np.ones(constant.shape) if conv.window is None else conv.window.double().numpy()
-        mask = np.ones(constant.shape, dtype=bool) if conv.mask is None else conv.mask.numpy()
-        scale, before = self._affine(len(constant))
-        scale = scale[:, None, None] * window
+        mask = np.ones(shape, dtype=bool) if conv.mask is None else conv.mask.numpy()
+        scale, before = self._affine(len(conv.weight))
+        scale = scale[:, None, None]
+        if conv.window is not None:
+            scale = scale * conv.window.double().numpy()
         shift = before[:, None, None] + scale * constant
+        # Most are the same at all pixels, and then in memory once.
+        scale, shift = np.broadcast_to(scale, shape), np.broadcast_to(shift, shape)
         node = self._next(Nonlinearity)
         function = None if node is None else node.operation
         assert function is None or isinstance(function, Nonlinearity)

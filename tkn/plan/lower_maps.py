@@ -223,9 +223,8 @@ class MapLowering(Lowering[MapValue]):
         self._read(source, fused.conv.geometry)
         if not self._final:
             self._alike.add(source.index, self._advantage(fused, source))
-        size = g.output_size if fused.pool is None else fused.pool.output_size(g.output_size)
         mask = _pooled_mask(fused)
-        target = self._map(len(mask), size, fused.outside, rewritten=bool(mask.all()))
+        target = self._map(len(mask), fused.size, fused.outside, rewritten=bool(mask.all()))
         self.read_until[source.index] = target.index
         if self._final and mask.any():  # else the map holds its constants
             if source.planar:
@@ -331,8 +330,7 @@ def _pooled_mask(fused: Fused) -> Bool:
     """Where a convolution's output is not its constant: [O, H, W]."""
     if fused.pool is None:
         return fused.mask
-    height, width = fused.pool.output_size((fused.mask.shape[1], fused.mask.shape[2]))
-    kh, kw = fused.pool.kernel
+    (height, width), (kh, kw) = fused.size, fused.windows
     windows = fused.mask[:, : height * kh, : width * kw].reshape(-1, height, kh, width, kw)
     pooled: Bool = np.logical_or.reduce(windows, axis=(2, 4))
     return pooled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,16 +21,14 @@ _TASK_ROWS, _TASK_VECTORS = 8, 12
 _UNSHARED, _STRIDED, _WRITING = 1.3, 3.0, 6.0
 
 
-@dataclass(frozen=True)
-class _Rectangle:
+class _Rectangle(NamedTuple):
     row: int
     column: int
     rows: int
     columns: int
 
 
-@dataclass(frozen=True)
-class _Task:
+class _Task(NamedTuple):
     outputs: range
     at: _Rectangle
 
@@ -39,7 +37,7 @@ def plane_conv(fused: Fused, source: Map, target: Map, live: Bool, width: int) -
     """And the work of each task. `live`: [C, H, W], where the source may not be zero; `width`: numbers of a vector."""
     conv = fused.conv
     g = conv.geometry
-    pool = (1, 1) if fused.pool is None else fused.pool.kernel
+    pool = fused.windows
     rectangles = _rectangles(fused.mask, pool)
     full = all(r is None or (r.column, r.columns) == (0, g.output_size[1]) for r in rectangles)
     flat = is_pointwise(conv) and pool == (1, 1) and full and source.line == source.size[1]
@@ -101,13 +99,12 @@ def window_fields(g: Geometry) -> dict[str, int]:
 def plane_cost(fused: Fused, width: int) -> float:
     """About how many multiplications of vectors take as long."""
     conv, g = fused.conv, fused.conv.geometry
-    pool = (1, 1) if fused.pool is None else fused.pool.kernel
     each = float(conv.weight.shape[1] * g.taps)
     if g.stride[1] > 1:
         each *= _STRIDED
     elif not _shares_lines(g):
         each *= _UNSHARED
-    return sum((each + _WRITING) * r.rows * -(-r.columns // width) for r in _rectangles(fused.mask, pool) if r)
+    return sum((each + _WRITING) * r.rows * -(-r.columns // width) for r in _rectangles(fused.mask, fused.windows) if r)
 
 
 def _shares_lines(g: Geometry) -> bool:
@@ -156,14 +153,18 @@ class _Inputs:
 
     def __init__(self, conv: Convolve, live: Bool) -> None:
         self._conv, self._all = conv, bool(live.all())
-        self._live = np.pad(live.cumsum(axis=1).cumsum(axis=2), ((0, 0), (1, 0), (1, 0)))
+        self._per_group = len(conv.weight) // conv.groups
+        counts = np.zeros((0, 0, 0) if self._all else np.add(live.shape, (0, 1, 1)), dtype=np.int32)
+        if not self._all:
+            counts[:, 1:, 1:] = live.cumsum(axis=1, dtype=np.int32).cumsum(axis=2, dtype=np.int32)
+        self._live = counts
         self._known: dict[tuple[int, _Rectangle], tuple[int, int]] = {}
         self._lists: list[Int32] = []
         self._length = 0
 
     def of(self, task: _Task) -> tuple[int, int]:
         """The first, and how many."""
-        group = task.outputs[0] // (len(self._conv.weight) // self._conv.groups)
+        group = task.outputs[0] // self._per_group
         key = (-1, _Rectangle(0, 0, 0, 0)) if self._all else (group, task.at)
         if key not in self._known:
             chosen = self._chosen(group, task.at)
@@ -196,9 +197,7 @@ class _Values:
 
     def __init__(self, fused: Fused, width: int, flat: bool) -> None:
         self._fused, self._width, self._flat = fused, width, flat
-        first = np.s_[:, :1, :1]
-        same = fused.mask & (fused.scale == fused.scale[first]) & (fused.shift == fused.shift[first])
-        self._uniform = same.all(axis=(1, 2))
+        self._uniform = fused.uniform
         self.scale: list[Float] = [np.zeros(0)]
         self.shift: list[Float] = [np.zeros(0)]
         self._length = 0
@@ -212,8 +211,9 @@ class _Values:
         if uniform:
             scale, shift = f.scale[outputs, 0, 0], f.shift[outputs, 0, 0]
         else:
-            scale = self._padded(np.where(f.mask[here], f.scale[here], 0))
-            shift = self._padded(np.where(f.mask[here], f.shift[here], f.before[outputs, None, None]))
+            inside = f.mask[here]
+            scale = self._padded(np.where(inside, f.scale[here], 0))
+            shift = self._padded(np.where(inside, f.shift[here], f.before[outputs, None, None]))
         start = self._length
         self._length += scale.size
         self.scale.append(scale.reshape(-1))
@@ -223,4 +223,5 @@ class _Values:
     def _padded(self, values: Float) -> Float:
         if self._flat:
             values = values.reshape(len(values), 1, -1)
-        return np.pad(values, ((0, 0), (0, 0), (0, -values.shape[2] % self._width)))
+        missing = -values.shape[2] % self._width
+        return np.concatenate([values, np.zeros((*values.shape[:2], missing))], axis=2) if missing else values

@@ -15,7 +15,7 @@ from tkn.plan.graph import Size
 
 #: A value is seen with batches of these numbers of images; an activation's images are the batch's, its other sides the
 #: same in both.
-BATCHES = (3, 5)
+BATCHES = (2, 4)
 
 
 class _Root(nn.Module):
