@@ -16,9 +16,22 @@ from tkn.backends.cpu.build import available, kernels
 from tkn.backends.cpu.rows import tile_lanes
 from tkn.plan.compare import TOLERANCE, largest_difference, random_images, random_inputs
 from tkn.plan.folded import folded
-from tkn.plan.graph import Convolve, Graph, Pooling
+from tkn.plan.graph import Convolve, Graph, Input, Pooling
+from tkn.plan.mixed import mixed
 from tkn.plan.neighbours import with_neighbours
-from tkn.plan.parts import MapPart, Part, Program, RowPart, Scratch, TorchPart, Values, numbers, split
+from tkn.plan.parts import (
+    KernelPart,
+    MapPart,
+    Part,
+    PartCosts,
+    Program,
+    RowPart,
+    Scratch,
+    TorchPart,
+    Values,
+    numbers,
+    split,
+)
 from tkn.plan.ready import plans_run
 
 #: Up to this batch size vectors may go over the pixels or channels of one image: whichever is faster.
@@ -29,8 +42,10 @@ _MOST_IMAGES = 256
 _EMPTY = 8
 #: Each way is timed for so many seconds, or so many times if that takes longer: threads that slept are slow at first.
 _SECONDS, _REPEATS = 0.02, 3
-#: What takes so many seconds is not tried on one thread.
+#: What takes so many seconds is not tried on one thread; what takes less, not by the kernels and torch together.
 _LONG = 0.002
+#: Nor are these tried together where torch takes so many times as long.
+_RIVAL = 1.5
 #: What takes so many times as long as another way is not timed again.
 _HOPELESS = 1.5
 #: Numbers of activations and taps for which lists are made; they take about a hundred bytes each.
@@ -55,7 +70,56 @@ def arranged(graph: Graph, batch_size: int, small: bool | None = None) -> Progra
     programs, wrong = _by_kernels(graph, batch_size, small, whole)
     if not programs and wrong:
         warnings.warn(f"torch runs the plan: {wrong[0]}", stacklevel=2)
-    return _fastest(programs + (by_torch if small is None or not programs else []), graph, batch_size)
+    if small is not None:
+        return _fastest(programs or by_torch, graph, batch_size)
+    return _mixed(_fastest(programs + by_torch, graph, batch_size), programs, by_torch, whole, batch_size)
+
+
+def _mixed(
+    fastest: Program, programs: list[Program], by_torch: list[Program], whole: _Whole, batch_size: int
+) -> Program:
+    """The `fastest`, or the kernels and torch together, where they take about as long and together they are faster."""
+    timings = fastest.timings
+    ours, theirs = (
+        min((way for way in ways if way.way in timings), key=lambda way: timings[way.way], default=None)
+        for ways in (programs, by_torch)
+    )
+    if ours is None or theirs is None:
+        return fastest
+    costs = timings[ours.way], timings[theirs.way]
+    if fastest is theirs:
+        names = [node.name for node in ours.graph.nodes if not isinstance(node.operation, Input)]
+        fastest.left = [PartCosts(names[0], names[-1], *costs)]
+    if min(costs) < _LONG or costs[1] > _RIVAL * costs[0]:
+        return fastest
+    (*_, part) = (part for part in ours.parts if isinstance(part, KernelPart))
+    lanes = part.lanes if isinstance(part, RowPart) else None
+    make = partial(_kernel_part, ours.graph, lanes=lanes, scratch=Scratch(numbers))
+    program, left = mixed(
+        ours, make, partial(_part_seconds, batch_size=batch_size), channels_last=theirs is by_torch[-1]
+    )
+    if program is None or whole.difference(program) > TOLERANCE:
+        return fastest
+    taken = _seconds(partial(program, *_images(ours.graph, batch_size)), timings[fastest.way])
+    best = program if taken < timings[fastest.way] else fastest
+    best.timings = dict(sorted({**timings, program.way: taken}.items(), key=lambda item: item[1]))
+    if best is program:
+        best.left = left
+    return best
+
+
+def _images(graph: Graph, batch_size: int) -> list[Tensor]:
+    """What ways are timed on."""
+    batch = min(batch_size, _MOST_IMAGES)
+    return [torch.zeros(batch, *shape, dtype=torch.float32, device="cpu") for shape in graph.input_shapes]
+
+
+def _part_seconds(part: Part, batch_size: int) -> float:
+    batch = min(batch_size, _MOST_IMAGES)
+    values: Values = {
+        position: random_images(batch, part.graph.nodes[position].shape, seed=position) for position in part.inputs
+    }
+    return _seconds(partial(part.run, values), inf)
 
 
 def _by_torch(graph: Graph, whole: _Whole) -> list[Program]:
@@ -95,8 +159,7 @@ def _on_one_thread(program: Program) -> Program:
 
 
 def _fastest(programs: list[Program], graph: Graph, batch_size: int) -> Program:
-    batch = min(batch_size, _MOST_IMAGES)
-    inputs = [torch.zeros(batch, *shape, dtype=torch.float32, device="cpu") for shape in graph.input_shapes]
+    inputs = _images(graph, batch_size)
     few = batch_size < torch.get_num_threads()
     if len(programs) == 1 and not few:
         return programs[0]
@@ -155,7 +218,11 @@ def _parts(graph: Graph, lanes: int | None) -> Iterator[Part]:
         if graph.nodes[nodes[0]].by_torch:
             yield TorchPart(graph, nodes)
         else:
-            yield MapPart(graph, nodes) if lanes is None else RowPart(graph, nodes, lanes, scratch)
+            yield _kernel_part(graph, nodes, lanes, scratch)
+
+
+def _kernel_part(graph: Graph, nodes: list[int], lanes: int | None, scratch: Scratch) -> KernelPart:
+    return MapPart(graph, nodes) if lanes is None else RowPart(graph, nodes, lanes, scratch)
 
 
 class _Whole:

@@ -7,6 +7,7 @@ import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import c_int64, c_void_p
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -215,15 +216,28 @@ def split(graph: Graph, by_torch: Callable[[Node], bool] = attrgetter("by_torch"
         yield run
 
 
+@dataclass(frozen=True)
+class PartCosts:
+    """Operations in a row, from `first` to `last` by their names, and the seconds of a batch by the engine's kernels
+    and by torch."""
+
+    first: str
+    last: str
+    engine: float
+    torch: float
+
+
 class Program:
     """A graph's parts in the order of their execution, from inputs [B, ...] to what the network returns.
 
-    `way`: what computes it, for a reader; `timings`: seconds by the ways it was compared with, its own first.
+    `way`: what computes it, for a reader; `timings`: seconds by the ways it was compared with, its own first; `left`:
+    what torch computes because it is faster, not because the engine can't.
     """
 
     def __init__(self, graph: Graph, parts: Sequence[Part], way: str = "torch") -> None:
         self.graph, self.parts, self.way = graph, parts, way
         self.timings: dict[str, float] = {}
+        self.left: list[PartCosts] = []
         last = {position: index for index, part in enumerate(parts) for position in (*part.outputs, *part.inputs)}
         #: of each part, values that no later one reads
         self._done: list[list[int]] = [[] for _ in parts]

@@ -21,7 +21,7 @@ from tkn.plan.compare import TOLERANCE, compare
 from tkn.plan.file import json_value, plan_bytes, read_plan
 from tkn.plan.form import ONE_TENSOR, called_with, filled, only_slots, slotted, taken
 from tkn.plan.graph import Graph
-from tkn.plan.parts import Program
+from tkn.plan.parts import PartCosts, Program
 from tkn.plan.place import CPU, Place
 from tkn.tracing import torch_must_follow
 
@@ -232,8 +232,14 @@ class Plan(nn.Module):
         return {} if self._program is None else dict(self._program.timings)
 
     @property
+    def left_to_torch(self) -> tuple[PartCosts, ...]:
+        """What torch runs because it was faster when the plan was made, with the seconds of both: operations in a row.
+        What the engine does not know is in `fallbacks` instead."""
+        return () if self._program is None else tuple(self._program.left)
+
+    @property
     def fallbacks(self) -> tuple[str, ...]:
-        """The layers that torch runs: "name (type)"."""
+        """The layers that torch runs because the engine does not know them: "name (type)"."""
         return self._place.fallbacks(self._made())
 
     def save(self, path: str | Path) -> None:
