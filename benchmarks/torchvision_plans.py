@@ -1,7 +1,8 @@
-"""Plans of torchvision's networks against eager torch: python benchmarks/torchvision_plans.py OUT.json [SEEDS]
+"""Plans of torchvision's networks against torch and OpenVINO: python benchmarks/torchvision_plans.py OUT.json [SEEDS]
 
 Each network has random weights and, in every convolution larger than 1x1, random ROIs of a third of the map, placed
-anywhere. In turns, in one process: eager torch in both memory formats with the target layers dense, and the plan. At
+anywhere. In turns, in one process: eager torch in both memory formats with the target layers dense, and the plan; with
+the first ROIs also torch.compile, and the network without ROIs by eager torch, by OpenVINO in float32 and as a plan. At
 64x64 with 16 images, and at 224x224 with one. Leave the machine alone meanwhile.
 """
 
@@ -23,6 +24,7 @@ import torchvision
 from torch import nn
 
 import tkn
+from tkn.bench.engines import TIMED_ENGINES, prepare_inference
 from tkn.bench.machine import describe_machine, load_average
 from tkn.layers import roi_layers
 from tkn.plan.compare import difference
@@ -37,14 +39,19 @@ TURNS, CALLS = 7, 3
 SHARE = 1 / 3
 
 
-def targeted(name: str, seed: int) -> nn.Module:
-    """The network in evaluation mode with its ROIs."""
+def dense(name: str, seed: int) -> nn.Module:
+    """The network in evaluation mode."""
     torch.manual_seed(seed)
     options: dict[str, Any] = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights that are not initialised as they will be
-        model = torchvision.models.get_model(name, num_classes=10, **options).eval()
-    model = tkn.targetize(model, inplace=True)
+        model: nn.Module = torchvision.models.get_model(name, num_classes=10, **options)
+    return model.eval()
+
+
+def targeted(name: str, seed: int) -> nn.Module:
+    """The same network with its ROIs."""
+    model = tkn.targetize(dense(name, seed), inplace=True)
     with torch.no_grad():
         for layer in roi_layers(model).values():
             layer.scale.fill_(SHARE**0.5)
@@ -78,6 +85,8 @@ def row(name: str, side: int, batch: int, seed: int) -> dict[str, Any]:
         "channels_last": lambda: last(x_last),
         "plan": lambda: plan(x),
     }
+    if seed == 0:
+        runs |= others(name, model, x)
     taken: dict[str, list[float]] = {kind: [] for kind in runs}
     for run in runs.values():
         run()
@@ -96,6 +105,20 @@ def row(name: str, side: int, batch: int, seed: int) -> dict[str, Any]:
         "left_to_torch": len(plan.fallbacks),
         "difference": difference(plan(x), model(x)),
         "made_seconds": round(made, 2),
+    }
+
+
+def others(name: str, model: nn.Module, x: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """What else computes the targeted `model`, and the same network without ROIs."""
+    threads = torch.get_num_threads()
+    plain = dense(name, 0)
+    plan = tkn.accelerate(plain, *x.shape[:1], tuple(x.shape[1:]))
+    compiled = torch.compile(copy.deepcopy(model), dynamic=False)
+    return {
+        "compiled": lambda: compiled(x),
+        "dense_eager": lambda: plain(x),
+        "dense_openvino": prepare_inference(TIMED_ENGINES["openvino"], plain, x, threads).call,
+        "dense_plan": lambda: plan(x),
     }
 
 
