@@ -319,7 +319,7 @@ def _convolution(module: nn.Conv2d, size: Size) -> Convolve | None:
     return Convolve(module.weight, module.bias, geometry, module.groups, attention)
 
 
-def _is_attention_of(attention: Attention, module: TargetConv2d, size: tuple[int, int]) -> bool:
+def _is_attention_of(attention: Attention, module: TargetConv2d, size: tuple[int, ...]) -> bool:
     """Whether the layer's own windows and ROIs are these: they may have been given others."""
     own, ours = module.window(size), attention.window(size)
     if not torch.allclose(own, ours, rtol=1e-4, atol=1e-6, equal_nan=True):

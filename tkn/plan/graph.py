@@ -28,11 +28,11 @@ class Attention:
     scale_unit: float
     clip: bool
 
-    def window(self, size: tuple[int, int]) -> Tensor:
+    def window(self, size: tuple[int, ...]) -> Tensor:
         """What a map of `size` is multiplied with (Eq. 13): [C, H, W]."""
         return separable_window(size, self.loc, self.scale, attention_function(self.function), self.scale_unit)
 
-    def mask(self, size: tuple[int, int]) -> Tensor | None:
+    def mask(self, size: tuple[int, ...]) -> Tensor | None:
         """Where a map of `size` is not zero (Eq. 15): bool [C, H, W]; None if it is not clipped."""
         return roi_mask(size, roi_bounds(size, self.loc, self.scale)) if self.clip else None
 
