@@ -28,13 +28,18 @@ class Geometry:
     dilation: tuple[int, ...] = (1, 1)
 
     @classmethod
-    def of_conv(cls, layer: nn.Conv2d, input_size: tuple[int, int]) -> Geometry:
-        """Of a convolution on maps of `input_size`, which are padded already unless it pads with zeros."""
-        top = bottom = left = right = 0
-        if layer.padding_mode == "zeros":
-            left, right, top, bottom = layer._reversed_padding_repeated_twice
-        kernel, stride, dilation = pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation)
-        return cls(input_size, kernel, stride, (top, left), (bottom, right), dilation)
+    def of_conv(cls, layer: nn.Conv1d | nn.Conv2d, input_size: tuple[int, ...]) -> Geometry:
+        """Of a convolution on maps of `input_size`, which are padded already unless it pads with zeros; one of one
+        dimension on maps of one row."""
+        around = layer._reversed_padding_repeated_twice  # of the last axis first
+        if layer.padding_mode != "zeros":
+            around = [0] * len(around)
+        across = 2 - len(layer.kernel_size)  # of one row
+        before, after = (*[0] * across, *around[-2::-2]), (*[0] * across, *around[::-2])
+        kernel, stride, dilation = (
+            (*[1] * across, *sides) for sides in (layer.kernel_size, layer.stride, layer.dilation)
+        )
+        return cls(input_size, kernel, stride, before, after, dilation)
 
     def covered(self) -> Geometry:
         """With padding after the last row and column, if windows would leave some out (torch's `ceil_mode`)."""

@@ -306,7 +306,7 @@ class Noisy(nn.Module):
         ((nn.Conv2d(1, 1, 1), 0), "batch_size=0 must be a whole number, at least 1"),
         ((nn.Conv2d(1, 1, 1), True), "batch_size=True must be a whole number"),
         ((nn.Conv2d(1, 1, 1), 2.0), "batch_size=2.0 must be a whole number"),
-        ((nn.Conv2d(1, 1, 1), 1, (3, 3)), "input_size=(3, 3) must be (channels, height, width)"),
+        ((nn.Conv2d(1, 1, 1), 1, (3,)), "input_size=(3,) must be (channels, height, width)"),
         ((nn.Conv2d(1, 1, 1), 1, (1, 0, 3)), "input_size=(1, 0, 3) must be (channels, height, width)"),
         ((nn.Conv2d(1, 1, 1), 1, (1, 3.0, 3)), "input_size=(1, 3.0, 3) must be (channels, height, width)"),
         ((nn.Conv2d(1, 1, 1), 1, 28), "input_size=28 must be (channels, height, width)"),

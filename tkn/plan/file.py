@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tkn.app.messages import first_line
 from tkn.plan.compare import TOLERANCE, difference, fixed_images
-from tkn.plan.decode import decoded, fields, size_of, whole
+from tkn.plan.decode import decoded, fields, whole
 from tkn.plan.encode import encoded
 from tkn.plan.graph import Graph
 from tkn.plan.guard import NoRoom, guarded, half_of_memory
@@ -164,7 +164,7 @@ def _contents(text: str, tensors: dict[str, Tensor], size: int) -> Contents:
     if expected is None:
         raise ValueError("it does not say what it should compute")
     graph = decoded(nodes, output, tensors)
-    if graph.nodes[0].size != size_of(input_size):
+    if input_size != list(graph.input_size):
         raise ValueError("its images have two sizes")
     return Contents(graph, batch_size, classes, preprocessing, expected, size)
 

@@ -137,7 +137,8 @@ class Node:
     """An operation and what it is of.
 
     `inputs`: positions in the graph, before its own. `size`: of the result as the engine sees it, (features, 1, 1) for
-    a vector, or of an unflattened map; None if it isn't a float activation. `flat`: torch sees it as [B, features].
+    a vector, or of an unflattened map; None if it isn't a float activation. `flat`: torch sees it as [B, features],
+    `line`: as [B, C, L] what the engine sees as a map of one row.
     """
 
     name: str
@@ -145,7 +146,17 @@ class Node:
     inputs: tuple[int, ...]
     size: Size | None
     flat: bool = False
+    line: bool = False
     users: list[int] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What torch sees of one image's activation."""
+        assert self.size is not None
+        channels, height, width = self.size
+        if self.flat:
+            return (channels * height * width,)
+        return (channels, width) if self.line else self.size
 
     @property
     def by_torch(self) -> bool:
@@ -173,8 +184,6 @@ class Graph:
                 nodes[source].users.append(position)
 
     @property
-    def input_size(self) -> Size:
-        """(C, H, W) of the images."""
-        size = self.nodes[0].size
-        assert size is not None
-        return size
+    def input_size(self) -> tuple[int, ...]:
+        """(C, H, W) of the images, or (C, L)."""
+        return self.nodes[0].shape

@@ -24,7 +24,7 @@ class NoRoom(Exception):
 
 
 def guarded(graph: Graph, images: Tensor, room: int) -> Tensor:
-    """The graph's output for images [B, C, H, W], in `room` bytes; NoRoom if that may not be enough.
+    """The graph's output for images [B, C, H, W] or [B, C, L], in `room` bytes; NoRoom if that may not be enough.
 
     ValueError if a value is not of its node's size.
     """

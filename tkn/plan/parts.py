@@ -7,7 +7,6 @@ import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import c_int64, c_void_p
-from math import prod
 from operator import attrgetter
 from typing import Any
 
@@ -91,9 +90,7 @@ class KernelPart(Part):
 
 def torch_shape(graph: Graph, position: int) -> tuple[int, ...]:
     """What torch sees of one image's activation."""
-    node = graph.nodes[position]
-    assert node.size is not None
-    return (prod(node.size),) if node.flat else node.size
+    return graph.nodes[position].shape
 
 
 def images_of(inputs: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> int:
@@ -223,7 +220,7 @@ def split(graph: Graph, by_torch: Callable[[Node], bool] = attrgetter("by_torch"
 
 
 class Program:
-    """A graph's parts in the order of their execution: images [B, C, H, W] to the graph's output.
+    """A graph's parts in the order of their execution: images [B, C, H, W] or [B, C, L] to the graph's output.
 
     `way`: what computes it, for a reader; `timings`: seconds by the ways it was compared with, its own first.
     """

@@ -19,7 +19,7 @@ from tkn.app.files import whole_file
 from tkn.plan.capture import build_graph, frozen
 from tkn.plan.compare import TOLERANCE, compare
 from tkn.plan.file import json_value, plan_bytes, read_plan
-from tkn.plan.graph import Graph, Size
+from tkn.plan.graph import Graph
 from tkn.plan.parts import Program
 from tkn.plan.place import CPU, Place
 from tkn.tracing import torch_must_follow
@@ -41,9 +41,9 @@ def accelerate(
     writes; inputs that are known to be constant outside of their own ROIs are not multiplied. The model is copied.
 
     Args:
-        model: of float32; takes one tensor [B, C, H, W] and returns one tensor.
+        model: of float32; takes one tensor [B, C, H, W], or in one dimension [B, C, L], and returns one tensor.
         batch_size: what the plan is made for; it takes other batches, at another speed.
-        input_size: (C, H, W) of the images; None: that of the first batch, when the plan is then made.
+        input_size: (C, H, W) or (C, L) of the images; None: that of the first batch, when the plan is then made.
         device, dtype: where the plan computes and in what numbers, wherever the model is: float32 on "cpu"; float32,
             float16 or bfloat16 on "cuda". The images are to be there too, in that type or in float32.
         classes, preprocessing: what a user of the plan's file should know, such as the names of the outputs and how
@@ -56,7 +56,7 @@ def accelerate(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
     if input_size is not None and not _is_size(input_size):
-        raise ValueError(f"input_size={input_size!r} must be (channels, height, width)")
+        raise ValueError(f"input_size={input_size!r} must be (channels, height, width) or (channels, length)")
     place = Place.of(device, dtype)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta or (tensor.is_floating_point() and tensor.dtype != torch.float32):
@@ -69,7 +69,7 @@ def accelerate(
 
 
 def _is_size(value: object) -> bool:
-    if not isinstance(value, tuple | list) or len(value) != 3:
+    if not isinstance(value, tuple | list) or len(value) not in (2, 3):
         return False
     return all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in value)
 
@@ -190,8 +190,8 @@ class Plan(nn.Module):
         return self._graph
 
     @property
-    def input_size(self) -> Size:
-        """(C, H, W)"""
+    def input_size(self) -> tuple[int, ...]:
+        """(C, H, W), or (C, L)"""
         return self._made().input_size
 
     @property
@@ -241,7 +241,7 @@ class Plan(nn.Module):
         return super().__call__(*args, **kwargs) if traced else _call(self, *args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> what the network returns. ValueError for images of another size, type or device."""
+        """Images to what the network returns. ValueError for images of another size, type or device."""
         if torch.is_grad_enabled():
             with torch.no_grad():
                 return self.forward(x)
@@ -250,8 +250,8 @@ class Plan(nn.Module):
         if not self._place.takes(x):
             raise ValueError(f"the plan takes {self._place}, not {x.dtype} on {x.device} ({x.layout})")
         size = None if self._graph is None else self._graph.input_size
-        if x.dim() != 4 or x.shape[0] == 0 or (size is not None and tuple(x.shape[1:]) != size):
-            expected = "C, H, W" if size is None else ", ".join(map(str, size))
+        if x.dim() not in (3, 4) or x.shape[0] == 0 or (size is not None and tuple(x.shape[1:]) != size):
+            expected = "C, H, W] or [B, C, L" if size is None else ", ".join(map(str, size))
             raise ValueError(f"the plan takes images [B, {expected}], not {list(x.shape)}")
         if _torch_must_see(x):
             self._made()

@@ -28,6 +28,8 @@ def result_size(node: Node, sources: list[Node]) -> Size:
     _check_number_of_inputs(operation, known)
     flats = {source.flat for source in sources}
     size = known[0]
+    if {source.line for source in sources} != {node.line} and not node.flat:
+        raise ValueError("maps of one row stay such, and others do not become them")
     if isinstance(operation, Convolve):
         return _convolved(operation, size, sources[0].flat, node.flat)
     if isinstance(operation, Pooling):

@@ -35,9 +35,13 @@ class _Value(fx.Proxy):
 
 
 class _Images(_Value):
-    """The network's input, of which is known what a plan takes: float32, [B, C, H, W]."""
+    """The network's input, of which is known what a plan takes: float32, [B, C, H, W] or [B, C, L]."""
 
-    dtype, ndim = torch.float32, 4
+    dtype = torch.float32
+
+    @property
+    def ndim(self) -> int:
+        return self.tracer.ndim  # type: ignore[attr-defined]
 
     def dim(self) -> int:
         return self.ndim
@@ -53,10 +57,12 @@ class _Images(_Value):
 
 
 class _Tracer(fx.Tracer):
-    """Goes into the modules that it can trace; those that it can't (`opaque`) are called as a whole."""
+    """Goes into the modules that it can trace; those that it can't (`opaque`) are called as a whole. `ndim`: axes of a
+    batch of images."""
 
-    def __init__(self, opaque: set[nn.Module]) -> None:
+    def __init__(self, opaque: set[nn.Module], ndim: int) -> None:
         super().__init__()
+        self.ndim = ndim
         self.opaque = opaque
         self.failed: nn.Module | None = None
 
@@ -75,12 +81,13 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """The calls that a network makes, of modules that can't be traced as a whole; it is their `model`."""
+def trace(model: nn.Module, ndim: int) -> fx.GraphModule:
+    """The calls that a network makes of a batch of `ndim` axes, of modules that can't be traced as a whole; it is their
+    `model`."""
     root = _Root(model)
     opaque: set[nn.Module] = set()
     while True:
-        tracer = _Tracer(opaque)
+        tracer = _Tracer(opaque, ndim)
         try:
             graph = tracer.trace(root)
         except Exception:
@@ -109,17 +116,20 @@ class Seen:
         return cls(type(value))
 
 
-def activation_size(one: Seen, other: Seen) -> tuple[Size | None, bool]:
-    """The (C, H, W) of a value seen for both `BATCHES`, (features, 1, 1) if it is flat, and whether it is flat.
+def activation_size(one: Seen, other: Seen, *, lines: bool = False) -> Size | None:
+    """The (C, H, W) of a value seen for both `BATCHES`, (features, 1, 1) of a vector; with `lines` (C, 1, L) of
+    [B, C, L].
 
-    No size if it is no float activation.
+    None if it is no float activation.
     """
-    if one.dtype != torch.float32 or other.dtype != torch.float32 or len(one.shape) not in (2, 4) or 0 in one.shape:
-        return None, False
+    axes = (2, 3, 4) if lines else (2, 4)
+    if one.dtype != torch.float32 or other.dtype != torch.float32 or len(one.shape) not in axes or 0 in one.shape:
+        return None
     if (one.shape[:1], other.shape[:1]) != (BATCHES[:1], BATCHES[1:]) or one.shape[1:] != other.shape[1:]:
-        return None, False
-    channels, height, width = (*one.shape[1:], 1, 1)[:3]
-    return (channels, height, width), len(one.shape) == 2
+        return None
+    channels, *rest = one.shape[1:]
+    height, width = (1, *rest) if len(rest) == 1 else rest or (1, 1)
+    return channels, height, width
 
 
 def observe(traced: fx.GraphModule, images: Tensor) -> dict[fx.Node, Seen]:
