@@ -241,8 +241,10 @@ def test_the_plan_is_made_at_the_first_call_without_an_input_size() -> None:
     for early in (lambda: plan.fallbacks, lambda: plan.input_size, lambda: plan.save("nowhere")):
         with pytest.raises(ValueError, match="made at its first use"):
             early()
-    with pytest.raises(ValueError, match=r"the plan takes images \[B, C, H, W\], not \[2, 7, 7\]"):
-        plan(torch.zeros(2, 7, 7))
+    with pytest.raises(ValueError, match=r"the plan takes images \[B, C, H, W\] or \[B, C, L\], not \[2, 7\]"):
+        plan(torch.zeros(2, 7))
+    with pytest.raises(ValueError, match=r"Sequential takes no images \[B, 7, 7\]: .* to have 2 channels"):
+        plan(torch.zeros(2, 7, 7))  # one image
     assert_near(plan(images("unknown layers", 3)), expected)
     assert plan.input_size == (2, 7, 7)
     assert "2 (Mish)" in plan.fallbacks

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from tkn.app.messages import first_line
 from tkn.geometry import Geometry, pair
 from tkn.layers import TargetConv1d, TargetConv2d, TargetConv3d
 from tkn.plan.compare import random_images
@@ -52,9 +53,18 @@ def frozen(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def build_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
-    """The operations of a `frozen` model for images of `input_size`; it shares the model's parameters."""
+    """The operations of a `frozen` model for images of `input_size`; it shares the model's parameters.
+
+    ValueError if it fails on images [B, C, L], which may have been meant as one image of two dimensions.
+    """
     traced = trace(model, 1 + len(input_size))
-    seen = [observe(traced, random_images(batch, input_size)) for batch in BATCHES]
+    try:
+        seen = [observe(traced, random_images(batch, input_size)) for batch in BATCHES]
+    except RuntimeError as error:
+        if len(input_size) == 3:
+            raise
+        sides = ", ".join(map(str, input_size))
+        raise ValueError(f"{type(model).__name__} takes no images [B, {sides}]: {first_line(error)}") from error
     return _Builder(traced, seen[0], seen[1], lines=len(input_size) == 2).graph()
 
 
