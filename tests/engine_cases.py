@@ -18,9 +18,11 @@ import torch
 from forked import run_forked
 from torch import Tensor, nn
 
-from tkn import TargetConv2d
+from tkn import TargetConv1d, TargetConv2d, TargetConv3d
+from tkn.layers import RoiLayer
 from tkn.sequential import TargetSequential
 
+TARGETS = (TargetConv1d, TargetConv2d, TargetConv3d)
 ROIS = ("random", "pixel", "border", "full", "edge")
 
 
@@ -39,8 +41,8 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
     assert error <= tolerance, f"relative difference {error:.3g}"  # NaN fails
 
 
-def place_rois(layer: TargetConv2d, rois: str, size: tuple[int, int], seed: int) -> None:
-    """Set loc and scale for maps of `size`: anywhere, one pixel, across the borders, whole, the last row and column."""
+def place_rois(layer: RoiLayer, rois: str, size: tuple[int, ...], seed: int) -> None:
+    """Set loc and scale for maps of `size`: anywhere, one pixel, across the borders, whole, the last of each axis."""
     generator = torch.Generator().manual_seed(seed)
     shape, length = layer.loc.shape, torch.tensor(size, dtype=torch.float64)[:, None]
     loc = torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -62,12 +64,12 @@ def targeted(model: nn.Module, seed: int = 0, engine: str | None = None) -> nn.M
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, TargetConv2d):
+            if isinstance(module, TARGETS):
                 module.loc.copy_(0.2 + 0.6 * torch.rand(module.loc.shape, generator=generator))
                 module.scale.copy_(0.2 + 0.4 * torch.rand(module.scale.shape, generator=generator))
                 module.loc[:, 0], module.scale[:, 0] = 0.5, 1.0
                 module.engine = engine or module.engine
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and module.running_mean is not None:
                 module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) / 2)
                 module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))
                 if module.affine:
@@ -85,7 +87,7 @@ def with_engine(model: nn.Module, engine: str) -> nn.Module:
     """A copy whose target layers are computed by `engine`."""
     model = copy.deepcopy(model)
     for module in model.modules():
-        if isinstance(module, TargetConv2d):
+        if isinstance(module, TARGETS):
             module.engine = engine
     return model
 

@@ -9,7 +9,7 @@ from engine_cases import targeted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tkn import AttentiveRegularization2d, TargetConv2d, build_model, targetize
+from tkn import AttentiveRegularization2d, TargetConv1d, TargetConv2d, build_model, targetize
 from tkn.plan.capture import build_graph, frozen
 from tkn.plan.plan import Plan
 from tkn.sequential import TargetSequential
@@ -177,6 +177,42 @@ class Pooled(nn.Module):
         return self.last(means)
 
 
+class Spoken(nn.Module):
+    """A network of one dimension: blocks with sums, several poolings as modules, functions and methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = TargetConv1d(3, 20, 5, 2, 2)
+        self.second, self.third = TargetConv1d(20, 20, 9, padding=4), TargetConv1d(20, 18, 3, padding="same")
+        self.norm, self.other = nn.BatchNorm1d(20), nn.BatchNorm1d(38)
+        self.short = nn.Conv1d(20, 20, 1, bias=False)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Conv1d(38, 38, 1), nn.Sigmoid())
+        self.last, self.drop = TargetConv1d(38, 6, 3, groups=2), nn.Dropout1d(0.2)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.first(x))
+        b = F.max_pool1d(F.relu(self.norm(self.second(a)) + self.short(a)), 2)
+        c = torch.cat([b, F.silu(self.third(b))], 1)
+        c = self.drop(self.other(c)) * self.gate(c)
+        d = F.avg_pool1d(self.last(c), 3, 1, 1)
+        means = d.mean(2) + torch.mean(d, -1) + F.adaptive_avg_pool1d(d, 1).squeeze(-1)
+        return self.fc(means + d.mean(dim=-1, keepdim=True).flatten(1))
+
+
+class Spectral(nn.Module):
+    """Maps in a network of lines: these become maps of one channel, and at last vectors again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = TargetConv1d(4, 8, 3, padding=1), TargetConv2d(1, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = F.relu(self.first(x)).unsqueeze(1)
+        return self.fc(F.relu(self.second(maps)).mean((2, 3)))
+
+
 def plain() -> nn.Module:
     """A common CNN, targeted: normalisation before and after activations, a fully connected head with BatchNorm1d."""
     return targetize(
@@ -193,7 +229,7 @@ def head(channels: int) -> list[nn.Module]:
 
 
 #: name: (model, input size, what torch runs)
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[str, ...]]] = {
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ...] | None]] = {
     "tkn6": (lambda: build_model("tkn6", (1, 9, 8), 4), (1, 9, 8), ()),
     "cnn6": (lambda: build_model("cnn6", (1, 8, 8), 4), (1, 8, 8), ()),
     "dn10": (lambda: build_model("dn10", (1, 13, 12), 4), (1, 13, 12), ()),
@@ -320,6 +356,33 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[s
     "broadcast over pixels": (lambda: Broadcast(8, True), (2, 7, 7), None),
     "broadcast over channels": (lambda: Broadcast(1, False), (2, 7, 7), None),
     "other types": (OtherTypes, (2, 7, 7), None),
+    "one dimension": (Spoken, (3, 41), ()),
+    "lines and maps": (Spectral, (4, 11), ("unsqueeze (unsqueeze)",)),
+    "layers of lines that torch runs": (
+        lambda: nn.Sequential(
+            TargetConv1d(2, 6, 3, padding=1),
+            nn.ReflectionPad1d(1),
+            nn.AvgPool1d(2, ceil_mode=True),
+            nn.AdaptiveAvgPool1d(5),
+            nn.AdaptiveMaxPool1d(4),
+            nn.Conv1d(6, 3, 1),
+        ),
+        (2, 13),
+        ("1 (ReflectionPad1d)", "2 (AvgPool1d)", "3 (AdaptiveAvgPool1d)", "4 (AdaptiveMaxPool1d)"),
+    ),
+    "a line that torch pads": (
+        lambda: TargetSequential(
+            TargetConv1d(3, 20, 4, padding=2, padding_mode="circular"),
+            nn.ReLU(),
+            nn.MaxPool1d(3, 2, 1, ceil_mode=True),
+            nn.Mish(),
+            TargetConv1d(20, 4, 3, dilation=2, attention="gaussian"),
+            nn.Flatten(),
+            nn.Linear(32, 3),
+        ),
+        (3, 22),
+        ("0.pad (pad)", "3 (Mish)"),
+    ),
 }
 COMPACT = ("tdn10", "plain", "functions", "concatenating", "strides and dilations", "groups", "poolings", "wide")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -16,24 +17,29 @@ def pair(value: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution's taps reach from its input's pixels to its output's."""
+    """How a convolution's taps reach from its input's pixels to its output's, along each axis of its maps."""
 
-    input_size: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    #: zeros before the first row and column, after the last
-    before: tuple[int, int] = (0, 0)
-    after: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    input_size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...] = (1, 1)
+    #: zeros before the first pixel of each axis (row and column), after the last
+    before: tuple[int, ...] = (0, 0)
+    after: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
 
     @classmethod
-    def of_conv(cls, layer: nn.Conv2d, input_size: tuple[int, int]) -> Geometry:
-        """Of a convolution on maps of `input_size`, which are padded already unless it pads with zeros."""
-        top = bottom = left = right = 0
-        if layer.padding_mode == "zeros":
-            left, right, top, bottom = layer._reversed_padding_repeated_twice
-        kernel, stride, dilation = pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation)
-        return cls(input_size, kernel, stride, (top, left), (bottom, right), dilation)
+    def of_conv(cls, layer: nn.Conv1d | nn.Conv2d, input_size: tuple[int, ...]) -> Geometry:
+        """Of a convolution on maps of `input_size`, which are padded already unless it pads with zeros; one of one
+        dimension on maps of one row."""
+        around = layer._reversed_padding_repeated_twice  # of the last axis first
+        if layer.padding_mode != "zeros":
+            around = [0] * len(around)
+        across = 2 - len(layer.kernel_size)  # of one row
+        before, after = (*[0] * across, *around[-2::-2]), (*[0] * across, *around[::-2])
+        kernel, stride, dilation = (
+            (*[1] * across, *sides) for sides in (layer.kernel_size, layer.stride, layer.dilation)
+        )
+        return cls(input_size, kernel, stride, before, after, dilation)
 
     def covered(self) -> Geometry:
         """With padding after the last row and column, if windows would leave some out (torch's `ceil_mode`)."""
@@ -46,7 +52,7 @@ class Geometry:
             # One window more, unless it would lie in the padding alone, or none is missing.
             left_out = n + b + a > ends - s
             after.append(ends - n - b if left_out and begins < n + b else a)
-        return replace(self, after=(after[0], after[1]))
+        return replace(self, after=tuple(after))
 
     def reaches_everywhere(self) -> bool:
         """Whether every window has a pixel of the map."""
@@ -60,37 +66,41 @@ class Geometry:
         return True
 
     @property
-    def output_size(self) -> tuple[int, int]:
-        height, width = (
+    def output_size(self) -> tuple[int, ...]:
+        return tuple(
             (n + b + a - d * (k - 1) - 1) // s + 1
             for n, b, a, d, k, s in zip(
                 self.input_size, self.before, self.after, self.dilation, self.kernel, self.stride, strict=True
             )
         )
-        return height, width
 
     @property
     def taps(self) -> int:
-        return self.kernel[0] * self.kernel[1]
+        return prod(self.kernel)
 
 
 @dataclass(frozen=True)
 class Pool:
     """A pooling of windows that do not overlap: kernel == stride, no padding."""
 
-    kernel: tuple[int, int]
+    kernel: tuple[int, ...]
     average: bool = False
 
-    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return size[0] // self.kernel[0], size[1] // self.kernel[1]
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(n // k for n, k in zip(size, self.kernel, strict=True))
 
 
-def simple_pool(layer: nn.Module) -> Pool | None:
-    """A MaxPool2d or AvgPool2d as a Pool; None if its windows overlap or leave the map."""
-    assert isinstance(layer, nn.MaxPool2d | nn.AvgPool2d)
-    average = isinstance(layer, nn.AvgPool2d)
-    kernel, stride, padding = pair(layer.kernel_size), pair(layer.stride), pair(layer.padding)
-    unusual = layer.divisor_override is not None if average else layer.return_indices or pair(layer.dilation) != (1, 1)
-    if stride != kernel or padding != (0, 0) or layer.ceil_mode or unusual:
-        return None
-    return Pool(kernel, average)
+def simple_pool(layer: Any, dims: int) -> Pool | None:
+    """A max or average pooling of maps of `dims` axes as a Pool; None if its windows overlap or leave the map."""
+
+    def sides(value: Any) -> tuple[int, ...]:
+        return (value,) * dims if isinstance(value, int) else tuple(value)
+
+    average = not hasattr(layer, "return_indices")
+    kernel = sides(layer.kernel_size)
+    unusual = layer.ceil_mode or any(sides(layer.padding)) or sides(layer.stride) != kernel
+    if average:
+        unusual = unusual or getattr(layer, "divisor_override", None) is not None
+    else:
+        unusual = unusual or layer.return_indices or sides(layer.dilation) != (1,) * dims
+    return None if unusual else Pool(kernel, average)

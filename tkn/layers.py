@@ -464,8 +464,8 @@ class TargetConv2d(_TargetConv, nn.Conv2d):
         clip: zero outside the ROI; False leaves the soft window alone.
         block: which power of beta multiplies this layer's scale penalty: 0, 1, 2 for Convolution (1), (2), (3).
         engine: what computes it. "dense": torch's convolution, then the mask. "roi": inside the ROIs only, forward and
-            backward, in two dimensions on the CPU (elsewhere a ValueError). "auto": the faster by estimate, or as
-            `tkn.tune` measured it; "dense" wherever "roi" can't compute. `why` says which, and the reason.
+            backward, on the CPU, on a GPU in two dimensions (elsewhere a ValueError). "auto": the faster by estimate,
+            or as `tkn.tune` measured it; "dense" wherever "roi" can't compute. `why` says which, and the reason.
 
     `loc` and `scale` have shape [dims, Cout]. ValueError for impossible arguments.
     """

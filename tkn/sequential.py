@@ -9,9 +9,18 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
 from tkn.geometry import Pool, simple_pool
-from tkn.layers import TargetConv2d
+from tkn.layers import TargetConv1d, TargetConv2d, TargetConv3d
 from tkn.ops.operator import run_sequence
 from tkn.spec import Target
+
+_TargetConv = TargetConv1d | TargetConv2d | TargetConv3d
+#: The layers whose forward the engine computes, and the poolings of their maps.
+_TARGETS: tuple[type[_TargetConv], ...] = (TargetConv1d, TargetConv2d, TargetConv3d)
+_POOLINGS: dict[int, tuple[type[nn.Module], ...]] = {
+    1: (nn.MaxPool1d, nn.AvgPool1d),
+    2: (nn.MaxPool2d, nn.AvgPool2d),
+    3: (nn.MaxPool3d, nn.AvgPool3d),
+}
 
 
 class TargetSequential(nn.Sequential):
@@ -30,7 +39,7 @@ class TargetSequential(nn.Sequential):
             run, position = _run(layers, position)
             if len(run) == 1 and run[0].joined == 1:
                 x = run[0].layer(x)
-            elif isinstance(run[0].layer, TargetConv2d):
+            elif isinstance(run[0].layer, _TARGETS):
                 x = run_sequence(
                     run[0].layer.padded(x), [step.target() for step in run], run[0].layer.operator_engine()
                 )
@@ -50,7 +59,7 @@ class _Step:
         return 1 + self.relu + (self.pool is not None)
 
     def target(self) -> Target:
-        assert isinstance(self.layer, TargetConv2d)
+        assert isinstance(self.layer, _TARGETS)
         return self.layer.target(relu=self.relu, pool=self.pool)
 
 
@@ -64,21 +73,23 @@ def _run(layers: list[nn.Module], position: int) -> tuple[list[_Step], int]:
         if run and not _continues(layer, run[0].layer):
             break
         relu = _follows(layers, position + 1, nn.ReLU)
-        step = _Step(layer, relu, _pool(layers, position + 1 + relu))
+        step = _Step(layer, relu, _pool(layers, position + 1 + relu, layer.num_dims))
         run.append(step)
         position += step.joined
     return run, position
 
 
-def _continues(layer: TargetConv2d, first: nn.Module) -> bool:
-    """Whether a layer may be computed with those before it: its input needs no other padding, its engine is theirs."""
-    assert isinstance(first, TargetConv2d)
-    return layer.padding_mode == "zeros" and layer.operator_engine() == first.operator_engine()
+def _continues(layer: _TargetConv, first: nn.Module) -> bool:
+    """Whether a layer may be computed with those before it: its input needs no other padding, its maps have as many
+    axes, its engine is theirs."""
+    assert isinstance(first, _TARGETS)
+    alike = layer.num_dims == first.num_dims and layer.operator_engine() == first.operator_engine()
+    return alike and layer.padding_mode == "zeros"
 
 
-def _is_target(layer: nn.Module) -> TypeGuard[TargetConv2d]:
+def _is_target(layer: nn.Module) -> TypeGuard[_TargetConv]:
     """Whether its forward is the one that the engine computes."""
-    return isinstance(layer, TargetConv2d) and type(layer).forward is TargetConv2d.forward and not _hooked(layer)
+    return isinstance(layer, _TARGETS) and type(layer).forward is TargetConv2d.forward and not _hooked(layer)
 
 
 def _hooked(layer: nn.Module) -> bool:
@@ -90,9 +101,9 @@ def _follows(layers: list[nn.Module], position: int, kind: type[nn.Module]) -> b
     return position < len(layers) and type(layers[position]) is kind and not _hooked(layers[position])
 
 
-def _pool(layers: list[nn.Module], position: int) -> Pool | None:
-    """The pooling at `position` if its windows neither overlap nor leave the map."""
-    for kind in (nn.MaxPool2d, nn.AvgPool2d):
+def _pool(layers: list[nn.Module], position: int, dims: int) -> Pool | None:
+    """The pooling of maps of `dims` axes at `position` if its windows neither overlap nor leave the map."""
+    for kind in _POOLINGS[dims]:
         if _follows(layers, position, kind):
-            return simple_pool(layers[position])
+            return simple_pool(layers[position], dims)
     return None

@@ -52,10 +52,9 @@ class TargetSpec:
         )
 
     def geometry(self, size: Sequence[int], kernel: Sequence[int]) -> Geometry:
-        """Of a convolution in two dimensions."""
-        (top, bottom), (left, right) = self.padding
-        (height, width), (kh, kw), (sh, sw), (dh, dw) = size, kernel, self.stride, self.dilation
-        return Geometry((height, width), (kh, kw), (sh, sw), (top, left), (bottom, right), (dh, dw))
+        """Of the convolution, on maps of `size`, with a kernel of `kernel` pixels."""
+        before, after = zip(*self.padding, strict=True)
+        return Geometry(tuple(size), tuple(kernel), self.stride, before, after, self.dilation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +95,7 @@ class Target:
     def result_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Of the layer with its pooling."""
         size = self.output_size(size)
-        if self.spec.pool is None:
-            return size
-        height, width = size
-        return self.spec.pool.output_size((height, width))
+        return size if self.spec.pool is None else self.spec.pool.output_size(size)
 
 
 def encode(targets: Sequence[Target]) -> tuple[str, list[float]]:
@@ -117,8 +113,7 @@ def _words(target: Target) -> str:
     stride, dilation = ",".join(map(str, spec.stride)), ",".join(map(str, spec.dilation))
     pool = "none"
     if spec.pool is not None:
-        height, width = spec.pool.kernel
-        pool = f"{'average' if spec.pool.average else 'max'},{height},{width}"
+        pool = f"{'average' if spec.pool.average else 'max'},{','.join(map(str, spec.pool.kernel))}"
     flags = f"{int(spec.clip)} {int(spec.relu)} {int(target.bias is not None)}"
     return f"{spec.attention} {stride} {padding} {dilation} {spec.groups} {pool} {flags}"
 
@@ -132,7 +127,7 @@ def _specs(layers: str, scale_units: tuple[float, ...]) -> tuple[tuple[TargetSpe
 def _spec(words: Sequence[str], scale_unit: float) -> tuple[TargetSpec, bool]:
     attention, stride, padding, dilation, groups, pool, clip, relu, bias = words
     pads = _numbers(padding)
-    kind, *kernel = pool.split(",")
+    kind, _, kernel = pool.partition(",")
     spec = TargetSpec(
         attention,
         scale_unit,
@@ -142,7 +137,7 @@ def _spec(words: Sequence[str], scale_unit: float) -> tuple[TargetSpec, bool]:
         _numbers(dilation),
         int(groups),
         relu == "1",
-        None if kind == "none" else Pool((int(kernel[0]), int(kernel[1])), kind == "average"),
+        None if kind == "none" else Pool(_numbers(kernel), kind == "average"),
     )
     return spec, bias == "1"
 

@@ -6,7 +6,7 @@ import pytest
 
 from tkn.app.command import CONFIG_DIR
 from tkn.bench.cli import compose
-from tkn.bench.config import check_config
+from tkn.bench.config import KEYWORDS, check_config
 from tkn.models import MODEL_NAMES, build_model
 
 CASES = [path.stem for path in sorted((CONFIG_DIR / "bench" / "case").glob("*.yaml"))]
@@ -22,6 +22,9 @@ def test_every_case_composes_and_can_be_built(name: str) -> None:
         assert config.case.input_size == [3, 224, 224]
         return
     assert config.case.name == name
+    if name == "keywords":
+        assert config.case.baseline == config.case.targeted == KEYWORDS
+        return
     for model in (config.case.baseline, config.case.targeted):
         assert model in MODEL_NAMES
     assert config.case.targeted in (f"t{config.case.baseline}", "tkn6")
@@ -44,6 +47,9 @@ def test_one_share_or_several() -> None:
         ("case=torchvision case.network=raft_small", "unknown case.network 'raft_small'"),
         ("case=torchvision case.targets=some", r"case\.targets=some must be one of all, spatial"),
         ("case=torchvision case.targeted=tdn10", r"case\.baseline=torchvision must be torchvision, as case\.targeted"),
+        ("case=keywords case.targeted=tdn10", r"case\.baseline=tc_resnet8 must be tc_resnet8, as case\.targeted"),
+        ("case=keywords rois.source=file", r"rois\.source=file must be generated with case\.baseline=tc_resnet8"),
+        ("case=keywords case.input_size=[1,40,101]", r"case\.input_size=\[1, 40, 101\] must be \[channels, frames\]"),
         ("case=torchvision rois.source=file", r"rois\.source=file must be generated with case=torchvision"),
         ("engines=[torch,torch]", "engines=.* must be a list of different names"),
         ("engines=[]", "engines=.* must be"),

@@ -172,6 +172,22 @@ def test_a_network_of_torchvision(tmp_path: Path) -> None:
     assert timed == dense | {("targeted", "torch-masked"), ("targeted", "tkn")}
 
 
+def test_a_network_of_one_dimension(tmp_path: Path) -> None:
+    """Its maps have no channels-last format, so that those engines are left out."""
+    arguments = ("case=keywords", *SMALL[3:], "batch_sizes=[1]", "train_batch_sizes=[2]")
+    engines = "engines=[torch,torch-channels-last,tkn-dense,torch-masked,torch-masked-channels-last,tkn]"
+    result = bench(compose(*arguments, engines), tmp_path)
+    assert [network["kind"] for network in result["networks"]] == ["baseline", "thinned", "targeted"]
+    assert result["networks"][2]["share"] == pytest.approx(0.27, abs=0.02)
+    timed = {(row["task"], row["network"], row["engine"]) for row in result["timings"] if "seconds" in row}
+    of_dense = {
+        ("inference", network, engine) for network in ("baseline", "thinned") for engine in ("torch", "tkn-dense")
+    }
+    trained = {("training", network, "torch") for network in ("baseline", "thinned")}
+    ours = {(task, "targeted", engine) for task in ("inference", "training") for engine in ("torch-masked", "tkn")}
+    assert timed == of_dense | trained | ours
+
+
 def test_rois_of_a_file_and_of_another_case(tmp_path: Path) -> None:
     model = build_model("tdn10", (1, 12, 12), 10, attention="gaussian")
     generate_rois(model, (1, 12, 12), 0.8, seed=0)

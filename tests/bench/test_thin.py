@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from tkn import build_model, count_macs
+from tkn.bench.tc_resnet import TcResNet8
 from tkn.bench.thin import thin
 
 
@@ -21,6 +22,14 @@ def test_the_cost_is_met(name: str, size: int, share: float) -> None:
     assert report.total_dense == pytest.approx(wanted, rel=0.04)
     assert not report.unknown
     assert thinned(torch.zeros(2, 3, size, size)).shape == (2, 10)
+
+
+def test_the_cost_of_one_dimension_is_met() -> None:
+    baseline, size = TcResNet8(8, 4).eval(), (8, 33)
+    wanted = int(0.3 * count_macs(baseline, size).total_dense)
+    thinned = thin(baseline, size, wanted).eval()
+    assert count_macs(thinned, size).total_dense == pytest.approx(wanted, rel=0.1)
+    assert thinned(torch.zeros(2, *size)).shape == (2, 4)
 
 
 def test_the_whole_cost_is_the_baseline() -> None:

@@ -96,10 +96,8 @@ def test_layers_without_rois_and_other_types_are_torchs(monkeypatch: pytest.Monk
     assert layer(engine="dense").why(images()) == "dense: engine='dense'"
     mixed = layer().double()
     assert "parameters of the input's type" in mixed.why(images())
-    assert (
-        tkn.TargetConv1d(1, 1, 1).why(torch.rand(1, 1, 4))
-        == "dense: the ROI engine works on maps of two dimensions, not 1"
-    )
+    assert tkn.TargetConv1d(1, 1, 1).why(torch.rand(1, 1, 4)) == "roi"
+    assert tkn.TargetConv3d(1, 1, 1).why(torch.rand(1, 1, 4, 3, 2)) == "roi"
 
 
 def test_nothing_is_timed_in_a_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tkn import TargetConv1d, TargetConv2d, TargetConv3d, count_macs, targetize
 from tkn.backends.cpu import backend
 from tkn.backends.cpu.chain import Chain
+from tkn.geometry import Pool
 from tkn.kept import Kept
 from tkn.ops import segments, sticky
 from tkn.sequential import TargetSequential
@@ -118,11 +119,62 @@ def test_opcheck_of_a_layer(name: str, engine: str) -> None:
     with torch.no_grad():
         made.loc.uniform_(0.3, 0.7)
         made.scale.uniform_(0.4, 0.8)
-    if engine == "roi" and len(shape) != 4:
-        engine = "auto"
     torch.library.opcheck(
         torch.ops.tkn.target_conv.default, arguments(made, torch.rand(shape, requires_grad=True), engine)
     )
+
+
+#: Networks of one and three dimensions, and the shape of their images.
+OTHER_DIMENSIONS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
+    "1d": (
+        lambda: TargetSequential(TargetConv1d(3, 6, 3), nn.ReLU(), nn.MaxPool1d(2), TargetConv1d(6, 4, 3, padding=1)),
+        (3, 13),
+    ),
+    "3d": (
+        lambda: TargetSequential(TargetConv3d(3, 6, 2), nn.ReLU(), nn.AvgPool3d(2), TargetConv3d(6, 4, 3, padding=1)),
+        (3, 5, 6, 5),
+    ),
+}
+
+
+def of_other_dimensions(name: str, engine: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    make, shape = OTHER_DIMENSIONS[name]
+    return targeted(make(), seed=1, engine=engine), torch.randn(5, *shape)
+
+
+@OF_TORCHS_OWN
+@pytest.mark.parametrize("name", OTHER_DIMENSIONS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_opcheck_of_a_sequence_of_other_dimensions(engine: str, name: str) -> None:
+    network, x = of_other_dimensions(name, engine)
+    pool = Pool((2,)) if name == "1d" else Pool((2, 2, 2), average=True)
+    targets = [network[0].target(relu=True, pool=pool), network[3].target()]
+    tensors = [tensor for target in targets for tensor in target.tensors]
+    torch.library.opcheck(
+        torch.ops.tkn.target_sequence.default, (x.requires_grad_(), tensors, *encode(targets), engine)
+    )
+
+
+@pytest.mark.usefixtures("_fresh_dynamo")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", OTHER_DIMENSIONS)
+def test_compiled_and_exported_in_other_dimensions(name: str, engine: str, calls: list[str]) -> None:
+    network, x = of_other_dimensions(name, engine)
+    expected = results(truth(network), x.double())
+    calls.clear()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    for one, other in zip(results(compiled, x), expected, strict=True):
+        assert_near(one, other)
+    if engine == "roi":
+        assert set(calls) == {"forward", "backward"}
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(network.eval(), (x,), dynamic_shapes=({0: batch},))
+    calls.clear()
+    with torch.no_grad():
+        assert_near(program.module()(x[:3]), expected[0][:3])
+    if engine == "roi":
+        assert calls == ["forward"]
 
 
 @OF_TORCHS_OWN

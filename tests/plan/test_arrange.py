@@ -57,7 +57,7 @@ def test_the_fastest_way_is_taken(fastest: str, monkeypatch: pytest.MonkeyPatch)
     def seconds(run: Callable[[], object], best: float) -> float:
         assert best > 0
         run()
-        way = run.func.way  # type: ignore[attr-defined]
+        way = getattr(run.func, "way", "a part")  # type: ignore[attr-defined]
         return 1.0 if way == fastest else 2.0
 
     monkeypatch.setattr(arrange, "_seconds", seconds)

@@ -242,8 +242,10 @@ def test_the_plan_is_made_at_the_first_call_without_an_input_size() -> None:
     for early in (lambda: plan.fallbacks, lambda: plan.input_size, lambda: plan.save("nowhere")):
         with pytest.raises(ValueError, match="made at its first use"):
             early()
-    with pytest.raises(ValueError, match=r"the plan takes images \[B, C, H, W\], not \[2, 7, 7\]"):
-        plan(torch.zeros(2, 7, 7))
+    with pytest.raises(ValueError, match=r"the plan takes images \[B, C, H, W\] or \[B, C, L\], not \[2\]"):
+        plan(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"Sequential takes no images \[B, 7, 7\]: .* to have 2 channels"):
+        plan(torch.zeros(2, 7, 7))  # one image
     assert_near(plan(images("unknown layers", 3)), expected)
     assert plan.input_size == (2, 7, 7)
     assert "2 (Mish)" in plan.fallbacks
@@ -311,7 +313,6 @@ class Noisy(nn.Module):
         ((nn.Conv2d(1, 1, 1), 0), "batch_size=0 must be a whole number, at least 1"),
         ((nn.Conv2d(1, 1, 1), True), "batch_size=True must be a whole number"),
         ((nn.Conv2d(1, 1, 1), 2.0), "batch_size=2.0 must be a whole number"),
-        ((nn.Conv2d(1, 1, 1), 1, (3, 3)), "input_size=(3, 3) must be (channels, height, width)"),
         ((nn.Conv2d(1, 1, 1), 1, (1, 0, 3)), "input_size=(1, 0, 3) must be (channels, height, width)"),
         ((nn.Conv2d(1, 1, 1), 1, (1, 3.0, 3)), "input_size=(1, 3.0, 3) must be (channels, height, width)"),
         ((nn.Conv2d(1, 1, 1), 1, 28), "input_size=28 must be (channels, height, width)"),

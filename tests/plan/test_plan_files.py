@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from engine_cases import assert_near, targeted, truth
+from mutations import parts, whole
 from plan_networks import NETWORKS, Untraceable, images, network
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,6 +73,22 @@ def test_every_network_that_can_be_saved(name: str, tmp_path: Path) -> None:
     assert loaded.fallbacks == plan.fallbacks
     for batch in (1, 3, 20):
         assert_near(loaded(images(name, batch)), truth(network(name))(images(name, batch).double()).detach())
+
+
+def test_plans_of_one_dimension(tmp_path: Path) -> None:
+    """Sizes of two numbers, where torch sees three axes."""
+    plan, path = accelerate(network("one dimension"), 2, (3, 41)), tmp_path / "net.plan"
+    plan.save(path)
+    header, content, numbers = parts(path.read_bytes())
+    assert content["input_size"] == [3, 41]
+    sizes = {node["name"]: (node["size"], node["flat"]) for node in content["nodes"]}
+    assert sizes["first"] == ([20, 21], False)
+    assert sizes["mean"] == ([6, 1, 1], True)
+    for changed, expected in (([20, 1, 21], "of one row"), ([20, 20], "its size is not"), ([20], "is no size")):
+        content["nodes"][1]["size"] = changed
+        path.write_bytes(whole(header, content, numbers))
+        with pytest.raises(ValueError, match=expected):
+            load_plan(path)
 
 
 @pytest.mark.parametrize("name", ["stn", "tstn"])

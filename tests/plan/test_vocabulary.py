@@ -15,6 +15,7 @@ from tkn.plan.modules import _MODULES, as_function
 from tkn.plan.vocabulary import VOCABULARY, Attribute, Method, function_name, method_name
 
 X = torch.randn(3, 8, 6, 4, generator=torch.Generator().manual_seed(0))
+LINES = X.flatten(2)
 #: Modules of all kinds, and what they are tried on.
 MODULES: list[tuple[nn.Module, Tensor]] = [
     *((kind(), X) for kind in (nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU)),
@@ -42,6 +43,13 @@ MODULES: list[tuple[nn.Module, Tensor]] = [
     *((nn.ConvTranspose2d(8, 6, 3, 2, 1, 1, 2, False, 1), X), (nn.ConvTranspose2d(8, 6, (2, 4), 3, dilation=2), X)),
     *((nn.ReflectionPad2d((1, 2, 3, 0)), X), (nn.ReplicationPad2d(2), X), (nn.ZeroPad2d((1, 0, 2, 3)), X)),
     *((nn.Upsample(scale_factor=2), X), (nn.Upsample((5, 9), mode="bilinear"), X), (nn.Upsample(scale_factor=1.7), X)),
+    *((kind(output), LINES) for kind in (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d) for output in (5, 30)),
+    *(
+        (nn.AvgPool1d(3, 2, 1, True, False), LINES),
+        (nn.AvgPool1d(5), LINES),
+        (nn.MaxPool1d(3, 2, 1, 2, False, True), LINES),
+    ),
+    *((nn.ReflectionPad1d((1, 2)), LINES), (nn.ReplicationPad1d(2), LINES), (nn.ZeroPad1d((0, 3)), LINES)),
     *((AttentiveRegularization2d(8), X), (AttentiveRegularization2d(8, clip=True, scale_unit=1.0), X)),
     (AttentiveRegularization2d(8, attention="gaussian", rho=0.4, clip=True), X),
 ]

@@ -18,6 +18,8 @@ from tkn.plan.place import Place
 
 #: The baseline and the targeted network of a case that names one of torchvision's.
 TORCHVISION = "torchvision"
+#: The same of a case of one dimension, `tkn.bench.tc_resnet`.
+KEYWORDS = "tc_resnet8"
 TARGETS = ("all", "spatial")
 SOURCES = ("file", "checkpoint", "generated")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -101,14 +103,19 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     if TORCHVISION in (case.baseline, case.targeted):
         yield from _torchvision_rules(config)
     else:
-        yield "case.baseline", case.baseline in MODEL_NAMES, f"one of {', '.join(MODEL_NAMES)}"
-        yield "case.targeted", case.targeted in MODEL_NAMES, f"one of {', '.join(MODEL_NAMES)}"
+        names = (*MODEL_NAMES, KEYWORDS)
+        yield "case.baseline", case.baseline in names, f"one of {', '.join(names)}"
+        yield "case.targeted", case.targeted in names, f"one of {', '.join(names)}"
         for key in ("network", "size", "targets"):
             yield f"case.{key}", case[key] is None, f"null but with case={TORCHVISION}"
+    lines = KEYWORDS in (case.baseline, case.targeted)
+    if lines:
+        yield "case.baseline", case.baseline == case.targeted, f"{KEYWORDS}, as case.targeted"
+        yield "rois.source", rois.source == "generated", f"generated with case.baseline={KEYWORDS}"
     yield (
         "case.input_size",
-        len(case.input_size) == 3 and min(case.input_size) >= 1,
-        "[channels, height, width], each at least 1",
+        len(case.input_size) == (2 if lines else 3) and min(case.input_size) >= 1,
+        "[channels, frames], each at least 1" if lines else "[channels, height, width], each at least 1",
     )
     # A training step's loss is the cross entropy.
     yield "case.num_outputs", case.num_outputs >= 2, "at least 2"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tkn.backends.torch.fourier import suited, use_fourier
-from tkn.layers import TargetConv2d, roi_layers
+from tkn.layers import TargetConv1d, TargetConv2d, roi_layers
 from tkn.macs import count_macs
 from tkn.ops.engines import backend_of
 from tkn.penalty import scale_penalty
@@ -179,7 +179,7 @@ def _copied(
     if fourier:
         use_fourier(network)
     for module in network.modules():
-        if isinstance(module, TargetConv2d):
+        if isinstance(module, TargetConv1d | TargetConv2d):
             module.engine = target_engine
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
@@ -212,11 +212,11 @@ def _compiled(
 
 
 @lru_cache(maxsize=1)  # for the engines that follow each other on one network and batch
-def _onnx(network: nn.Module, batch: int, channels: int, height: int, width: int) -> bytes:
-    """The network as ONNX for batches of exactly this size."""
+def _onnx(network: nn.Module, *shape: int) -> bytes:
+    """The network as ONNX for batches of exactly this shape."""
     import onnxscript  # noqa: F401  # what torch's exporter writes with
 
-    images = torch.zeros(batch, channels, height, width)
+    images = torch.zeros(shape)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's and onnxscript's own
         program = torch.onnx.export(
@@ -319,12 +319,19 @@ def _gradients(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Te
     return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
 
+def _has_two_dimensions(network: nn.Module) -> bool:
+    """Whether there are maps of two dimensions, which may be laid out in another memory format."""
+    return any(isinstance(module, nn.Conv2d) for module in network.modules())
+
+
 #: Graphs are captured around the call, here and for every other engine.
 _MAX_AUTOTUNE = "max-autotune-no-cudagraphs"
 
 TIMED_ENGINES: dict[str, TimedEngine] = {
     "torch": TimedEngine(infer=_eager(False), train=TrainingOptions()),
-    "torch-channels-last": TimedEngine(infer=_eager(True), train=TrainingOptions(channels_last=True)),
+    "torch-channels-last": TimedEngine(
+        infer=_eager(True), train=TrainingOptions(channels_last=True), applies_to=_has_two_dimensions
+    ),
     "torch-compile": TimedEngine(infer=_compiled(), train=TrainingOptions(compiled=True)),
     "torch-compile-frozen": TimedEngine(infer=_compiled({"freezing": True})),
     "torch-compile-max-autotune": TimedEngine(
@@ -343,11 +350,17 @@ TIMED_ENGINES: dict[str, TimedEngine] = {
     "openvino-reduced": TimedEngine(infer=_openvino(reduced=True), devices=("cpu",)),
     "torch-masked": TimedEngine(targeted=True, infer=_eager(False), train=TrainingOptions()),
     "torch-masked-channels-last": TimedEngine(
-        targeted=True, infer=_eager(True), train=TrainingOptions(channels_last=True)
+        targeted=True,
+        infer=_eager(True),
+        train=TrainingOptions(channels_last=True),
+        applies_to=_has_two_dimensions,
     ),
     "tkn-dense": TimedEngine(infer=_tkn),
     "tkn": TimedEngine(targeted=True, infer=_tkn, train=TrainingOptions(target_engine="roi"), ours=True),
     "tkn-channels-last": TimedEngine(
-        targeted=True, train=TrainingOptions(channels_last=True, target_engine="roi"), ours=True
+        targeted=True,
+        train=TrainingOptions(channels_last=True, target_engine="roi"),
+        ours=True,
+        applies_to=_has_two_dimensions,
     ),
 }

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import get_model
 
-from tkn.bench.config import TORCHVISION
+from tkn.bench.config import KEYWORDS, TORCHVISION
 from tkn.bench.rois import generate_rois, load_rois, read_rois
+from tkn.bench.tc_resnet import TcResNet8
 from tkn.bench.thin import thin
 from tkn.convert import targetize
 from tkn.macs import count_macs
@@ -77,7 +78,7 @@ def build_networks(config: DictConfig) -> Iterator[Network]:
 
 
 def images_and_labels(config: DictConfig, batch: int) -> tuple[Tensor, Tensor]:
-    """Random images [B, C, H, W] in [0, 1] and labels [B], the same for every engine."""
+    """Random images [B, C, H, W] or [B, C, L] in [0, 1] and labels [B], the same for every engine."""
     generator = torch.Generator().manual_seed(config.seed)
     images = torch.rand(batch, *config.case.input_size, generator=generator)
     return images, torch.randint(config.case.num_outputs, (batch,), generator=generator)
@@ -89,7 +90,7 @@ def _targeted(config: DictConfig, share: float | None) -> tuple[nn.Module, str]:
     input_size = tuple(case.input_size)
     wanted = {"model": case.targeted, "input_size": list(input_size), "num_outputs": case.num_outputs}
     if share is not None:
-        if case.targeted == TORCHVISION:
+        if case.targeted in (TORCHVISION, KEYWORDS):
             model = targetize(_baseline(case), "all" if case.targets == "all" else None, inplace=True)
         else:
             model = build_model(case.targeted, input_size, case.num_outputs)
@@ -118,6 +119,8 @@ def _require_case(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> 
 
 
 def _baseline(case: DictConfig) -> nn.Module:
+    if case.baseline == KEYWORDS:
+        return TcResNet8(case.input_size[0], case.num_outputs)
     if case.baseline != TORCHVISION:
         return build_model(case.baseline, tuple(case.input_size), case.num_outputs)
     # Some have further outputs, for training.

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def generate_rois(model: nn.Module, input_size: tuple[int, ...], share: float, s
             loc, spread = shapes[name]
             _put(layer, loc, (size * spread).clamp(max=1))
             layer.project_(row.map_size)
-            per_pixel = row.macs_dense // (layer.loc.shape[1] * row.map_size[0] * row.map_size[1])
+            per_pixel = row.macs_dense // (layer.loc.shape[1] * prod(row.map_size))
             total += per_pixel * int(roi_areas(layer.rois(row.map_size)).sum())
         return total
 

@@ -25,7 +25,7 @@ _GOLDEN = 0.6180339887
 _TRIED = (0.3, 0.55, 0.8)
 
 
-def thin(model: nn.Module, input_size: tuple[int, int, int], macs: int, multiple: int = 1) -> nn.Module:
+def thin(model: nn.Module, input_size: tuple[int, ...], macs: int, multiple: int = 1) -> nn.Module:
     """A freshly initialised `model` with every convolution's width scaled, as near to `macs` as whole widths allow.
 
     `model`: a dense network; its fully connected layers keep their widths. `multiple`: widths are multiples of this and
@@ -54,15 +54,15 @@ def thin(model: nn.Module, input_size: tuple[int, int, int], macs: int, multiple
     return thinned
 
 
-def _convolutions(model: nn.Module) -> list[nn.Conv2d]:
-    return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+def _convolutions(model: nn.Module) -> list[nn.Conv1d | nn.Conv2d]:
+    return [module for module in model.modules() if isinstance(module, nn.Conv1d | nn.Conv2d)]
 
 
-def _macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+def _macs(model: nn.Module, input_size: tuple[int, ...]) -> int:
     return count_macs(model, input_size).total_dense
 
 
-def _rule_for(model: nn.Module, input_size: tuple[int, int, int], multiple: int) -> Callable[[float], nn.Module]:
+def _rule_for(model: nn.Module, input_size: tuple[int, ...], multiple: int) -> Callable[[float], nn.Module]:
     """factor -> the scaled model. Widths are rounded in turns, so that the count comes nearer, where the network allows
     equal widths to become different ones; and the last convolution's too, unless it makes the outputs."""
     images = torch.zeros(1, *input_size)
@@ -96,11 +96,11 @@ def _scaled(
         for parent in list(scaled.modules()):
             for name, child in list(parent.named_children()):
                 lazy: LazyModuleMixin | None = None
-                if isinstance(child, nn.Conv2d) and (with_last or convolutions + 1 < count):
+                if isinstance(child, nn.Conv1d | nn.Conv2d) and (with_last or convolutions + 1 < count):
                     phase = convolutions * _GOLDEN % 1 if in_turns else 0.5
                     lazy = _lazy_convolution(child, _width(child.out_channels, factor, multiple, phase))
                     convolutions += 1
-                elif isinstance(child, nn.Conv2d):
+                elif isinstance(child, nn.Conv1d | nn.Conv2d):
                     lazy = _lazy_convolution(child, child.out_channels)
                 elif isinstance(child, nn.BatchNorm2d):
                     lazy = nn.LazyBatchNorm2d(child.eps, child.momentum)
@@ -121,8 +121,8 @@ def _width(width: int, factor: float, multiple: int, phase: float) -> int:
     return min(width, max(1, int(factor * width / multiple + phase)) * multiple)
 
 
-def _lazy_convolution(conv: nn.Conv2d, width: int) -> nn.LazyConv2d:
-    return nn.LazyConv2d(
+def _lazy_convolution(conv: nn.Conv1d | nn.Conv2d, width: int) -> nn.LazyConv1d | nn.LazyConv2d:
+    return (nn.LazyConv1d if isinstance(conv, nn.Conv1d) else nn.LazyConv2d)(
         width,
         conv.kernel_size,  # type: ignore[arg-type]
         conv.stride,  # type: ignore[arg-type]

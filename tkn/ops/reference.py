@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tkn.backends.torch.masked import convolve
+from tkn.backends.torch.masked import convolve, pooled
 from tkn.backends.torch.weigh import in_layout_of, sum_over_batch
 from tkn.spec import Target, TargetSpec
 from tkn.tracing import torch_must_follow
@@ -31,8 +31,7 @@ def reference(x: Tensor, targets: Sequence[Target], *, fourier: bool = False) ->
         if target.spec.relu:
             y = F.relu(y)
         if target.spec.pool is not None:
-            pool = F.avg_pool2d if target.spec.pool.average else F.max_pool2d
-            y = pool(y, target.spec.pool.kernel)
+            y = pooled(y, target.spec.pool)
         x = y
     return x
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from tkn.app.messages import first_line
 from tkn.geometry import Geometry, pair
-from tkn.layers import TargetConv2d
+from tkn.layers import TargetConv1d, TargetConv2d, TargetConv3d
 from tkn.plan.compare import random_inputs
 from tkn.plan.form import Form, Slot, called_with, slotted
 from tkn.plan.graph import (
@@ -33,6 +34,7 @@ from tkn.plan.graph import (
     Same,
     Size,
 )
+from tkn.plan.lines import drops_length, is_convolution_of, pooling_of, whole_rows
 from tkn.plan.modules import as_function
 from tkn.plan.nonlinearity import Nonlinearity, call_nonlinearity, module_nonlinearity
 from tkn.plan.trace import BATCHES, Seen, activation_size, observe, trace
@@ -44,7 +46,7 @@ def frozen(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, without gradients, whose target layers are torch's."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, TargetConv2d):
+        if isinstance(module, TargetConv1d | TargetConv2d | TargetConv3d):
             module.engine = "dense"
     return model
 
@@ -52,11 +54,21 @@ def frozen(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def build_graph(model: nn.Module, input_size: Any) -> Graph:
     """The operations of a `frozen` model for inputs of a size, or of several (`called_with`); it shares the model's
-    parameters."""
+    parameters.
+
+    ValueError if it fails on inputs [B, C, L], which may have been meant as one image of two dimensions.
+    """
     arguments, shapes = called_with(input_size)
     traced = trace(model, arguments, [1 + len(shape) for shape in shapes])
-    seen = [observe(traced, random_inputs(batch, shapes)) for batch in BATCHES]
-    return _Builder(traced, seen[0], seen[1]).graph(arguments)
+    lines = any(len(shape) == 2 for shape in shapes)
+    try:
+        seen = [observe(traced, random_inputs(batch, shapes)) for batch in BATCHES]
+    except RuntimeError as error:
+        if all(len(shape) == 3 for shape in shapes):
+            raise
+        images = " and ".join(f"[B, {', '.join(map(str, shape))}]" for shape in shapes)
+        raise ValueError(f"{type(model).__name__} takes no images {images}: {first_line(error)}") from error
+    return _Builder(traced, seen[0], seen[1], lines=lines).graph(arguments)
 
 
 #: What has memory of its own in torch too.
@@ -64,10 +76,13 @@ _OWN_MEMORY = (Convolve, Affine, Add, Multiply, Concatenate, Pooling, Nonlineari
 
 
 class _Builder:
-    """Makes nodes of the traced calls; `one`, `other`: what was seen in runs on batches of the two sizes."""
+    """Makes nodes of the traced calls; `one`, `other`: what was seen in runs on batches of the two sizes; `lines`: the
+    network's images are [B, C, L], and other such values are activations too."""
 
-    def __init__(self, traced: fx.GraphModule, one: dict[fx.Node, Seen], other: dict[fx.Node, Seen]) -> None:
-        self.traced, self.one, self.other = traced, one, other
+    def __init__(
+        self, traced: fx.GraphModule, one: dict[fx.Node, Seen], other: dict[fx.Node, Seen], *, lines: bool
+    ) -> None:
+        self.traced, self.one, self.other, self.lines = traced, one, other, lines
         self.nodes: list[Node] = []
         self.position: dict[fx.Node, int] = {}
 
@@ -107,22 +122,26 @@ class _Builder:
             self.position[n.all_input_nodes[0]] = self.position[n]
 
     def _add(self, n: fx.Node, operation: Operation, inputs: tuple[int, ...]) -> None:
-        size, flat = self._activation(n)
-        if flat and isinstance(operation, Same | Nonlinearity | Affine | Add | Multiply | Concatenate):
+        size, axes = self._activation(n), len(self.one[n].shape)
+        if (
+            size is not None
+            and axes == 2
+            and isinstance(operation, Same | Nonlinearity | Affine | Add | Multiply | Concatenate)
+        ):
             size = self._map_size(operation, inputs)  # flattening keeps the map
-        self.position[n] = self._append(self._name(n), operation, inputs, size, flat)
+        self.position[n] = self._append(self._name(n), operation, inputs, size, axes)
 
-    def _append(
-        self, name: str, operation: Operation, inputs: tuple[int, ...], size: Size | None, flat: bool = False
-    ) -> int:
-        self.nodes.append(Node(name, operation, inputs, size, flat))
+    def _append(self, name: str, operation: Operation, inputs: tuple[int, ...], size: Size | None, axes: int) -> int:
+        """`axes`: that the result has in torch."""
+        known = size is not None
+        self.nodes.append(Node(name, operation, inputs, size, flat=known and axes == 2, line=known and axes == 3))
         return len(self.nodes) - 1
 
     def _name(self, n: fx.Node) -> str:
         return str(n.target).removeprefix("model.") if n.op == "call_module" else n.name
 
-    def _activation(self, n: fx.Node) -> tuple[Size | None, bool]:
-        return activation_size(self.one[n], self.other[n])
+    def _activation(self, n: fx.Node) -> Size | None:
+        return activation_size(self.one[n], self.other[n], lines=self.lines)
 
     def _map_size(self, operation: Operation, inputs: tuple[int, ...]) -> Size:
         sizes = [size for position in inputs if (size := self.nodes[position].size) is not None]
@@ -132,15 +151,15 @@ class _Builder:
     def _operation(self, n: fx.Node) -> tuple[Operation, tuple[int, ...]]:
         """What a call does, and to the results of which nodes."""
         sources = tuple(self.position[source] for source in n.all_input_nodes)
-        if self._activation(n)[0] is not None and all(self.nodes[source].size is not None for source in sources):
+        if self._activation(n) is not None and all(self.nodes[source].size is not None for source in sources):
             operation: Operation | None
             if n.op == "call_module":
                 operation, inputs = self._module(n, sources)
             else:
                 known = not _overwrites(n) or (len(sources) == 1 and self._may_overwrite(n))
                 operation, inputs = _function(n) if known else None, sources
-                if operation is None and len(sources) == 1 and (pooling := _pooling_module(n)) is not None:
-                    operation = _module_operation(pooling, self.nodes[sources[0]], self._activation(n)[0])
+                if operation is None and len(sources) == 1:
+                    operation = self._of_map(n, self.nodes[sources[0]])
             if isinstance(operation, Concatenate):  # perhaps of one value twice
                 inputs = tuple(self.position[source] for source in n.args[0])  # type: ignore[union-attr, index]
             if isinstance(operation, Multiply):
@@ -150,6 +169,13 @@ class _Builder:
             if operation is not None:
                 return operation, inputs
         return self._call(n), sources
+
+    def _of_map(self, n: fx.Node, source: Node) -> Operation | None:
+        """What a call does whose meaning depends on the axes of its input."""
+        if drops_length(n, source):
+            return Same()
+        pooling = _pooling_module(n, len(source.shape) - 1)
+        return None if pooling is None else _module_operation(pooling, source, self._activation(n))
 
     def _may_overwrite(self, n: fx.Node) -> bool:
         """Whether n writes over memory that has no other name, so that it can be taken for a new result: what reads its
@@ -175,10 +201,11 @@ class _Builder:
     def _aligned(self, operation: Add | Multiply | Concatenate, sources: tuple[int, ...]) -> bool:
         """Whether the maps have one size, and for a sum as many channels: torch would also stretch some of them."""
         sizes = [self.nodes[source].size for source in sources]
+        if len({len(self.nodes[source].shape) for source in sources}) > 1:
+            return False
         if isinstance(operation, Multiply):
-            flats = {self.nodes[source].flat for source in sources}
             (size, other) = sizes
-            return len(flats) == 1 and size is not None and other in (size, (size[0], 1, 1))
+            return size is not None and other in (size, (size[0], 1, 1))
         if isinstance(operation, Add):
             return len(set(sizes)) == 1
         return len({size[1:] for size in sizes if size is not None}) == 1
@@ -190,15 +217,16 @@ class _Builder:
         if _overwrites(n, module) and not self._may_overwrite(n):
             return None, sources  # what else reads the input reads what torch writes there
         source = self.nodes[sources[0]]
-        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros" and not source.flat:
+        if is_convolution_of(module, source) and module.padding_mode != "zeros":
             padding = module._reversed_padding_repeated_twice
             padded = _padded(source.size, padding)
             operation = _convolution(module, padded)
             if operation is None:
                 return None, sources
             pad = Call(F.pad, (Slot(0), padding, module.padding_mode), {}, "pad", "functional.pad")
-            return operation, (self._append(f"{self._name(n)}.pad", pad, sources, padded),)
-        return _module_operation(module, source, self._activation(n)[0]), sources
+            axes = len(source.shape) + 1
+            return operation, (self._append(f"{self._name(n)}.pad", pad, sources, padded, axes),)
+        return _module_operation(module, source, self._activation(n)), sources
 
     def _call(self, n: fx.Node) -> Call:
         """Left to torch."""
@@ -257,13 +285,13 @@ def _hooked(module: nn.Module) -> bool:
 def _padded(size: Size | None, padding: list[int]) -> Size:
     """The size of a map with rows and columns more, as `torch.nn.functional.pad` takes them."""
     assert size is not None
-    left, right, top, bottom = padding
+    left, right, top, bottom = (*padding, 0, 0)[:4]
     return size[0], size[1] + top + bottom, size[2] + left + right
 
 
 def _module_operation(module: nn.Module, source: Node, result: Size | None) -> Operation | None:
     assert source.size is not None
-    if isinstance(module, nn.Conv2d) and not source.flat:
+    if is_convolution_of(module, source):
         return _convolution(module, source.size)
     if type(module) is nn.Linear and source.flat:
         channels, height, width = source.size
@@ -276,13 +304,12 @@ def _module_operation(module: nn.Module, source: Node, result: Size | None) -> O
         return function
     if type(module) in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity):
         return Same()
-    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) in ((1, -1), (1, 3)):
+    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) in ((1, -1), (1, len(source.shape))):
         return Same()
-    if type(module) in (nn.MaxPool2d, nn.AvgPool2d) and not source.flat:
-        return _pooling(module, source.size)
-    if type(module) is nn.AdaptiveAvgPool2d and result is not None and not source.flat:
-        return _adaptive_mean(source.size[1:], result[1:])
-    return None
+    pooling = pooling_of(module, source)
+    if type(pooling) is nn.AdaptiveAvgPool2d:
+        return None if result is None else _adaptive_mean(source.size[1:], result[1:])
+    return None if pooling is None else _pooling(pooling, source.size)
 
 
 def _adaptive_mean(size: tuple[int, int], result: tuple[int, int]) -> Operation | None:
@@ -326,25 +353,29 @@ def _overwrites(n: fx.Node, module: nn.Module | None = None) -> bool:
     return bool(n.kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")))
 
 
-def _convolution(module: nn.Conv2d, size: Size) -> Convolve | None:
+def _convolution(module: nn.Conv1d | nn.Conv2d, size: Size) -> Convolve | None:
     """Of maps of `size`, which are padded already unless it pads with zeros; None if what follows it is not known."""
     geometry = Geometry.of_conv(module, size[1:])
-    if type(module) is nn.Conv2d:
-        return Convolve(module.weight, module.bias, geometry, module.groups)
-    if type(module) is not TargetConv2d:
+    weight = module.weight.unsqueeze(2) if isinstance(module, nn.Conv1d) else module.weight
+    if type(module) in (nn.Conv1d, nn.Conv2d):
+        return Convolve(weight, module.bias, geometry, module.groups)
+    if type(module) not in (TargetConv1d, TargetConv2d):
         return None
-    attention = Attention(module.loc, module.scale, module.attention, module.scale_unit, module.clip)
+    assert isinstance(module, TargetConv1d | TargetConv2d)
+    loc, scale = whole_rows(module.loc, module.scale)
+    attention = Attention(loc, scale, module.attention, module.scale_unit, module.clip)
     if not _is_attention_of(attention, module, geometry.output_size):
         return None
-    return Convolve(module.weight, module.bias, geometry, module.groups, attention)
+    return Convolve(weight, module.bias, geometry, module.groups, attention)
 
 
-def _is_attention_of(attention: Attention, module: TargetConv2d, size: tuple[int, int]) -> bool:
+def _is_attention_of(attention: Attention, module: TargetConv1d | TargetConv2d, size: tuple[int, ...]) -> bool:
     """Whether the layer's own windows and ROIs are these: they may have been given others."""
-    own, ours = module.window(size), attention.window(size)
-    if not torch.allclose(own, ours, rtol=1e-4, atol=1e-6, equal_nan=True):
+    own_size = size[-module.num_dims :]
+    own, ours = module.window(own_size), attention.window(size)
+    if not torch.allclose(own.view_as(ours), ours, rtol=1e-4, atol=1e-6, equal_nan=True):
         return False
-    return not module.clip or torch.equal(module.rois(size), roi_bounds(size, module.loc, module.scale))
+    return not module.clip or torch.equal(module.rois(own_size), roi_bounds(own_size, module.loc, module.scale))
 
 
 def _batch_norm(module: Any) -> Operation | None:
@@ -374,39 +405,50 @@ def _pooling(module: Any, size: Size) -> Operation | None:
     return Pooling(geometry, average) if geometry.reaches_everywhere() else None
 
 
-def _pooling_module(n: fx.Node) -> nn.Module | None:
-    """The module that pools as a call of a function or method does."""
+#: Functions that pool: of how many axes, and the modules of the same first arguments.
+_POOLINGS: dict[Any, tuple[int, type[nn.Module]]] = {
+    F.adaptive_avg_pool1d: (1, nn.AdaptiveAvgPool1d),
+    F.adaptive_avg_pool2d: (2, nn.AdaptiveAvgPool2d),
+    F.avg_pool1d: (1, nn.AvgPool1d),
+    F.avg_pool2d: (2, nn.AvgPool2d),
+    F.max_pool1d: (1, nn.MaxPool1d),
+    F.max_pool2d: (2, nn.MaxPool2d),
+    torch.max_pool1d: (1, nn.MaxPool1d),
+    torch.max_pool2d: (2, nn.MaxPool2d),
+}
+
+
+def _pooling_module(n: fx.Node, dims: int) -> nn.Module | None:
+    """The module that pools maps of `dims` axes as a call of a function or method does."""
     args: Any = n.args[1:]
     kwargs: Any = n.kwargs
-    if not n.args:
+    if not n.args or dims < 1:
         return None
     if n.target in (torch.mean, "mean"):
         given = (*args, *(kwargs[key] for key in ("dim", "keepdim") if key in kwargs))
         axes = given[0] if given else None
+        axes = (axes,) if isinstance(axes, int) else axes
         if (
             set(kwargs) <= {"dim", "keepdim"}
             and isinstance(axes, list | tuple)
-            and {int(i) % 4 for i in axes} == {2, 3}
+            and {int(i) % (2 + dims) for i in axes} == set(range(2, 2 + dims))
         ):
-            return nn.AdaptiveAvgPool2d(1)
+            return (nn.AdaptiveAvgPool1d if dims == 1 else nn.AdaptiveAvgPool2d)(1)
         return None
-    if not all(value is None or _is_side(value) for value in (*args, *kwargs.values())):
+    of, kind = _POOLINGS.get(n.target, (0, nn.Identity))
+    if of != dims or not all(value is None or _is_side(value, dims) for value in (*args, *kwargs.values())):
         return None  # such as (2,) for both sides
-    if n.target is F.adaptive_avg_pool2d:
-        return nn.AdaptiveAvgPool2d(*args, **kwargs)
-    if n.target is F.avg_pool2d:
-        return nn.AvgPool2d(*args, **kwargs)
+    if not issubclass(kind, nn.MaxPool1d | nn.MaxPool2d) or len(args) <= 4:
+        return kind(*args, **kwargs)
     # Beyond these the functions' and the module's orders differ.
-    if n.target in (F.max_pool2d, torch.max_pool2d) and len(args) <= 4:
-        return nn.MaxPool2d(*args, **kwargs)
-    if n.target is torch.max_pool2d and not kwargs:
+    if n.target in (torch.max_pool1d, torch.max_pool2d) and not kwargs:
         kernel_size, stride, padding, dilation, ceil_mode = args
-        return nn.MaxPool2d(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
+        return kind(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
     return None
 
 
-def _is_side(value: Any) -> bool:
-    """Whether it is a whole number or a flag, or two."""
+def _is_side(value: Any, dims: int) -> bool:
+    """Whether it is a whole number or a flag, or `dims` of them."""
     if isinstance(value, list | tuple):
-        return len(value) == 2 and all(isinstance(one, int) for one in value)
+        return len(value) == dims and all(isinstance(one, int) for one in value)
     return isinstance(value, int)

@@ -82,11 +82,13 @@ def _text(value: Any) -> str:
     return value
 
 
-def _size(value: Any) -> Size:
-    if not isinstance(value, list) or len(value) != 3:
+def _size(value: Any) -> tuple[Size, bool]:
+    """(C, H, W), and whether torch sees it as [B, C, L]."""
+    if not isinstance(value, list) or len(value) not in (2, 3):
         raise ValueError(f"{_shown(value)} is no size")
-    channels, height, width = (whole(side, 1) for side in value)
-    return channels, height, width
+    sides = [whole(side, 1) for side in value]
+    channels, height, width = sides if len(sides) == 3 else (sides[0], 1, sides[1])
+    return (channels, height, width), len(sides) == 2
 
 
 def _shown(value: Any) -> str:
@@ -160,10 +162,11 @@ class _Decoder:
             raise ValueError("the first node is an input")
         own, decode = _OPERATIONS[kind]
         operation = decode(self, sources, *fields({key: value[key] for key in value if key not in common}, *own))
-        node = Node(_text(name), operation, positions, None if size is None else _size(size), _flag(flat))
+        sides, line = (None, False) if size is None else _size(size)
+        node = Node(_text(name), operation, positions, sides, _flag(flat), line)
         if not node.by_torch and result_size(node, sources) != node.size:
             raise ValueError(f"its size is not {_shown(size)}")
-        if node.flat and (node.size is None or (node.by_torch and node.size[1:] != (1, 1))):
+        if node.flat and (node.size is None or node.line or (node.by_torch and node.size[1:] != (1, 1))):
             raise ValueError("only vectors and unflattened maps are flat")
         self.nodes.append(node)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
@@ -29,8 +28,8 @@ from tkn.plan.nonlinearity import Nonlinearity
 def run_node(graph: Graph, position: int, values: dict[int, Any]) -> None:
     """Compute one node, not the input, from the values before it.
 
-    Activations are [B, C, H, W], or [B, features] if they are flat. ValueError if one that the node reads has another
-    size than the images that the graph was made with gave it.
+    Activations are [B, C, H, W], [B, features] if they are flat, or [B, C, L]. ValueError if one that the node reads
+    has another size than the images that the graph was made with gave it.
     """
     node = graph.nodes[position]
     operation = node.operation
@@ -42,22 +41,27 @@ def run_node(graph: Graph, position: int, values: dict[int, Any]) -> None:
         values[position] = operation.function(*args, **kwargs)
     else:
         maps = [as_map(values[source], graph.nodes[source]) for source in node.inputs]
-        result = _compute(operation, maps)
-        values[position] = result.flatten(1) if node.flat else result
+        values[position] = as_torch_sees(_compute(operation, maps), node)
 
 
 def as_map(x: Tensor, node: Node) -> Tensor:
     """The result of a node as [B, C, H, W]; ValueError if it is of another size."""
     assert node.size is not None
-    expected = (prod(node.size),) if node.flat else node.size
-    if x.shape[1:] != expected:
-        sides = ", ".join(map(str, expected))
+    if x.shape[1:] != node.shape:
+        sides = ", ".join(map(str, node.shape))
         raise ValueError(
             f"{node.name} gives {list(x.shape)}, not [B, {sides}]: a plan can't follow sizes that depend on the number "
             "of images"
         )
     # A reshape of one image would change the memory format.
-    return x.reshape(-1, *node.size) if node.flat else x
+    return x.reshape(-1, *node.size) if node.flat or node.line else x
+
+
+def as_torch_sees(y: Tensor, node: Node) -> Tensor:
+    """The result of a node, a map [B, C, H, W], in the shape that it has in the network."""
+    if node.flat:
+        return y.flatten(1)
+    return y.squeeze(2) if node.line else y
 
 
 def _compute(operation: Operation, inputs: list[Tensor]) -> Tensor:

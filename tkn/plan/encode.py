@@ -91,7 +91,7 @@ class _Encoder:
             "name": node.name,
             "operation": KINDS[type(node.operation)],
             "inputs": list(node.inputs),
-            "size": None if node.size is None else list(node.size),
+            "size": None if node.size is None else list(node.shape if node.line else node.size),
             "flat": node.flat,
             **self._fields(str(position), node.operation),
         }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tkn.plan.dense import as_map, convolved, is_linear
+from tkn.plan.dense import as_map, as_torch_sees, convolved, is_linear
 from tkn.plan.form import Slot
 from tkn.plan.graph import Affine, Call, Convolve, Graph, Node
 from tkn.plan.nonlinearity import Nonlinearity, Relu
@@ -19,13 +19,12 @@ class FoldedConvolve:
     """function(factor * convolution + shift), the convolution only where `mask` is true.
 
     `conv`: without attention; where there is no factor, a normalisation is in its weights already. `factor`, `mask`:
-    [O, H, W]; `shift`: [O, 1, 1]; `source`: what gives the inputs; `flat`: torch sees the result as
-    [B, features].
+    [O, H, W]; `shift`: [O, 1, 1]; `source`: what gives the inputs; `result`: what this computes all of.
     """
 
     conv: Convolve
     source: Node
-    flat: bool
+    result: Node
     factor: Tensor | None
     shift: Tensor | None
     mask: Tensor | None
@@ -39,7 +38,7 @@ class FoldedConvolve:
             y = torch.where(self.mask, y, 0.0 if self.shift is None else self.shift)
         if self.function is not None:
             y = F.relu_(y) if isinstance(self.function, Relu) else self.function(y)
-        return y.flatten(1) if self.flat else y
+        return as_torch_sees(y, self.result)
 
 
 def folded(graph: Graph, *, channels_last: bool) -> Graph:
@@ -59,7 +58,7 @@ def folded(graph: Graph, *, channels_last: bool) -> Graph:
         inputs = tuple(place[source] for source in node.inputs)
         last = graph.nodes[done[-1]]
         place.update(dict.fromkeys(done, len(nodes)))
-        nodes.append(Node(node.name, operation, inputs, last.size, last.flat))
+        nodes.append(Node(node.name, operation, inputs, last.size, last.flat, last.line))
     return Graph(nodes, [place[output] for output in graph.outputs], graph.form)
 
 
@@ -88,7 +87,7 @@ def _call(graph: Graph, done: list[int], conv: Convolve, *, channels_last: bool)
         mask = None if mask is None else _channels_last(mask)
     source = graph.nodes[graph.nodes[done[0]].inputs[0]]
     plain = Convolve(weight, bias, conv.geometry, conv.groups)
-    convolve = FoldedConvolve(plain, source, graph.nodes[done[-1]].flat, factor, shift, mask, function)
+    convolve = FoldedConvolve(plain, source, graph.nodes[done[-1]], factor, shift, mask, function)
     return Call(convolve, (Slot(0),), {}, "convolution")
 
 

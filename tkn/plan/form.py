@@ -57,8 +57,8 @@ def slotted(nested: Any, is_value: Callable[[Any], bool], values: list[Any]) -> 
 
 
 def is_size(value: object) -> bool:
-    """Whether it is the size of one image, (C, H, W), or of one vector, (features,)."""
-    if not isinstance(value, tuple | list) or len(value) not in (1, 3):
+    """Whether it is the size of one image, (C, H, W) or (C, L), or of one vector, (features,)."""
+    if not isinstance(value, tuple | list) or len(value) not in (1, 2, 3):
         return False
     return all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in value)
 
@@ -73,8 +73,8 @@ def called_with(input_size: Any) -> tuple[tuple[tuple[Any, ...], dict[str, Any]]
     form = slotted(input_size, is_size, sizes)
     if not sizes or not only_slots(form):
         raise ValueError(
-            f"input_size={input_size!r} must be (channels, height, width) or (features,), or several of these: a tuple "
-            "in the order of the network's arguments, or a dictionary by their names"
+            f"input_size={input_size!r} must be (channels, height, width), (channels, length) or (features,), or "
+            "several of these: a tuple in the order of the network's arguments, or a dictionary by their names"
         )
     shapes = [tuple(size) for size in sizes]
     if isinstance(form, dict):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tkn.backends.cpu.rows import Bool, Float
 from tkn.backends.cpu.structs import MAX, SUM, MapPoolStruct
-from tkn.geometry import Pool
+from tkn.geometry import Pool, pair
 from tkn.plan.graph import Affine, Convolve, Graph, Node, Pooling, Same
 from tkn.plan.nonlinearity import Nonlinearity, struct_of
 
@@ -38,13 +38,13 @@ class Fused:
     @property
     def windows(self) -> tuple[int, int]:
         """The height and width of what is combined to one pixel."""
-        return (1, 1) if self.pool is None else self.pool.kernel
+        return (1, 1) if self.pool is None else pair(self.pool.kernel)
 
     @property
     def size(self) -> tuple[int, int]:
         """Of the result."""
         size = self.conv.geometry.output_size
-        return size if self.pool is None else self.pool.output_size(size)
+        return pair(size if self.pool is None else self.pool.output_size(size))
 
     @cached_property
     def uniform(self) -> Bool:

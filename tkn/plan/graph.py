@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -30,11 +29,11 @@ class Attention:
     scale_unit: float
     clip: bool
 
-    def window(self, size: tuple[int, int]) -> Tensor:
+    def window(self, size: tuple[int, ...]) -> Tensor:
         """What a map of `size` is multiplied with (Eq. 13): [C, H, W]."""
         return separable_window(size, self.loc, self.scale, attention_function(self.function), self.scale_unit)
 
-    def mask(self, size: tuple[int, int]) -> Tensor | None:
+    def mask(self, size: tuple[int, ...]) -> Tensor | None:
         """Where a map of `size` is not zero (Eq. 15): bool [C, H, W]; None if it is not clipped."""
         return roi_mask(size, roi_bounds(size, self.loc, self.scale)) if self.clip else None
 
@@ -132,7 +131,8 @@ class Node:
     """An operation and what it is of.
 
     `inputs`: positions in the graph, before its own. `size`: of the result as the engine sees it, (features, 1, 1) for
-    a vector, or of an unflattened map; None if it isn't a float activation. `flat`: torch sees it as [B, features].
+    a vector, or of an unflattened map; None if it isn't a float activation. `flat`: torch sees it as [B, features],
+    `line`: as [B, C, L] what the engine sees as a map of one row.
     """
 
     name: str
@@ -140,18 +140,22 @@ class Node:
     inputs: tuple[int, ...]
     size: Size | None
     flat: bool = False
+    line: bool = False
     users: list[int] = field(default_factory=list)
-
-    @property
-    def by_torch(self) -> bool:
-        """Whether only torch can compute it."""
-        return isinstance(self.operation, Call | Constant)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """What torch sees of one image's activation."""
         assert self.size is not None
-        return (prod(self.size),) if self.flat else self.size
+        channels, height, width = self.size
+        if self.flat:
+            return (channels * height * width,)
+        return (channels, width) if self.line else self.size
+
+    @property
+    def by_torch(self) -> bool:
+        """Whether only torch can compute it."""
+        return isinstance(self.operation, Call | Constant)
 
     @property
     def kind(self) -> str:
@@ -175,5 +179,5 @@ class Graph:
 
     @cached_property
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of each input of one image: (C, H, W), or (features,)."""
+        """Of each input of one image: (C, H, W), (C, L) or (features,)."""
         return tuple(node.shape for node in self.nodes if isinstance(node.operation, Input))

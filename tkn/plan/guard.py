@@ -177,21 +177,21 @@ def _padded(x: Tensor, pad: Any, *_: Any, **__: Any) -> int:
 def _pooled(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *_: Any, **__: Any) -> int:
     """And as many indices."""
     del kernel_size, stride
-    return 2 * prod(x.shape[:2]) * _all_pixels(x, pair(padding))
+    return 2 * prod(x.shape[:2]) * _all_pixels(x, padding)
 
 
 def _pooled_to(x: Tensor, output_size: Any, *_: Any, **__: Any) -> int:
-    sides = output_size if isinstance(output_size, list | tuple) else (output_size, output_size)
-    sizes = (own if side is None else side for own, side in zip(x.shape[2:], sides, strict=True))
+    axes = x.shape[2:]
+    sides = output_size if isinstance(output_size, list | tuple) else (output_size,) * len(axes)
+    sizes = (own if side is None else side for own, side in zip(axes, sides, strict=True))
     return 2 * prod(x.shape[:2]) * prod(sizes)
 
 
 #: Where that may be more than the arguments have together.
 _MADE: dict[str, Callable[..., int]] = {
-    "adaptive_avg_pool2d": _pooled_to,
-    "adaptive_max_pool2d": _pooled_to,
+    **dict.fromkeys((f"adaptive_{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2)), _pooled_to),
+    **dict.fromkeys((f"{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2)), _pooled),
     "affine_grid": lambda _, size, *__, **___: 2 * prod(size),
-    "avg_pool2d": _pooled,
     "bmm": _multiplied,
     "cat": _sum,
     "conv1d": _convolved,
@@ -203,7 +203,6 @@ _MADE: dict[str, Callable[..., int]] = {
     "interpolate": _interpolated,
     "linear": lambda x, weight, *_, **__: x.numel() // max(1, x.shape[-1]) * len(weight),
     "matmul": _multiplied,
-    "max_pool2d": _pooled,
     "pad": _padded,
     "stack": _sum,
 }

@@ -84,7 +84,7 @@ class MapLowering(Lowering[MapValue]):
     def _map(
         self,
         channels: int,
-        size: tuple[int, int],
+        size: tuple[int, ...],
         outside: Float | None = None,
         *,
         rewritten: bool = True,

@@ -43,7 +43,7 @@ class RowValue(Pending):
     one buffer.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
     rows: Int32
     buffers: tuple[Buffer, ...]
     whole: Rows | None = None

@@ -33,7 +33,7 @@ class Map:
 
     index: int
     channels: int
-    size: tuple[int, int]
+    size: tuple[int, ...]
     border: tuple[int, int, int, int]
     order: Order
     depth: int
@@ -110,7 +110,7 @@ class MapValue(Pending):
     mask: Bool
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> tuple[int, ...]:
         return self.parts[0].size
 
     @property

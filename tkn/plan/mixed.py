@@ -37,10 +37,10 @@ def _own_graph(graph: Graph, part: Part) -> Graph:
     for position in place:
         node = graph.nodes[position]
         if position in part.inputs:
-            nodes.append(Node(node.name, Input(), (), node.size, node.flat))
+            nodes.append(Node(node.name, Input(), (), node.size, node.flat, node.line))
         else:
             inputs = tuple(place[source] for source in node.inputs)
-            nodes.append(Node(node.name, node.operation, inputs, node.size, node.flat))
+            nodes.append(Node(node.name, node.operation, inputs, node.size, node.flat, node.line))
     arguments, result = (tuple(map(Slot, range(len(ends)))) for ends in (part.inputs, part.outputs))
     return Graph(nodes, [place[position] for position in part.outputs], Form((arguments, {}), result))
 

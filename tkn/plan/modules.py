@@ -10,8 +10,11 @@ from tkn.layers import AttentiveRegularization2d
 
 #: Modules as functions of the same arguments: the function's name, and the attributes that are its arguments.
 _MODULES: dict[type[nn.Module], tuple[str, str]] = {
+    nn.AdaptiveAvgPool1d: ("functional.adaptive_avg_pool1d", "output_size"),
     nn.AdaptiveAvgPool2d: ("functional.adaptive_avg_pool2d", "output_size"),
+    nn.AdaptiveMaxPool1d: ("functional.adaptive_max_pool1d", "output_size return_indices"),
     nn.AdaptiveMaxPool2d: ("functional.adaptive_max_pool2d", "output_size return_indices"),
+    nn.AvgPool1d: ("functional.avg_pool1d", "kernel_size stride padding ceil_mode count_include_pad"),
     nn.AvgPool2d: (
         "functional.avg_pool2d",
         "kernel_size stride padding ceil_mode count_include_pad divisor_override",
@@ -32,6 +35,7 @@ _MODULES: dict[type[nn.Module], tuple[str, str]] = {
     nn.Linear: ("functional.linear", "weight bias"),
     nn.LogSigmoid: ("functional.logsigmoid", ""),
     nn.LogSoftmax: ("functional.log_softmax", "dim"),
+    nn.MaxPool1d: ("functional.max_pool1d", "kernel_size stride padding dilation ceil_mode return_indices"),
     nn.MaxPool2d: ("functional.max_pool2d", "kernel_size stride padding dilation ceil_mode return_indices"),
     nn.Mish: ("functional.mish", "inplace"),
     nn.PReLU: ("functional.prelu", "weight"),
@@ -48,14 +52,21 @@ _MODULES: dict[type[nn.Module], tuple[str, str]] = {
     nn.Upsample: ("functional.interpolate", "size scale_factor mode align_corners recompute_scale_factor"),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d), ("", "weight bias stride padding dilation groups")),
     **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d), ("tkn.identity", "")),
-    **dict.fromkeys((nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d), ("functional.pad", "")),
+    **dict.fromkeys(
+        (nn.ReflectionPad1d, nn.ReplicationPad1d, nn.ZeroPad1d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d),
+        ("functional.pad", ""),
+    ),
     **dict.fromkeys(
         (nn.BatchNorm1d, nn.BatchNorm2d), ("functional.batch_norm", "running_mean running_var weight bias eps")
     ),
     nn.InstanceNorm2d: ("functional.instance_norm", "running_mean running_var weight bias eps"),
     AttentiveRegularization2d: ("tkn.attend", "loc scale rho attention scale_unit clip"),
 }
-_PAD_MODES = {nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate", nn.ZeroPad2d: "constant"}
+_PAD_MODES: dict[type[nn.Module], str] = {
+    **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d), "reflect"),
+    **dict.fromkeys((nn.ReplicationPad1d, nn.ReplicationPad2d), "replicate"),
+    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d), "constant"),
+}
 
 
 def as_function(module: nn.Module) -> tuple[str, dict[str, Any]] | None:

@@ -32,7 +32,7 @@ def with_neighbours(graph: Graph) -> Graph:
         for reader in readers:
             operations[reader] = _inputs_reordered(operations[reader], order)
     nodes = [
-        Node(node.name, operation, node.inputs, node.size, node.flat)
+        Node(node.name, operation, node.inputs, node.size, node.flat, node.line)
         for node, operation in zip(graph.nodes, operations, strict=True)
     ]
     return Graph(nodes, graph.outputs, graph.form)

@@ -42,12 +42,12 @@ def accelerate(
     writes; inputs that are known to be constant outside of their own ROIs are not multiplied. The model is copied.
 
     Args:
-        model: of float32; takes tensors [B, C, H, W] or [B, features], one or several, and returns tensors, alone or
-            in lists, tuples and dictionaries.
+        model: of float32; takes tensors [B, C, H, W], [B, C, L] or [B, features], one or several, and returns tensors,
+            alone or in lists, tuples and dictionaries.
         batch_size: what the plan is made for; it takes other batches, at another speed.
-        input_size: (C, H, W) of the images. Of several inputs the sizes, in a tuple in the order of the model's
-            arguments or in a dictionary by their names; for an argument that is a list, tuple or dictionary of tensors,
-            one of sizes. None: what the first call has, when the plan is then made.
+        input_size: (C, H, W) of the images, (C, L) in one dimension. Of several inputs the sizes, in a tuple in the
+            order of the model's arguments or in a dictionary by their names; for an argument that is a list, tuple or
+            dictionary of tensors, one of sizes. None: what the first call has, when the plan is then made.
         device, dtype: where the plan computes and in what numbers, wherever the model is: float32 on "cpu"; float32,
             float16 or bfloat16 on "cuda". The images are to be there too, in that type or in float32.
         classes, preprocessing: what a user of the plan's file should know, such as the names of the outputs and how
@@ -208,7 +208,7 @@ class Plan(nn.Module):
 
     @property
     def input_size(self) -> Any:
-        """(C, H, W) of the images; of several inputs the sizes in the form of `accelerate`'s input_size."""
+        """(C, H, W) of the images, or (C, L); of several inputs the sizes in the form of `accelerate`'s input_size."""
         graph = self._made()
         args, kwargs = filled(graph.form.arguments, graph.input_shapes)
         if kwargs:
@@ -268,7 +268,7 @@ class Plan(nn.Module):
         return super().__call__(*args, **kwargs) if traced else _call(self, *args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Tensors [B, C, H, W] or [B, features] -> what the network returns.
+        """Tensors [B, C, H, W], [B, C, L] or [B, features] -> what the network returns.
 
         ValueError for other arguments, sizes, types or devices than the plan's.
         """
@@ -305,9 +305,9 @@ class Plan(nn.Module):
             if not self._place.takes(x):
                 raise ValueError(f"the plan takes {self._place}, not {x.dtype} on {x.device} ({x.layout})")
             shape = None if graph is None else graph.input_shapes[index]
-            fits = x.dim() in (2, 4) if shape is None else tuple(x.shape[1:]) == shape
+            fits = x.dim() in (2, 3, 4) if shape is None else tuple(x.shape[1:]) == shape
             if not fits or x.shape[0] == 0:
-                expected = "C, H, W" if shape is None else ", ".join(map(str, shape))
+                expected = "C, H, W] or [B, C, L" if shape is None else ", ".join(map(str, shape))
                 what = "images" if len(found) == 1 else f"as input {index + 1}"
                 raise ValueError(f"the plan takes {what} [B, {expected}], not {list(x.shape)}")
         if any(len(x) != len(found[0]) for x in found):

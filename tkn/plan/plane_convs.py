@@ -111,7 +111,7 @@ def _shares_lines(g: Geometry) -> bool:
     return g.stride == g.dilation == (1, 1) and g.kernel[0] in (3, 5)
 
 
-def _rectangles(mask: Bool, pool: tuple[int, int]) -> list[_Rectangle | None]:
+def _rectangles(mask: Bool, pool: tuple[int, ...]) -> list[_Rectangle | None]:
     """What is computed of each output, in whole windows of the pooling; None: nothing."""
     height, width = (side // k * k for side, k in zip(mask.shape[1:], pool, strict=True))
     inside = mask[:, :height, :width]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from tkn.geometry import Geometry
+from tkn.geometry import Geometry, pair
 from tkn.plan.graph import Add, Affine, Concatenate, Convolve, Input, Multiply, Node, Operation, Pooling, Same, Size
 
 #: No activation of one image may have more numbers.
@@ -28,6 +28,8 @@ def result_size(node: Node, sources: list[Node]) -> Size:
     _check_number_of_inputs(operation, known)
     flats = {source.flat for source in sources}
     size = known[0]
+    if {source.line for source in sources} != {node.line} and not node.flat:
+        raise ValueError("maps of one row stay such, and others do not become them")
     if isinstance(operation, Convolve):
         return _convolved(operation, size, sources[0].flat, node.flat)
     if isinstance(operation, Pooling):
@@ -81,7 +83,7 @@ def _checked_output(geometry: Geometry, size: Size) -> tuple[int, int]:
     if geometry.input_size != size[1:] or min(geometry.output_size) < 1:
         raise ValueError(f"windows of {geometry.kernel} pixels do not fit a map of {size[1:]}")
     _check_count((size[0], *(n + b + a for n, b, a in zip(size[1:], geometry.before, geometry.after, strict=True))))
-    return geometry.output_size
+    return pair(geometry.output_size)
 
 
 def _check_count(shape: tuple[int, ...]) -> None:

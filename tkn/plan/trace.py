@@ -61,7 +61,8 @@ class _Input(_Value):
 
 
 class _Tracer(fx.Tracer):
-    """Goes into the modules that it can trace; those that it can't (`opaque`) are called as a whole."""
+    """Goes into the modules that it can trace; those that it can't (`opaque`) are called as a whole. `axes`: how many
+    each of the network's inputs has."""
 
     def __init__(self, opaque: set[nn.Module], axes: Sequence[int]) -> None:
         super().__init__()
@@ -130,17 +131,20 @@ class Seen:
         return cls(type(value))
 
 
-def activation_size(one: Seen, other: Seen) -> tuple[Size | None, bool]:
-    """The (C, H, W) of a value seen for both `BATCHES`, (features, 1, 1) if it is flat, and whether it is flat.
+def activation_size(one: Seen, other: Seen, *, lines: bool = False) -> Size | None:
+    """The (C, H, W) of a value seen for both `BATCHES`, (features, 1, 1) of a vector; with `lines` (C, 1, L) of
+    [B, C, L].
 
-    No size if it is no float activation.
+    None if it is no float activation.
     """
-    if one.dtype != torch.float32 or other.dtype != torch.float32 or len(one.shape) not in (2, 4) or 0 in one.shape:
-        return None, False
+    axes = (2, 3, 4) if lines else (2, 4)
+    if one.dtype != torch.float32 or other.dtype != torch.float32 or len(one.shape) not in axes or 0 in one.shape:
+        return None
     if (one.shape[:1], other.shape[:1]) != (BATCHES[:1], BATCHES[1:]) or one.shape[1:] != other.shape[1:]:
-        return None, False
-    channels, height, width = (*one.shape[1:], 1, 1)[:3]
-    return (channels, height, width), len(one.shape) == 2
+        return None
+    channels, *rest = one.shape[1:]
+    height, width = (1, *rest) if len(rest) == 1 else rest or (1, 1)
+    return channels, height, width
 
 
 def observe(traced: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, Seen]:

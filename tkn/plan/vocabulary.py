@@ -162,10 +162,10 @@ def _out_of_place(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _FUNCTIONAL = """
-    adaptive_avg_pool2d adaptive_max_pool2d affine_grid avg_pool2d celu channel_shuffle conv1d conv2d
-    conv_transpose2d elu gelu glu grid_sample group_norm hardsigmoid hardswish hardtanh instance_norm
-    interpolate layer_norm leaky_relu linear log_softmax logsigmoid max_pool2d mish normalize pad pixel_shuffle
-    prelu relu relu6 selu silu softmax softplus softsign
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d affine_grid avg_pool1d
+    avg_pool2d celu channel_shuffle conv1d conv2d conv_transpose2d elu gelu glu grid_sample group_norm hardsigmoid
+    hardswish hardtanh instance_norm interpolate layer_norm leaky_relu linear log_softmax logsigmoid max_pool1d
+    max_pool2d mish normalize pad pixel_shuffle prelu relu relu6 selu silu softmax softplus softsign
 """
 _TORCH = """
     abs add amax amin bmm cat clamp div exp flatten log log_softmax matmul maximum mean minimum mul permute pow

@@ -40,8 +40,6 @@ def reason_not(x: Tensor, targets: Sequence[Target], *, autocast: bool) -> str |
     for tensor in (x, *(t for target in targets for t in target.tensors)):
         if tensor.device.type != "cpu":
             return f"the ROI engine works on the CPU, not on {tensor.device}"
-    if any(target.spec.dims != 2 for target in targets):
-        return f"the ROI engine works on maps of two dimensions, not {targets[0].spec.dims}"
     if any(target.per_image for target in targets):
         return "the ROI engine knows no ROIs of each image"
     if x.dtype not in (torch.float32, torch.float64, *_HALVES):
@@ -81,7 +79,7 @@ def available(device: torch.device, dtype: torch.dtype, *, may_build: bool) -> b
 def stage(
     shape: tuple[int, ...], dtype: torch.dtype, targets: Sequence[Target], *, bfloat16: bool, lanes: int | None = None
 ) -> Stage:
-    """The lists of the last of `targets`, which begin at a batch of `shape` [B, C, H, W]; kept while the ROIs stay.
+    """The lists of the last of `targets`, which begin at a batch of `shape` [B, C, *size]; kept while the ROIs stay.
 
     `dtype`: of rows and sums; `bfloat16`: round the factors of products; `lanes`: images of a tile, by default what the
     number of threads suggests.
@@ -97,7 +95,7 @@ def stage(
 
     def make() -> Stage:
         if len(targets) == 1:
-            source = Rows.full(shape[1], (shape[2], shape[3]))
+            source = Rows.full(shape[1], shape[2:])
         else:
             source = stage(shape, dtype, targets[:-1], bfloat16=bfloat16, lanes=tiles.lanes).output
         return _made(source, targets[-1], tiles, dtype, bfloat16)
@@ -118,7 +116,7 @@ def chain(
     result: torch.dtype,
     lanes: int | None = None,
 ) -> Chain:
-    """`targets` on inputs of `shape` [B, C, H, W] and `dtype`, with a result of the type `result`: if that is
+    """`targets` on inputs of `shape` [B, C, *size] and `dtype`, with a result of the type `result`: if that is
     bfloat16, in products of it where the machine has them."""
     rows, bfloat16 = computed_in(dtype), result == torch.bfloat16
     stages = tuple(

@@ -17,7 +17,7 @@ from tkn.windows import kept_window, window_gradients
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """The layers `targets` by their `stages`: [B, C, H, W] -> [B, O, H', W'] of `dtype`, in channels-last or not."""
+    """The layers `targets` by their `stages`: [B, C, *size] -> [B, O, *size'] of `dtype`, in channels-last or not."""
 
     targets: tuple[Target, ...]
     stages: tuple[Stage, ...]
@@ -85,6 +85,6 @@ class Chain:
                     break
                 rows = grads.x
             else:
-                first, last_channels = self.stages[0], x.stride(1) == 1 and x.shape[1] > 1
+                first, last_channels = self.stages[0], x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1
                 results[0] = unpack(rows.to(x.dtype), first.source, first.tiles.batch, channels_last=last_channels)
         return [result if needed else None for result, needed in zip(results, needs, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ctypes import CDLL, byref, c_int64, c_void_p
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -202,8 +203,9 @@ def run_weight_grad(conv: Filled, source_rows: Rows, source: Tensor, grad: Tenso
 
 
 def contiguous(rows: Rows, outside: NDArray[Any] | None = None) -> Filled:
-    """Rows of a contiguous [B, C, H, W]; `outside`: its value without a row, per channel."""
-    height, width = rows.size
+    """Rows of a contiguous [B, C, *size]; `outside`: its value without a row, per channel."""
+    *above, width = rows.size
+    height = prod(above)  # lines of all other axes
     return Filled(DenseStruct()).with_values(
         channels=rows.channels,
         height=height,
@@ -218,16 +220,22 @@ def contiguous(rows: Rows, outside: NDArray[Any] | None = None) -> Filled:
 
 
 def _dense(x: Tensor, rows: Rows) -> Filled:
-    """Rows of x [B, C, H, W] in any layout."""
-    image, channel, row, column = x.stride()
-    return contiguous(rows).with_values(image=image, channel=channel, row=row, column=column)
+    """Rows of x [B, C, *size] whose lines are evenly apart."""
+    image, channel, *_ = x.stride()
+    row = x.stride(-2) if x.dim() > 3 else 0  # in one dimension a map is one line
+    return contiguous(rows).with_values(image=image, channel=channel, row=row, column=x.stride(-1))
+
+
+def _even_lines(x: Tensor) -> Tensor:
+    """x [B, C, *size], or in three dimensions a copy unless its lines are evenly apart."""
+    return x.contiguous() if x.dim() == 5 and x.stride(2) != x.shape[3] * x.stride(3) else x
 
 
 def pack(x: Tensor, rows: Rows, tiles: Tiles) -> Tensor:
-    """[B, C, H, W] in any layout to rows [tiles, rows, lanes] of its type; lanes without an image are zero."""
+    """[B, C, *size] in any layout to rows [tiles, rows, lanes] of its type; lanes without an image are zero."""
     if x.shape != (tiles.batch, rows.channels, *rows.size):
         raise ValueError(f"images of shape {list(x.shape)} are not {[tiles.batch, rows.channels, *rows.size]}")
-    x = x.resolve_neg()  # which a view may owe
+    x = _even_lines(x.resolve_neg())  # a view may owe the sign
     packed = tiles.empty(rows, x.dtype)
     loaded, halves = _moving(x.dtype)
     loaded.tkn_pack(
@@ -244,7 +252,7 @@ def pack(x: Tensor, rows: Rows, tiles: Tiles) -> Tensor:
 
 
 def unpack(packed: Tensor, rows: Rows, batch: int, *, channels_last: bool = False) -> Tensor:
-    """Rows [tiles, rows, lanes] to [B, C, H, W], zero where there is no row."""
+    """Rows [tiles, rows, lanes] to [B, C, *size], zero where there is no row."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     shape = (batch, rows.channels, *rows.size)
     x = torch.empty(shape, dtype=packed.dtype, device="cpu", memory_format=memory_format)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tkn.geometry import Geometry, Pool
+from tkn.kept import Kept
 
 # What an array holds is said for the reader: numpy's own types get in the way.
 Int32 = NDArray[Any]
@@ -29,7 +31,8 @@ _CACHE = 256 * 1024
 class Rows:
     """Which (channel, pixel) of an activation have a row, and where.
 
-    `mask`: bool [C, H, W]. `order`: the pixels, as indices into H*W, in the order of their rows; by default all.
+    `mask`: bool [C, *size], of any number of axes. `order`: the pixels, as indices into a map's, line by line, in the
+    order of their rows; by default all.
     """
 
     mask: Bool
@@ -37,11 +40,11 @@ class Rows:
 
     @classmethod
     def of(cls, mask: Bool, order: Int32 | None = None) -> Rows:
-        pixels = mask.shape[1] * mask.shape[2]
+        pixels = prod(mask.shape[1:])
         return cls(mask, np.arange(pixels, dtype=np.int32) if order is None else order)
 
     @classmethod
-    def full(cls, channels: int, size: tuple[int, int]) -> Rows:
+    def full(cls, channels: int, size: tuple[int, ...]) -> Rows:
         return _full(channels, size)
 
     @property
@@ -49,12 +52,12 @@ class Rows:
         return self.mask.shape[0]
 
     @property
-    def size(self) -> tuple[int, int]:
-        return self.mask.shape[1], self.mask.shape[2]
+    def size(self) -> tuple[int, ...]:
+        return self.mask.shape[1:]
 
     @property
     def pixels(self) -> int:
-        return self.mask.shape[1] * self.mask.shape[2]
+        return prod(self.size)
 
     @cached_property
     def by_pixel(self) -> Bool:
@@ -105,7 +108,7 @@ class Rows:
 
     @cached_property
     def dense(self) -> Int32:
-        """The row of each (channel, pixel), -1 where there is none: [C, H * W]."""
+        """The row of each (channel, pixel), -1 where there is none: [C, pixels]."""
         rows = np.full((self.channels, self.pixels), -1, dtype=np.int32)
         rows[self.channel, self.order[self.entry_position]] = self.row
         return rows
@@ -136,7 +139,7 @@ class Rows:
 
 
 @lru_cache(maxsize=64)
-def _full(channels: int, size: tuple[int, int]) -> Rows:
+def _full(channels: int, size: tuple[int, ...]) -> Rows:
     return Rows.of(np.ones((channels, *size), dtype=bool))
 
 
@@ -149,19 +152,32 @@ def cumulative(counts: Int32) -> Int32:
     return starts.astype(np.int32)
 
 
-@lru_cache(maxsize=256)
+#: Tables by geometry, bytes: in three dimensions one can take a hundred megabytes.
+_tables = Kept(128 * 2**20)
+
+
 def window_table(geometry: Geometry) -> Int32:
     """The input pixel that each tap of each output pixel reads, -1 in the padding: [output pixels, taps]."""
-    axes = [
-        np.arange(out)[:, None] * s - b + np.arange(k) * d
-        for out, s, b, k, d in zip(
-            geometry.output_size, geometry.stride, geometry.before, geometry.kernel, geometry.dilation, strict=True
-        )
-    ]
-    (height, width), rows, columns = geometry.input_size, *axes
-    rows, columns = rows[:, None, :, None], columns[None, :, None, :]
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    return np.where(inside, rows * width + columns, -1).reshape(-1, geometry.taps)
+    return _tables.get(geometry, partial(_window_table, geometry), lambda table: table.nbytes)
+
+
+def _window_table(geometry: Geometry) -> Int32:
+    table = np.zeros((1, 1), dtype=np.int64)
+    for n, out, s, b, k, d in zip(
+        geometry.input_size,
+        geometry.output_size,
+        geometry.stride,
+        geometry.before,
+        geometry.kernel,
+        geometry.dilation,
+        strict=True,
+    ):
+        place = np.arange(out)[:, None] * s - b + np.arange(k) * d  # along this axis, of [output, tap]
+        # The axes before are [output pixels, taps] already.
+        before, place = table[:, None, :, None], place[None, :, None, :]
+        inside = (before >= 0) & (place >= 0) & (place < n)
+        table = np.where(inside, before * n + place, -1).reshape(len(table) * out, -1)
+    return table
 
 
 Lists = tuple[Int32, Int32, Int32]
@@ -183,26 +199,29 @@ def backward_taps(geometry: Geometry, order: Int32) -> Lists:
     return cumulative(count), pixel[index], tap[index]
 
 
-@lru_cache(maxsize=256)
 def _inverse(geometry: Geometry) -> Lists:
+    made = partial(_make_inverse, geometry)
+    return _tables.get(("inverse", geometry), made, lambda lists: sum(part.nbytes for part in lists))
+
+
+def _make_inverse(geometry: Geometry) -> Lists:
     table = window_table(geometry)
     output, tap = np.nonzero(table >= 0)
     source = table[output, tap]
     by_source = np.argsort(source, kind="stable")
-    count = np.bincount(source, minlength=geometry.input_size[0] * geometry.input_size[1])
+    count = np.bincount(source, minlength=prod(geometry.input_size))
     return cumulative(count), output[by_source].astype(np.int32), tap[by_source].astype(np.int32)
 
 
 @lru_cache(maxsize=256)
-def pool_windows(pool: Pool, size: tuple[int, int]) -> Int32:
-    """The pixels of each window: [windows, kernel pixels], windows and their pixels row by row."""
-    (height, width), (kh, kw) = pool.output_size(size), pool.kernel
-    rows = (np.arange(height)[:, None] * kh + np.arange(kh))[:, None, :, None]
-    columns = (np.arange(width)[:, None] * kw + np.arange(kw))[None, :, None, :]
-    return (rows * size[1] + columns).reshape(height * width, kh * kw).astype(np.int32)
+def pool_windows(pool: Pool, size: tuple[int, ...]) -> Int32:
+    """The pixels of each window: [windows, kernel pixels], windows and their pixels line by line."""
+    nothing = (0,) * len(size)
+    windows = Geometry(size, pool.kernel, pool.kernel, nothing, nothing, (1,) * len(size))
+    return window_table(windows).astype(np.int32)
 
 
-def pooled_order(pool: Pool | None, size: tuple[int, int]) -> Int32 | None:
+def pooled_order(pool: Pool | None, size: tuple[int, ...]) -> Int32 | None:
     """The pixels of a map in the order in which a pooled convolution computes them."""
     return None if pool is None else pool_windows(pool, size).reshape(-1)
 
@@ -227,14 +246,13 @@ class Children:
     def pooled(cls, source: Rows, pool: Pool) -> Children:
         """Pooling of rows in the `pooled_order` of the same pool: a pixel has rows where any of its children has."""
         windows = pool_windows(pool, source.size)
-        height, width = pool.output_size(source.size)
         taps = windows.shape[1]
         entries = np.full(source.by_pixel.shape, -1, dtype=np.int32)
         entries[source.by_pixel] = np.arange(source.live, dtype=np.int32)
         by_window = entries.reshape(len(windows), taps, source.channels).transpose(0, 2, 1)
         live = by_window >= 0
         count = live.sum(axis=2)
-        mask = (count > 0).T.reshape(source.channels, height, width)
+        mask = (count > 0).T.reshape(source.channels, *pool.output_size(source.size))
         output = Rows.of(np.ascontiguousarray(mask))
         count = count[count > 0]
         return cls(source, output, cumulative(count), by_window[live], (taps - count).astype(np.int32))

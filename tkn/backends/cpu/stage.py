@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class Computed:
 class Stage:
     """The lists of one target layer and its ReLU and pooling, for one state of its ROIs.
 
-    `mask`: bool [C, H, W], the pixels inside the ROIs. `dtype`: of the rows, the parameters and the sums. `bfloat16`:
+    `mask`: bool [C, *size], the pixels inside the ROIs. `dtype`: of the rows, the parameters and the sums. `bfloat16`:
     round the factors of float32 products to it where that is faster.
     """
 
@@ -91,18 +92,18 @@ class Stage:
         return torch.bfloat16 if self.bfloat16 and faster else self.dtype
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> None:
-        """Rows of `source` to those of `convolved`. `weight` [O, C / groups, kH, kW]."""
+        """Rows of `source` to those of `convolved`. `weight` [O, C / groups, *kernel]."""
         channel = torch.from_numpy(self.convolved.channel)
         conv = self.forward_conv.with_values(shift=None if bias is None else bias.to(x.dtype)[channel])
         # [O, taps, C / groups]: in float32 no copy for weights in channels_last.
-        self._run(conv, self.source, x, weight.permute(0, 2, 3, 1), output)
+        self._run(conv, self.source, x, weight.movedim(1, -1), output)
 
     def _input_grad(self, grad: Tensor, weight: Tensor) -> Tensor:
         """Rows of `source`, from the gradient of the convolution's outputs."""
         by_group = weight.unflatten(0, (self.groups, -1))
         # [C, taps, O / groups]: the roles of inputs and outputs change.
         output = self.tiles.empty(self.source, grad.dtype)
-        self._run(self.backward_conv, self.convolved, grad, by_group.permute(0, 2, 3, 4, 1), output)
+        self._run(self.backward_conv, self.convolved, grad, by_group.movedim(1, -1), output)
         return output
 
     def _weight_grad(self, x: Tensor, grad: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ class Stage:
 
     @cached_property
     def child_index(self) -> Tensor:
-        """Where each child lies in a dense [C * H * W]."""
+        """Where each child lies in a dense [C * pixels]."""
         rows = self.convolved
         pixel = rows.order[rows.entry_position].astype(np.int64)
         return torch.from_numpy((rows.channel * np.int64(rows.pixels) + pixel)[self.children.entry])
@@ -146,7 +147,7 @@ class Stage:
             self.children,
             child_row=self.child_row,
             pooling=MAX if maximum else SUM,
-            factor=1 / (average.kernel[0] * average.kernel[1]) if average else 1.0,
+            factor=1 / prod(average.kernel) if average else 1.0,
             function=FunctionStruct(int(self.relu)),
             scale=window,
             init=self.init,
@@ -155,7 +156,7 @@ class Stage:
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor, room: Sequence[Tensor] | None = None
     ) -> Computed:
-        """Rows of `source` -> rows of `output`. `weight` [O, C / groups, kH, kW], `bias` [O], `window` [O, H, W].
+        """Rows of `source` -> rows of `output`. `weight` [O, C / groups, *kernel], `bias` [O], `window` [O, *size].
 
         `room`: where to put the results, of `room_shapes`; by default new tensors.
         """
@@ -185,8 +186,7 @@ class Stage:
         run_gather_backward(self._epilogue(computed.window), computed.convolved, grad, grad_convolved, sums)
         grad_x = grad_weight = grad_bias = grad_window = None
         if needs_window:
-            outputs, (height, width) = self.convolved.channels, self.convolved.size
-            grad_window = torch.zeros(outputs, height, width, dtype=x.dtype, device="cpu")
+            grad_window = torch.zeros(self.convolved.mask.shape, dtype=x.dtype, device="cpu")
             grad_window.view(-1)[self.child_index] = sums
         if needs_bias:
             per_entry = grad_convolved[:, torch.from_numpy(self.convolved.row).long()].sum(dim=(0, 2))
@@ -194,7 +194,7 @@ class Stage:
             grad_bias = torch.zeros(len(weight), dtype=x.dtype, device="cpu").index_add_(0, channel, per_entry)
         if needs_weight:
             taps = self._weight_grad(x, grad_convolved)
-            grad_weight = taps.unflatten(1, weight.shape[2:]).permute(0, 3, 1, 2)
+            grad_weight = taps.unflatten(1, weight.shape[2:]).movedim(-1, 1)
         if needs_x:
             grad_x = self._input_grad(grad_convolved, weight)
         return Gradients(grad_x, grad_weight, grad_bias, grad_window)

@@ -39,7 +39,7 @@ _stages = Kept(4 * 2**30)
 def reason_not(x: Tensor, targets: Sequence[Target], *, autocast: bool) -> str | None:
     """Why the backend can't compute these layers of x, None if it can. Under autocast x may be of another type."""
     if any(target.spec.dims != 2 for target in targets):
-        return f"the ROI engine works on maps of two dimensions, not {targets[0].spec.dims}"
+        return f"on a GPU the ROI engine works on maps of two dimensions, not {targets[0].spec.dims}"
     if any(target.per_image for target in targets):
         return "the ROI engine knows no ROIs of each image"
     if x.dtype not in _TYPES:
@@ -205,7 +205,7 @@ def forget() -> None:
     _stages.clear()
 
 
-def _whole(kernels: int, size: tuple[int, int], device: torch.device) -> Tensor:
+def _whole(kernels: int, size: tuple[int, ...], device: torch.device) -> Tensor:
     """Bounds of kernels that work in the whole map."""
     rois = torch.zeros(kernels, 2, 2, dtype=torch.int64, device=device)
     rois[:, 0, 1], rois[:, 1, 1] = size

@@ -11,11 +11,17 @@ from torch.nn import functional as F
 
 from tkn.backends.torch.fourier import convolve_by_frequencies
 from tkn.backends.torch.weigh import sum_over_batch
+from tkn.geometry import Pool
 from tkn.spec import Target
 from tkn.windows import kept_window, window_gradients
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_MEANS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_MAXIMA = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _aten = torch.ops.aten
+_MEANS_BACKWARD = {2: _aten.avg_pool2d_backward, 3: _aten.avg_pool3d_backward}
+_INDICES = {2: _aten.max_pool2d_with_indices, 3: _aten.max_pool3d_with_indices}
+_MAXIMA_BACKWARD = {2: _aten.max_pool2d_with_indices_backward, 3: _aten.max_pool3d_with_indices_backward}
 
 
 def convolve(x: Tensor, target: Target, *, fourier: bool = False) -> Tensor:
@@ -37,6 +43,24 @@ def convolve(x: Tensor, target: Target, *, fourier: bool = False) -> Tensor:
 def _zeros(target: Target) -> list[int]:
     """The padding as `torch.nn.functional.pad` takes it: the last axis first."""
     return [zeros for before, after in reversed(target.spec.padding) for zeros in (before, after)]
+
+
+def pooled(x: Tensor, pool: Pool) -> Tensor:
+    """The pooling of maps of as many axes as its windows have."""
+    return (_MEANS if pool.average else _MAXIMA)[len(pool.kernel)](x, pool.kernel)
+
+
+def _pooled_backward(grad: Tensor, x: Tensor, pool: Pool) -> Tensor:
+    """The gradient of x [B, C, *size], from that of `pooled`."""
+    dims, kernel = len(pool.kernel), list(pool.kernel)
+    if dims == 1:  # torch has this in two and three dimensions
+        of_rows = Pool((1, *pool.kernel), pool.average)
+        return _pooled_backward(grad.unsqueeze(2), x.unsqueeze(2), of_rows).squeeze(2)
+    one, zero = [1] * dims, [0] * dims
+    if pool.average:
+        return _MEANS_BACKWARD[dims](grad, x, kernel, kernel, zero, False, True, None)
+    _, indices = _INDICES[dims](x, kernel, kernel, zero, one)
+    return _MAXIMA_BACKWARD[dims](grad, x, kernel, kernel, zero, one, False, indices)
 
 
 @dataclass(frozen=True)
@@ -63,9 +87,7 @@ class Masked:
         weighed = convolved * self._window(convolved)
         rectified = F.relu(weighed) if self.target.spec.relu else weighed
         pool = self.target.spec.pool
-        if pool is None:
-            return rectified, saved
-        return (F.avg_pool2d if pool.average else F.max_pool2d)(rectified, pool.kernel), saved
+        return rectified if pool is None else pooled(rectified, pool), saved
 
     def _window(self, convolved: Tensor) -> Tensor:
         return kept_window(self.target, tuple(convolved.shape[2:]), convolved.dtype)
@@ -91,13 +113,8 @@ class Masked:
         """The gradient of what the window gave, from that after ReLU and pooling."""
         spec = self.target.spec
         rectified = F.relu(weighed) if spec.relu else weighed
-        if spec.pool is not None and spec.pool.average:
-            k = list(spec.pool.kernel)
-            grad = _aten.avg_pool2d_backward(grad, rectified, k, k, [0, 0], False, True, None)
-        elif spec.pool is not None:
-            k, one, zero = list(spec.pool.kernel), [1, 1], [0, 0]
-            _, indices = _aten.max_pool2d_with_indices(rectified, k, k, zero, one)
-            grad = _aten.max_pool2d_with_indices_backward(grad, rectified, k, k, zero, one, False, indices)
+        if spec.pool is not None:
+            grad = _pooled_backward(grad, rectified, spec.pool)
         return _aten.threshold_backward(grad, rectified, 0) if spec.relu else grad
 
     def _convolution_backward(self, grad: Tensor, x: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
