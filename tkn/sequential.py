@@ -10,6 +10,7 @@ from torch.nn.modules import module as torch_module
 
 from tkn.geometry import Pool, simple_pool
 from tkn.layers import TargetConv1d, TargetConv2d, TargetConv3d
+from tkn.ops.live import linear_of_live, live_inputs
 from tkn.ops.operator import run_sequence
 from tkn.spec import Target
 
@@ -27,7 +28,8 @@ class TargetSequential(nn.Sequential):
     """`nn.Sequential`, with the same results, that lets the ROI engine compute a target layer and what follows it.
 
     A ReLU and a pooling after a target layer are computed with it, and a target layer after these multiplies only with
-    the inputs that the ROIs of the layer before can reach. Forward hooks on a layer keep it from being joined.
+    the inputs that the ROIs of the layer before can reach; so does a fully connected layer after `nn.Flatten`, where
+    these are few. Hooks on a layer keep it from being joined.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -40,9 +42,13 @@ class TargetSequential(nn.Sequential):
             if len(run) == 1 and run[0].joined == 1:
                 x = run[0].layer(x)
             elif isinstance(run[0].layer, _TARGETS):
-                x = run_sequence(
-                    run[0].layer.padded(x), [step.target() for step in run], run[0].layer.operator_engine()
-                )
+                targets, engine = [step.target() for step in run], run[0].layer.operator_engine()
+                padded = run[0].layer.padded(x)
+                x = run_sequence(padded, targets, engine)
+                linear = _linear(layers, position)
+                live = None if linear is None or engine.startswith("dense") else live_inputs(padded, targets)
+                if linear is not None and live is not None:
+                    x, position = linear_of_live(x.flatten(1), live, linear.weight, linear.bias), position + 2
         return x
 
 
@@ -95,6 +101,16 @@ def _is_target(layer: nn.Module) -> TypeGuard[_TargetConv]:
 def _hooked(layer: nn.Module) -> bool:
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return any(hooks) or bool(torch_module._has_any_global_hook())
+
+
+def _linear(layers: list[nn.Module], position: int) -> nn.Linear | None:
+    """The fully connected layer that reads all of what goes into `position`, flattened there."""
+    if not (_follows(layers, position, nn.Flatten) and _follows(layers, position + 1, nn.Linear)):
+        return None
+    flatten, linear = layers[position], layers[position + 1]
+    assert isinstance(flatten, nn.Flatten) and isinstance(linear, nn.Linear)
+    plain = type(linear.weight) in (Tensor, nn.Parameter) and linear.weight.device.type == "cpu"
+    return linear if plain and (flatten.start_dim, flatten.end_dim) in ((1, -1), (1, 3)) else None
 
 
 def _follows(layers: list[nn.Module], position: int, kind: type[nn.Module]) -> bool:

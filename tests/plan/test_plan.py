@@ -244,7 +244,7 @@ def test_the_plan_is_made_at_the_first_call_without_an_input_size() -> None:
             early()
     with pytest.raises(ValueError, match=r"the plan takes images \[B, C, H, W\] or \[B, C, L\], not \[2\]"):
         plan(torch.zeros(2))
-    with pytest.raises(ValueError, match=r"Sequential takes no images \[B, 7, 7\]: .* to have 2 channels"):
+    with pytest.raises(ValueError, match=r"Sequential takes no images \[B, 7, 7\]: expected 4D input"):
         plan(torch.zeros(2, 7, 7))  # one image
     assert_near(plan(images("unknown layers", 3)), expected)
     assert plan.input_size == (2, 7, 7)

@@ -63,11 +63,12 @@ def build_graph(model: nn.Module, input_size: Any) -> Graph:
     lines = any(len(shape) == 2 for shape in shapes)
     try:
         seen = [observe(traced, random_inputs(batch, shapes)) for batch in BATCHES]
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # torch's modules raise both
         if all(len(shape) == 3 for shape in shapes):
             raise
         images = " and ".join(f"[B, {', '.join(map(str, shape))}]" for shape in shapes)
-        raise ValueError(f"{type(model).__name__} takes no images {images}: {first_line(error)}") from error
+        cause = first_line(error)
+        raise ValueError(f"{type(model).__name__} takes no images {images}: {cause}") from error
     return _Builder(traced, seen[0], seen[1], lines=lines).graph(arguments)
 
 

@@ -1,6 +1,8 @@
 // The ROI engine's kernels as C functions. All offsets come from the Python side, which makes the lists; see rows.py.
 #include <omp.h>
 
+#include <cmath>
+
 #include "bfloat16.h"
 #include "planes.h"
 #include "rows.h"
@@ -218,68 +220,100 @@ void tkn_run_maps(const Instruction* instructions, int instruction_count, REAL* 
 
 namespace {
 
+// A weight gradient is divided into about so many tasks; small ones have sums of their own, of at most so many numbers.
+constexpr int TASKS = 8, MOST_SUMS = 1 << 23;
+
+// The first entry of a source pixel's chunk of channels.
+INLINE int first_entry(const Conv& op, int pixel, int chunk) { return op.src_start[(int64_t)pixel * (op.chunks + 1) + chunk]; }
+
+// Where taps read fewer channels than a vector holds: the columns of all taps of a pixel in one. Every part of the pixels
+// has sums of its own, which are added up in one order whatever the number of threads.
 template <bool PAIRS>
-void weight_grad(const Conv* op, const REAL* x, int64_t x_tile, const REAL* grad_z, int64_t z_tile, REAL* grad, int taps, int source_pixels,
-                 const int64_t* column_start, REAL* columns, int64_t columns_tile, int tiles, int lanes, int threads) {
-  const int chunks = op->chunks, dst_channels = op->groups * op->dst_per_group;
-  const auto live = [&](int q, int chunk) { return op->src_start[(int64_t)q * (chunks + 1) + chunk]; };
-  const bool together = op->src_per_group < WIDTH && op->groups == 1;  // the columns of all taps of a pixel in one
-  if (!together) {
-    parallel(tiles, source_pixels, threads, [&](int tile, int begin, int end) {
-      std::vector<const REAL*> rows;
-      for (int q = begin; q < end; q++) {
-        const int count = live(q, chunks) - live(q, 0);
-        rows.resize(count);
-        for (int k = 0; k < count; k++) rows[k] = x + tile * x_tile + ((int64_t)op->src_base[q] + k) * lanes;
-        transpose(rows.data(), count, lanes, columns + tile * columns_tile + column_start[q], padded(count));
-      }
-    });
-  }
-  // Every task owns a range of outputs, and a tap: sums are made in one order whatever the number of threads.
-  const int tap_tasks = together ? 1 : taps;
-  const int ranges = std::max(1, std::min(dst_channels / 32, (32 + tap_tasks - 1) / tap_tasks));
+void weight_grad_of_few(const Conv& op, const REAL* x, int64_t x_tile, const REAL* grad_z, int64_t z_tile, REAL* grad, int tiles, int lanes,
+                        int threads) {
+  const int64_t size = op.weight_dst * op.dst_per_group;
+  const int parts = std::min<int64_t>(op.pixels, std::clamp<int64_t>(MOST_SUMS / size, 1, 32));
+  std::vector<REAL> sums(size * parts);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (int task = 0; task < tap_tasks * ranges; task++) {
-    const int tap = task / ranges, range = task % ranges;
-    const int low = range * dst_channels / ranges, high = (range + 1) * dst_channels / ranges;
+  for (int part = 0; part < parts; part++) {
     std::vector<REAL> scratch;
     std::vector<const REAL*> rows;
     std::vector<int32_t> column;
-    for (int p = 0; p < op->pixels; p++) {
-      const int32_t *first = op->dst_channel + op->dst_start[p], *last = op->dst_channel + op->dst_start[p + 1];
-      const int begin = std::lower_bound(first, last, low) - op->dst_channel, end = std::lower_bound(first, last, high) - op->dst_channel;
-      if (begin == end) continue;
-      const REAL* g = grad_z + ((int64_t)op->dst_base[p] + begin - op->dst_start[p]) * lanes;
-      if (together) {
-        column.clear();
-        for (int t = op->tap_start[p]; t < op->tap_start[p + 1]; t++)
-          for (int q = op->tap_pixel[t], e = live(q, 0); e < live(q, chunks); e++)
-            column.push_back(op->tap_index[t] * op->weight_tap + op->src_channel[e]);
-        const int count = column.size(), width = padded(count);
-        if (count == 0) continue;
-        scratch.resize((size_t)width * lanes * tiles);
-        rows.resize(count);
-        for (int tile = 0; tile < tiles; tile++) {
-          int k = 0;
-          for (int t = op->tap_start[p]; t < op->tap_start[p + 1]; t++) {
-            const int q = op->tap_pixel[t];
-            for (int e = live(q, 0); e < live(q, chunks); e++)
-              rows[k++] = x + tile * x_tile + ((int64_t)op->src_base[q] + e - live(q, 0)) * lanes;
-          }
-          transpose(rows.data(), count, lanes, scratch.data() + (int64_t)tile * width * lanes, width);
+    Spread spread;
+    for (int p = part; p < op.pixels; p += parts) {
+      const int begin = op.dst_start[p], end = op.dst_start[p + 1];
+      column.clear();
+      for (int t = op.tap_start[p]; t < op.tap_start[p + 1]; t++)
+        for (int q = op.tap_pixel[t], e = first_entry(op, q, 0); e < first_entry(op, q, op.chunks); e++)
+          column.push_back(op.tap_index[t] * op.weight_tap + op.src_channel[e]);
+      const int count = column.size(), width = padded(count);
+      if (begin == end || count == 0) continue;
+      spread.clear();
+      spread.add(column.data(), count);
+      scratch.resize((size_t)width * lanes * tiles);
+      rows.resize(count);
+      for (int tile = 0; tile < tiles; tile++) {
+        int k = 0;
+        for (int t = op.tap_start[p]; t < op.tap_start[p + 1]; t++) {
+          const int q = op.tap_pixel[t], channels = first_entry(op, q, op.chunks) - first_entry(op, q, 0);
+          for (int c = 0; c < channels; c++) rows[k++] = x + tile * x_tile + ((int64_t)op.src_base[q] + c) * lanes;
         }
-        outer_all<PAIRS>(*op, begin, end, g, z_tile, scratch.data(), (int64_t)width * lanes, width, tiles, lanes, grad, column.data(), count);
-        continue;
+        transpose(rows.data(), count, lanes, scratch.data() + (int64_t)tile * width * lanes, width);
       }
-      for (int t = op->tap_start[p]; t < op->tap_start[p + 1]; t++) {
-        if (op->tap_index[t] != tap) continue;
-        const int q = op->tap_pixel[t], width = padded(live(q, chunks) - live(q, 0));
+      outer_all<PAIRS>(op, begin, end, grad_z + (int64_t)op.dst_base[p] * lanes, z_tile, scratch.data(), (int64_t)width * lanes, width, tiles, lanes,
+                       sums.data() + part * size, spread, 0, width / WIDTH);
+    }
+  }
+  for (int part = 0; part < parts; part++)
+    for (int64_t i = 0; i < size; i++) grad[i] += sums[part * size + i];
+}
+
+template <bool PAIRS>
+void weight_grad(const Conv& op, const REAL* x, int64_t x_tile, const REAL* grad_z, int64_t z_tile, REAL* grad, int taps, int source_pixels,
+                 const int64_t* column_start, REAL* columns, int64_t columns_tile, int tiles, int lanes, int threads) {
+  if (op.src_per_group < WIDTH && op.groups == 1) return weight_grad_of_few<PAIRS>(op, x, x_tile, grad_z, z_tile, grad, tiles, lanes, threads);
+  parallel(tiles, source_pixels, threads, [&](int tile, int begin, int end) {
+    std::vector<const REAL*> rows;
+    for (int q = begin; q < end; q++) {
+      const int count = first_entry(op, q, op.chunks) - first_entry(op, q, 0);
+      rows.resize(count);
+      for (int k = 0; k < count; k++) rows[k] = x + tile * x_tile + ((int64_t)op.src_base[q] + k) * lanes;
+      transpose(rows.data(), count, lanes, columns + tile * columns_tile + column_start[q], padded(count));
+    }
+  });
+  Spread spread;  // of each source pixel and group
+  std::vector<int32_t> vector_of((size_t)source_pixels * op.groups);
+  for (int q = 0; q < source_pixels; q++)
+    for (int group = 0; group < op.groups; group++) {
+      const int per_group = op.chunks / op.groups, from = first_entry(op, q, group * per_group), to = first_entry(op, q, (group + 1) * per_group);
+      vector_of[(size_t)q * op.groups + group] = spread.start.size() - 1;
+      spread.add(op.src_channel + from, to - from);
+    }
+  // Every task owns a range of outputs, and neighbouring taps, which read the same columns one pixel after the other: sums
+  // are made in one order whatever the number of threads.
+  const int dst_channels = op.groups * op.dst_per_group, tap_tasks = std::lround(std::sqrt(taps));
+  const int ranges = std::max(1, std::min(dst_channels / 32, (TASKS + tap_tasks - 1) / tap_tasks));
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+  for (int task = 0; task < tap_tasks * ranges; task++) {
+    const int tap_task = task / ranges, range = task % ranges;
+    const int low_tap = tap_task * taps / tap_tasks, high_tap = (tap_task + 1) * taps / tap_tasks;
+    const int low = range * dst_channels / ranges, high = (range + 1) * dst_channels / ranges;
+    for (int p = 0; p < op.pixels; p++) {
+      const int32_t *first = op.dst_channel + op.dst_start[p], *last = op.dst_channel + op.dst_start[p + 1];
+      const int begin = std::lower_bound(first, last, low) - op.dst_channel, end = std::lower_bound(first, last, high) - op.dst_channel;
+      if (begin == end) continue;
+      const REAL* g = grad_z + ((int64_t)op.dst_base[p] + begin - op.dst_start[p]) * lanes;
+      for (int t = op.tap_start[p]; t < op.tap_start[p + 1]; t++) {
+        const int tap = op.tap_index[t], q = op.tap_pixel[t];
+        if (tap < low_tap || tap >= high_tap) continue;
+        const int all = first_entry(op, q, 0), width = padded(first_entry(op, q, op.chunks) - all);
         for (int a = begin; a < end;) {
-          const int group = op->dst_channel[a] / op->dst_per_group, b = group_end(*op, a, end);
-          const int per_group = chunks / op->groups, from = live(q, group * per_group), to = live(q, (group + 1) * per_group);
+          const int group = op.dst_channel[a] / op.dst_per_group, b = group_end(op, a, end);
+          const int per_group = op.chunks / op.groups, from = first_entry(op, q, group * per_group), to = first_entry(op, q, (group + 1) * per_group);
           if (from < to)
-            outer_all<PAIRS>(*op, a, b, g + (int64_t)(a - begin) * lanes, z_tile, columns + column_start[q] + from - live(q, 0), columns_tile, width,
-                             tiles, lanes, grad + tap * op->weight_tap - (int64_t)group * op->src_per_group, op->src_channel + from, to - from);
+            outer_all<PAIRS>(op, a, b, g + (int64_t)(a - begin) * lanes, z_tile, columns + column_start[q] + from - all, columns_tile, width, tiles,
+                             lanes, grad + tap * op.weight_tap - (int64_t)group * op.src_per_group, spread, vector_of[(size_t)q * op.groups + group],
+                             padded(to - from) / WIDTH);
           a = b;
         }
       }
@@ -296,6 +330,6 @@ void weight_grad(const Conv* op, const REAL* x, int64_t x_tile, const REAL* grad
 extern "C" void tkn_weight_grad(const Conv* op, const REAL* x, int64_t x_tile, const REAL* grad_z, int64_t z_tile, REAL* grad, int taps,
                                 int source_pixels, const int64_t* column_start, REAL* columns, int64_t columns_tile, int tiles, int lanes,
                                 int pairs, int threads) {
-  (pairs ? weight_grad<true> : weight_grad<false>)(op, x, x_tile, grad_z, z_tile, grad, taps, source_pixels, column_start, columns, columns_tile, tiles, lanes,
+  (pairs ? weight_grad<true> : weight_grad<false>)(*op, x, x_tile, grad_z, z_tile, grad, taps, source_pixels, column_start, columns, columns_tile, tiles, lanes,
                                                    threads);
 }
