@@ -206,7 +206,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[s
     "residual": (Residual, (2, 7, 8), ()),
     "concatenating": (Concatenating, (3, 9, 8), ()),
     "untraceable": (WithUntraceable, (2, 7, 7), ("own (Untraceable)",)),
-    "twice": (Twice, (3, 7, 7), ("model_weight (constant)", "mul (mul)", "add (add)")),
+    "twice": (Twice, (3, 7, 7), ()),
     "poolings": (
         lambda: nn.Sequential(
             TargetConv2d(2, 12, 3, padding=1),
@@ -222,7 +222,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[s
         (),
     ),
     "poolings as functions": (Pooled, (2, 9, 10), ()),
-    "poolings that torch runs": (
+    "uneven means": (
         lambda: nn.Sequential(
             TargetConv2d(2, 6, 3, padding=1),
             nn.AvgPool2d(2, ceil_mode=True),
@@ -232,7 +232,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[s
             nn.Conv2d(6, 3, 1),
         ),
         (2, 9, 9),
-        ("1 (AvgPool2d)", "2 (AvgPool2d)", "3 (AvgPool2d)", "4 (AdaptiveAvgPool2d)"),
+        (),
     ),
     "means of windows": (
         lambda: nn.Sequential(
@@ -304,8 +304,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[s
             "3.pad (pad)",
             "4 (BatchNorm2d)",
             "6 (GroupNorm)",
-            "7 (Flatten)",
-            "8 (Flatten)",
             "10 (LogSoftmax)",
         ),
     ),

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from tkn.geometry import Geometry, pair
+from tkn.geometry import Geometry
 from tkn.layers import TargetConv2d
+from tkn.plan.arithmetic import IN_PLACE, arithmetic_name, as_affine
 from tkn.plan.compare import random_images
 from tkn.plan.graph import (
+    AdaptivePooling,
     Add,
     Affine,
     Attention,
     Call,
+    ChannelNorm,
     Concatenate,
     Constant,
     Convolve,
@@ -29,12 +32,18 @@ from tkn.plan.graph import (
     Node,
     Operation,
     Pooling,
+    Resize,
     Same,
+    Select,
     Size,
     Slot,
+    UnevenMean,
 )
 from tkn.plan.modules import as_function
+from tkn.plan.moves import insert_numbers, moves, selection
 from tkn.plan.nonlinearity import Nonlinearity, call_nonlinearity, module_nonlinearity
+from tkn.plan.resizing import resampling_module, resampling_operation
+from tkn.plan.sizes import result_size
 from tkn.plan.trace import BATCHES, Seen, activation_size, observe, trace
 from tkn.plan.vocabulary import Attribute, Method, function_name, method_name, original
 from tkn.roi import roi_bounds
@@ -58,7 +67,10 @@ def build_graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
 
 
 #: What has memory of its own in torch too.
-_OWN_MEMORY = (Convolve, Affine, Add, Multiply, Concatenate, Pooling, Nonlinearity)
+_OWN_MEMORY = (
+    *(Convolve, Affine, Add, Multiply, Concatenate, Nonlinearity, ChannelNorm),
+    *(Pooling, UnevenMean, AdaptivePooling, Resize),
+)
 
 
 class _Builder:
@@ -66,8 +78,15 @@ class _Builder:
 
     def __init__(self, traced: fx.GraphModule, one: dict[fx.Node, Seen], other: dict[fx.Node, Seen]) -> None:
         self.traced, self.one, self.other = traced, one, other
+        insert_numbers(traced.graph, one, other)
+        self.moved = moves(traced, one, other, self._written())
         self.nodes: list[Node] = []
+        #: of what torch sees as it is in the graph
         self.position: dict[fx.Node, int] = {}
+        #: of maps that torch sees with their channels last
+        self.last: dict[fx.Node, int] = {}
+        #: of calls that nothing misses if nothing reads them
+        self.idle: set[int] = set()
 
     def graph(self) -> Graph:
         for n in self.traced.graph.nodes:
@@ -78,24 +97,122 @@ class _Builder:
             elif n.op == "placeholder":
                 self._add(n, Input(), ())
             elif n.op == "get_attr":
-                self._add(n, Constant(operator.attrgetter(n.target)(self.traced)), ())
-            else:
-                self._add(n, *self._operation(n))
-                module = self.traced.get_submodule(str(n.target)) if n.op == "call_module" else None
-                if len(n.all_input_nodes) == 1 and _overwrites(n, module):
-                    self._redirect(n)
-        return Graph(self.nodes, self.position[output])
+                self._add(n, Constant(self._constant(n)), ())
+                self.idle.add(self.position[n])
+            elif not self._add_known(n):
+                operation = self._call(n)
+                self._add(n, operation, tuple(map(self._torch_position, n.all_input_nodes)))
+                if n in self.moved or self.one[n].kind is not Tensor:
+                    self.idle.add(self.position[n])
+        return self._without_idle(self._torch_position(output))
 
-    def _redirect(self, n: fx.Node) -> None:
-        """Let later readers of what n overwrites read its result, unless torch does write there."""
-        if not isinstance(self.nodes[self.position[n]].operation, Call):
-            self.position[n.all_input_nodes[0]] = self.position[n]
+    def _without_idle(self, output: int) -> Graph:
+        """The graph of what is needed."""
+        needed = {0, output}
+        for position in reversed(range(len(self.nodes))):
+            node = self.nodes[position]
+            if position in needed or (isinstance(node.operation, Call) and position not in self.idle):
+                needed |= {position, *node.inputs}
+        place = {old: new for new, old in enumerate(sorted(needed))}
+        nodes = [
+            Node(node.name, node.operation, tuple(place[source] for source in node.inputs), node.size, node.flat)
+            for node in (self.nodes[old] for old in place)
+        ]
+        return Graph(nodes, place[output])
+
+    def _written(self) -> list[fx.Node]:
+        """What calls write over."""
+        calls = [n for n in self.traced.graph.nodes if n.op.startswith("call") and n.args]
+        written = [n.args[0] for n in calls if _overwrites(n, self._module_of(n))]
+        return [n for n in written if isinstance(n, fx.Node)]
+
+    def _module_of(self, n: fx.Node) -> nn.Module | None:
+        return self.traced.get_submodule(str(n.target)) if n.op == "call_module" else None
 
     def _add(self, n: fx.Node, operation: Operation, inputs: tuple[int, ...]) -> None:
+        self.position[n] = self._append(self._name(n), operation, inputs, *self._activation(n))
+
+    def _add_known(self, n: fx.Node) -> bool:
+        """Whether the engine knows what a call does, which then is among the nodes."""
         size, flat = self._activation(n)
-        if flat and isinstance(operation, Same | Nonlinearity | Affine | Add | Multiply | Concatenate):
-            size = self._map_size(operation, inputs)  # flattening keeps the map
-        self.position[n] = self._append(self._name(n), operation, inputs, size, flat)
+        if size is None:
+            return False
+        if self._add_selection(n):
+            return True
+        maps = self._maps(n)
+        if not maps:
+            return False
+        before = len(self.nodes)
+        operation, inputs = self._operation(n, [position for position, _ in maps])
+        sources = [self.nodes[position] for position in inputs]
+        if operation is None or not self._fits(operation, sources, size, flat=flat, last=maps[0][1]):
+            del self.nodes[before:]
+            return False
+        made = self._append(self._name(n), operation, inputs, _size(operation, sources, flat=flat), flat)
+        (self.last if maps[0][1] else self.position)[n] = made
+        if _overwrites(n, self._module_of(n)):  # what reads it later reads this
+            (self.last if maps[0][1] else self.position)[n.args[0]] = made  # type: ignore[index]
+        return True
+
+    def _fits(self, operation: Operation, sources: list[Node], size: Size, *, flat: bool, last: bool) -> bool:
+        """Whether the operation can be of these sources, and gives what torch does: it stretches some maps."""
+        made = _size(operation, sources, flat=flat)
+        if made is None:
+            return False
+        seen = (made[1], made[2], made[0]) if last else made
+        return prod(made) == size[0] if flat else seen == size
+
+    def _maps(self, n: fx.Node) -> list[tuple[int, bool]]:
+        """The maps that a call reads, all as they are or all with their channels last; none if it reads other tensors,
+        but for constants."""
+        sources = [source for source in n.all_input_nodes if source.op != "get_attr" and not self._is_constant(source)]
+        maps = []
+        for source in sources:
+            if source in self.last:
+                maps.append((self.last[source], True))
+            elif self.nodes[self.position[source]].size is not None:
+                maps.append((self.position[source], False))
+            else:
+                return []
+        return maps if len({last for _, last in maps}) == 1 else []
+
+    def _is_constant(self, n: fx.Node) -> bool:
+        return n.op == "get_attr" or (n in self.moved and self.moved[n].base.op == "get_attr")
+
+    def _constant(self, n: fx.Node) -> Any:
+        """A number of the network itself, or a view of it."""
+        if n in self.moved:
+            return self._constant(self.moved[n].base).reshape(-1)[self.moved[n].indices[0]]
+        return operator.attrgetter(str(n.target))(self.traced)
+
+    def _add_selection(self, n: fx.Node) -> bool:
+        """Whether a call selects channels of a map, or puts them last or back, or flattens: then it is known."""
+        moved = self.moved.get(n)
+        if moved is None:
+            return False
+        base = moved.base
+        last = base in self.last
+        position = self.last[base] if last else self.position[base]
+        node = self.nodes[position]
+        selected = None if node.size is None else selection(moved, node.size, last=last)
+        if selected is None or node.size is None:
+            return False
+        whole = torch.equal(selected.channels, torch.arange(node.size[0]))
+        if not (whole and selected.last):
+            operation = Same() if whole else Select(selected.channels.long())
+            size = (len(selected.channels), *node.size[1:])
+            position = self._append(self._name(n), operation, (position,), size, selected.flat)
+        (self.last if selected.last else self.position)[n] = position
+        return True
+
+    def _torch_position(self, n: fx.Node) -> int:
+        """Of a value as torch sees it."""
+        if n not in self.position:
+            permute = Call(Method("permute"), (Slot(0), 0, 2, 3, 1), {}, "permute", method_name("permute"))
+            size, _ = self._activation(n)
+            self.position[n] = self._append(f"{self._name(n)}.permute", permute, (self.last[n],), size)
+            self.idle.add(self.position[n])
+        return self.position[n]
 
     def _append(
         self, name: str, operation: Operation, inputs: tuple[int, ...], size: Size | None, flat: bool = False
@@ -109,81 +226,133 @@ class _Builder:
     def _activation(self, n: fx.Node) -> tuple[Size | None, bool]:
         return activation_size(self.one[n], self.other[n])
 
-    def _map_size(self, operation: Operation, inputs: tuple[int, ...]) -> Size:
-        sizes = [size for position in inputs if (size := self.nodes[position].size) is not None]
-        channels = sum(size[0] for size in sizes) if isinstance(operation, Concatenate) else sizes[0][0]
-        return channels, *sizes[0][1:]
+    def _operation(self, n: fx.Node, maps: list[int]) -> tuple[Operation | None, tuple[int, ...]]:
+        """What a call does, if the engine knows it, and to the results of which nodes; `maps`: what it reads."""
+        if _overwrites(n, self._module_of(n)) and not self._may_overwrite(n):
+            return None, ()  # what else reads the input reads what torch writes there
+        if n.op == "call_module":
+            return self._module(n, maps)
+        sources = tuple(maps)
+        operation: Operation | None = self._with_number(n, maps) or _of_single_numbers(n)
+        module = self._layer_norm(n) or resampling_module(n)
+        if operation is None and len(maps) == 1 and module is not None:
+            operation = self._of_module(module, n, maps[0])
+        if operation is None and _is_flattening(n) and n.args[0] not in self.last:
+            operation = Same()
+        if operation is None and _is_joining_channels(n) and n.all_input_nodes[0] not in self.last:
+            operation = Concatenate()
+        if isinstance(operation, Add | Multiply | Concatenate):  # perhaps of one map twice
+            of: Any = n.args[0] if isinstance(operation, Concatenate) else n.args
+            sources = tuple(self.last[source] if source in self.last else self.position[source] for source in of)
+        if isinstance(operation, Multiply):
+            sources = tuple(sorted(sources, key=lambda source: -prod(self.nodes[source].size or (0,))))
+        if isinstance(operation, Add) and arithmetic_name(n.target) == "sub":
+            sources = (sources[0], self._negated(n, sources[1]))
+        return operation, sources
 
-    def _operation(self, n: fx.Node) -> tuple[Operation, tuple[int, ...]]:
-        """What a call does, and to the results of which nodes."""
-        sources = tuple(self.position[source] for source in n.all_input_nodes)
-        if self._activation(n)[0] is not None and all(self.nodes[source].size is not None for source in sources):
-            operation: Operation | None
-            if n.op == "call_module":
-                operation, inputs = self._module(n, sources)
-            else:
-                known = not _overwrites(n) or (len(sources) == 1 and self._may_overwrite(n))
-                operation, inputs = _function(n) if known else None, sources
-                if operation is None and len(sources) == 1 and (pooling := _pooling_module(n)) is not None:
-                    operation = _module_operation(pooling, self.nodes[sources[0]], self._activation(n)[0])
-            if isinstance(operation, Concatenate):  # perhaps of one value twice
-                inputs = tuple(self.position[source] for source in n.args[0])  # type: ignore[union-attr, index]
-            if isinstance(operation, Multiply):
-                inputs = self._larger_first(inputs)
-            if isinstance(operation, Add | Multiply | Concatenate) and not self._aligned(operation, inputs):
-                operation = None
-            if operation is not None:
-                return operation, inputs
-        return self._call(n), sources
+    def _layer_norm(self, n: fx.Node) -> nn.LayerNorm | None:
+        """The module that normalises as a call does."""
+        if n.target is not F.layer_norm:
+            return None
+        given: dict[str, Any] = {
+            **dict(zip(("normalized_shape", "weight", "bias", "eps"), n.args[1:], strict=False)),
+            **n.kwargs,
+        }
+        values = {
+            key: self._constant(value) if isinstance(value, fx.Node) and self._is_constant(value) else value
+            for key, value in given.items()
+        }
+        if any(isinstance(value, fx.Node) for value in values.values()):
+            return None
+        module = nn.LayerNorm(values["normalized_shape"], values.get("eps", 1e-5), elementwise_affine=False)
+        for key in ("weight", "bias"):
+            if values.get(key) is not None:
+                setattr(module, key, nn.Parameter(values[key], requires_grad=False))
+        return module
+
+    def _negated(self, n: fx.Node, position: int) -> int:
+        node = self.nodes[position]
+        minus = -torch.ones((node.size or (0,))[0], dtype=torch.float64)
+        return self._append(f"{self._name(n)}.minus", Affine(minus, 0 * minus), (position,), node.size, node.flat)
+
+    def _with_number(self, n: fx.Node, maps: list[int]) -> Affine | None:
+        """A map plus, minus, times or by a number, or one of each channel; or minus a map."""
+        if len(maps) != 1 or n.kwargs or arithmetic_name(n.target) is None:
+            return None
+        places = [place for place, arg in enumerate(n.args) if isinstance(arg, fx.Node) and not self._is_constant(arg)]
+        if len(places) != 1:  # of one map twice
+            return None
+        channels = (self.nodes[maps[0]].size or (0,))[0]
+        others = [arg for place, arg in enumerate(n.args) if place != places[0]]
+        numbers = [self._numbers(arg, n.args[places[0]], channels) for arg in others]
+        if len(numbers) > 1 or (numbers and numbers[0] is None):
+            return None
+        made = as_affine(n.target, numbers[0] if numbers else None, places[0])
+        if made is None or not all(bool(one.isfinite().all()) for one in made):
+            return None
+        scale, shift = (one.expand(channels).contiguous() for one in made)
+        return Affine(scale, shift)
+
+    def _numbers(self, argument: Any, of: Any, channels: int) -> Tensor | None:
+        """An argument beside a map as a number, or one of each channel [C]; None if it is something else."""
+        if isinstance(argument, int | float) and not isinstance(argument, bool):
+            return torch.tensor(float(argument), dtype=torch.float64)
+        value = self._constant(argument) if isinstance(argument, fx.Node) and self._is_constant(argument) else None
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return None
+        axes = len(self.one[of].shape)
+        if value.dim() > axes:
+            return None
+        shape = (*(1,) * (axes - value.dim()), *value.shape)
+        along = axes - 1 if of in self.last else 1
+        if shape[along] not in (1, channels) or prod(shape) != shape[along]:
+            return None
+        return value.detach().reshape(-1).double()
 
     def _may_overwrite(self, n: fx.Node) -> bool:
         """Whether n writes over memory that has no other name, so that it can be taken for a new result: what reads its
         input later then reads that."""
-        (source,) = n.all_input_nodes
+        source = n.args[0]
+        if not isinstance(source, fx.Node):
+            return False
         if len(source.users) == 1:
-            while isinstance(self._operation_of(source), Same) and len(source.users) == 1:
-                (source,) = source.all_input_nodes
-            return len(source.users) == 1 and (n.op == "call_module" or self._is_own(source))
+            while isinstance(self._operation_of(source), Same | Select) and len(source.users) == 1:
+                source = source.all_input_nodes[0]
+            alone = n.op == "call_module" or n.target in IN_PLACE
+            return len(source.users) == 1 and (alone or self._is_own(source))
         # An earlier reader may have made another name for it.
-        earlier = [user for user in source.users if user is not n and user in self.position]
-        return self._is_own(source) and not any(isinstance(self._operation_of(u), Same | Call) for u in earlier)
+        earlier = [user for user in source.users if user is not n and (user in self.position or user in self.last)]
+        return self._is_own(source) and not any(
+            user in self.moved or isinstance(self._operation_of(user), Same | Call) for user in earlier
+        )
 
     def _operation_of(self, n: fx.Node) -> Operation:
-        return self.nodes[self.position[n]].operation
+        return self.nodes[self.last[n] if n in self.last else self.position[n]].operation
 
     def _is_own(self, n: fx.Node) -> bool:
-        return isinstance(self._operation_of(n), _OWN_MEMORY) and n.target is not operator.iadd
+        return isinstance(self._operation_of(n), _OWN_MEMORY) and n.target not in IN_PLACE
 
-    def _larger_first(self, sources: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(sorted(sources, key=lambda source: -prod(self.nodes[source].size or (0,))))
-
-    def _aligned(self, operation: Add | Multiply | Concatenate, sources: tuple[int, ...]) -> bool:
-        """Whether the maps have one size, and for a sum as many channels: torch would also stretch some of them."""
-        sizes = [self.nodes[source].size for source in sources]
-        if isinstance(operation, Multiply):
-            flats = {self.nodes[source].flat for source in sources}
-            (size, other) = sizes
-            return len(flats) == 1 and size is not None and other in (size, (size[0], 1, 1))
-        if isinstance(operation, Add):
-            return len(set(sizes)) == 1
-        return len({size[1:] for size in sizes if size is not None}) == 1
-
-    def _module(self, n: fx.Node, sources: tuple[int, ...]) -> tuple[Operation | None, tuple[int, ...]]:
+    def _module(self, n: fx.Node, maps: list[int]) -> tuple[Operation | None, tuple[int, ...]]:
         module = self.traced.get_submodule(str(n.target))
-        if len(sources) != 1 or n.kwargs or n.args != tuple(n.all_input_nodes) or _hooked(module):
-            return None, sources
-        if _overwrites(n, module) and not self._may_overwrite(n):
-            return None, sources  # what else reads the input reads what torch writes there
-        source = self.nodes[sources[0]]
+        if len(maps) != 1 or n.kwargs or n.args != tuple(n.all_input_nodes) or _hooked(module):
+            return None, ()
+        source = self.nodes[maps[0]]
         if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros" and not source.flat:
             padding = module._reversed_padding_repeated_twice
             padded = _padded(source.size, padding)
             operation = _convolution(module, padded)
-            if operation is None:
-                return None, sources
+            if operation is None or n.args[0] in self.last:
+                return None, ()
             pad = Call(F.pad, (Slot(0), padding, module.padding_mode), {}, "pad", "functional.pad")
-            return operation, (self._append(f"{self._name(n)}.pad", pad, sources, padded),)
-        return _module_operation(module, source, self._activation(n)[0]), sources
+            return operation, (self._append(f"{self._name(n)}.pad", pad, tuple(maps), padded),)
+        return self._of_module(module, n, maps[0]), tuple(maps)
+
+    def _of_module(self, module: nn.Module, n: fx.Node, position: int) -> Operation | None:
+        """What a module does in place of a call, which reads the map at `position`."""
+        source = self.nodes[position]
+        if n.all_input_nodes[0] in self.last:
+            return _module_of_last(module, source)
+        return _module_operation(module, source, self._activation(n)[0])
 
     def _call(self, n: fx.Node) -> Call:
         """Left to torch."""
@@ -230,6 +399,37 @@ def _call_method(name: str, target: Any, *args: Any, **kwargs: Any) -> Any:
     return getattr(target, name)(*args, **kwargs)
 
 
+def _size(operation: Operation, sources: list[Node], *, flat: bool) -> Size | None:
+    """Of the map that an operation makes of these; None if it can't be of them."""
+    try:
+        return result_size(Node("", operation, (), None, flat), sources)
+    except ValueError:
+        return None
+
+
+def _module_of_last(module: nn.Module, source: Node) -> Operation | None:
+    """What a module does to a map whose channels it sees last."""
+    assert source.size is not None
+    if type(module) is nn.Linear:
+        return Convolve(module.weight[:, :, None, None], module.bias, Geometry(source.size[1:], (1, 1)))
+    if type(module) in (nn.Dropout, nn.Identity):
+        return Same()
+    if type(module) is nn.LayerNorm:
+        return _channel_norm(module, source)
+    return module_nonlinearity(module)
+
+
+def _channel_norm(module: nn.LayerNorm, source: Node) -> ChannelNorm | None:
+    channels = (source.size or (0,))[:1]
+    if tuple(module.normalized_shape) != channels:
+        return None
+    scale, shift = (
+        torch.full(channels, default, dtype=torch.float64, device="cpu") if given is None else given.double()
+        for given, default in ((module.weight, 1.0), (module.bias, 0.0))
+    )
+    return ChannelNorm(scale, shift, module.eps)
+
+
 def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
@@ -258,36 +458,25 @@ def _module_operation(module: nn.Module, source: Node, result: Size | None) -> O
         return Same()
     if type(module) is nn.Flatten and (module.start_dim, module.end_dim) in ((1, -1), (1, 3)):
         return Same()
-    if type(module) in (nn.MaxPool2d, nn.AvgPool2d) and not source.flat:
-        return _pooling(module, source.size)
-    if type(module) is nn.AdaptiveAvgPool2d and result is not None and not source.flat:
-        return _adaptive_mean(source.size[1:], result[1:])
+    if type(module) is nn.LayerNorm and source.flat and source.size[1:] == (1, 1):
+        return _channel_norm(module, source)
+    if result is not None and not source.flat:
+        return resampling_operation(module, source.size, result)
     return None
 
 
-def _adaptive_mean(size: tuple[int, int], result: tuple[int, int]) -> Operation | None:
-    """Of windows that do not overlap; of single pixels too, for the result has memory of its own."""
-    if any(side % count for side, count in zip(size, result, strict=True)):
-        return None
-    kernel = size[0] // result[0], size[1] // result[1]
-    return Pooling(Geometry(size, kernel, kernel), average=True)
-
-
-def _function(n: fx.Node) -> Operation | None:
+def _of_single_numbers(n: fx.Node) -> Operation | None:
+    """Functions of the numbers at one place of one map or two."""
     arguments = {name: value for name, value in n.kwargs.items() if name != "inplace"}
     function = call_nonlinearity(n.target, n.args[1:], arguments) if n.args else None
     if function is not None:
         return function
-    if n.target is torch.cat and (n.args[1:] == (1,) or (len(n.args) == 1 and n.kwargs == {"dim": 1})):
-        return Concatenate()
-    if n.target in (torch.flatten, "flatten") and (n.args[1:], dict(n.kwargs)) in (((1,), {}), ((), {"start_dim": 1})):
-        return Same()
-    sums = (operator.add, operator.iadd, torch.add)
-    if n.target in sums and len(n.args) == 2 and len(n.all_input_nodes) == 2 and not n.kwargs:
-        return Add()
-    products = (operator.mul, torch.mul, "mul")
-    if n.target in products and len(n.args) == 2 and len(n.all_input_nodes) == 2 and not n.kwargs:
-        return Multiply()
+    if len(n.args) == 2 and all(isinstance(arg, fx.Node) for arg in n.args) and not n.kwargs:
+        name = arithmetic_name(n.target)
+        if name in ("add", "sub"):
+            return Add()
+        if name == "mul":
+            return Multiply()
     if n.target is F.dropout and n.kwargs.get("training", (*n.args, True, True)[2]) is False:
         return Same()
     # torchvision's residual networks drop whole branches, in training.
@@ -296,14 +485,26 @@ def _function(n: fx.Node) -> Operation | None:
     return None
 
 
+def _is_joining_channels(n: fx.Node) -> bool:
+    return n.target in (torch.cat, torch.concat) and (
+        n.args[1:] == (1,) or (len(n.args) == 1 and n.kwargs in ({"dim": 1}, {"axis": 1}))
+    )
+
+
+def _is_flattening(n: fx.Node) -> bool:
+    if n.target not in (torch.flatten, "flatten"):
+        return False
+    return (n.args[1:], dict(n.kwargs)) in (((1,), {}), ((), {"start_dim": 1}))
+
+
 def _overwrites(n: fx.Node, module: nn.Module | None = None) -> bool:
-    """Whether a call of one input writes its result there."""
+    """Whether a call writes its result where its first argument is."""
     if isinstance(module, nn.modules.dropout._DropoutNd) or n.target is F.dropout:
         return False  # not in evaluation
     if module is not None:
         return bool(getattr(module, "inplace", False))
     name = getattr(n.target, "__name__", str(n.target))
-    return bool(n.kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")))
+    return bool(n.kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")) or n.target in IN_PLACE)
 
 
 def _convolution(module: nn.Conv2d, size: Size) -> Convolve | None:
@@ -335,58 +536,3 @@ def _batch_norm(module: Any) -> Operation | None:
         scale = scale * module.weight.double()
     shift = -module.running_mean.double() * scale
     return Affine(scale, shift if module.bias is None else shift + module.bias.double())
-
-
-def _pooling(module: Any, size: Size) -> Operation | None:
-    kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
-    average = isinstance(module, nn.AvgPool2d)
-    if average:
-        padded_alike = padding == (0, 0) or module.count_include_pad
-        unusual = module.divisor_override is not None or not padded_alike or module.ceil_mode
-    else:
-        unusual = module.return_indices
-    if unusual:
-        return None
-    dilation = (1, 1) if average else pair(module.dilation)
-    geometry = Geometry(size[1:], kernel, stride, padding, padding, dilation)
-    geometry = geometry.covered() if module.ceil_mode else geometry
-    # Where all of a window is padding, which dilation allows, torch gives minus infinity.
-    return Pooling(geometry, average) if geometry.reaches_everywhere() else None
-
-
-def _pooling_module(n: fx.Node) -> nn.Module | None:
-    """The module that pools as a call of a function or method does."""
-    args: Any = n.args[1:]
-    kwargs: Any = n.kwargs
-    if not n.args:
-        return None
-    if n.target in (torch.mean, "mean"):
-        given = (*args, *(kwargs[key] for key in ("dim", "keepdim") if key in kwargs))
-        axes = given[0] if given else None
-        if (
-            set(kwargs) <= {"dim", "keepdim"}
-            and isinstance(axes, list | tuple)
-            and {int(i) % 4 for i in axes} == {2, 3}
-        ):
-            return nn.AdaptiveAvgPool2d(1)
-        return None
-    if not all(value is None or _is_side(value) for value in (*args, *kwargs.values())):
-        return None  # such as (2,) for both sides
-    if n.target is F.adaptive_avg_pool2d:
-        return nn.AdaptiveAvgPool2d(*args, **kwargs)
-    if n.target is F.avg_pool2d:
-        return nn.AvgPool2d(*args, **kwargs)
-    # Beyond these the functions' and the module's orders differ.
-    if n.target in (F.max_pool2d, torch.max_pool2d) and len(args) <= 4:
-        return nn.MaxPool2d(*args, **kwargs)
-    if n.target is torch.max_pool2d and not kwargs:
-        kernel_size, stride, padding, dilation, ceil_mode = args
-        return nn.MaxPool2d(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
-    return None
-
-
-def _is_side(value: Any) -> bool:
-    """Whether it is a whole number or a flag, or two."""
-    if isinstance(value, list | tuple):
-        return len(value) == 2 and all(isinstance(one, int) for one in value)
-    return isinstance(value, int)

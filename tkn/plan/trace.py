@@ -96,17 +96,20 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a value was for one batch: its type, and of a tensor the type of its numbers and its shape."""
+    """What a value was for one batch: its type, and of a tensor the type of its numbers and its shape; numbers, and
+    tuples of them, themselves."""
 
     kind: type
     dtype: torch.dtype | None = None
     shape: tuple[int, ...] = ()
+    value: Any = None
 
     @classmethod
     def of(cls, value: Any) -> Seen:
         if isinstance(value, Tensor):
             return cls(Tensor, value.dtype, tuple(value.shape))
-        return cls(type(value))
+        several = isinstance(value, tuple | list) and all(isinstance(item, int | float) for item in value)
+        return cls(type(value), value=value if several or isinstance(value, int | float) else None)
 
 
 def activation_size(one: Seen, other: Seen) -> tuple[Size | None, bool]:
