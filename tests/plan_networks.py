@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from engine_cases import targeted
+from engine_cases import assert_near, targeted, truth
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tkn import AttentiveRegularization2d, TargetConv2d, build_model, targetize
 from tkn.plan.capture import build_graph, frozen
+from tkn.plan.parts import Program
 from tkn.plan.plan import Plan
 from tkn.sequential import TargetSequential
 
@@ -333,3 +334,19 @@ def images(name: str, batch: int) -> Tensor:
 
 def plan_of(model: nn.Module, size: tuple[int, ...], batch: int, *, small: bool) -> Plan:
     return Plan(build_graph(frozen(model), size), batch, small=small)
+
+
+def agree(model: nn.Module, size: tuple[int, int, int], batches: tuple[int, ...], batch: int = 3) -> None:
+    """Both arrangements and torch, one operation after the other, are right; the engine knows all of the network."""
+    graph = build_graph(frozen(model), size)
+    by_torch = Program.by_torch(graph)
+    for small in (True, False):
+        plan = plan_of(model, size, batch, small=small)
+        assert plan.fallbacks == ()
+        assert plan._program is not None
+        assert plan._program.way.startswith("vectors")
+        for images in batches:
+            x = torch.randn(images, *size, generator=torch.Generator().manual_seed(images))
+            expected = truth(model)(x.double())
+            assert_near(plan(x), expected)
+            assert_near(by_torch(x), expected)

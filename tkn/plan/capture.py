@@ -40,9 +40,9 @@ from tkn.plan.graph import (
     UnevenMean,
 )
 from tkn.plan.modules import as_function
-from tkn.plan.moves import insert_numbers, moves, selection
+from tkn.plan.moves import insert_numbers, is_pixels, moves, selection
 from tkn.plan.nonlinearity import Nonlinearity, call_nonlinearity, module_nonlinearity
-from tkn.plan.resizing import resampling_module, resampling_operation
+from tkn.plan.resizing import mean_axis, resampling_module, resampling_operation
 from tkn.plan.sizes import result_size
 from tkn.plan.trace import BATCHES, Seen, activation_size, observe, trace
 from tkn.plan.vocabulary import Attribute, Method, function_name, method_name, original
@@ -85,6 +85,8 @@ class _Builder:
         self.position: dict[fx.Node, int] = {}
         #: of maps that torch sees with their channels last
         self.last: dict[fx.Node, int] = {}
+        #: of one pixel that torch sees at all pixels of a map
+        self.stretched: dict[fx.Node, int] = {}
         #: of calls that nothing misses if nothing reads them
         self.idle: set[int] = set()
 
@@ -102,9 +104,21 @@ class _Builder:
             elif not self._add_known(n):
                 operation = self._call(n)
                 self._add(n, operation, tuple(map(self._torch_position, n.all_input_nodes)))
-                if n in self.moved or self.one[n].kind is not Tensor:
+                idle = n in self.moved or self.one[n].kind is not Tensor or mean_axis(n) is not None
+                if self._note_stretched(n) or idle:
                     self.idle.add(self.position[n])
         return self._without_idle(self._torch_position(output))
+
+    def _note_stretched(self, n: fx.Node) -> bool:
+        """Whether a call repeats one pixel for those of a map, as a product would."""
+        source = n.args[0] if n.target in ("expand", "expand_as") else None
+        if not isinstance(source, fx.Node) or source not in self.position:
+            return False
+        size, made = self.nodes[self.position[source]].size, self._activation(n)[0]
+        if size is None or made is None or (*made[:1], 1, 1) != size:
+            return False
+        self.stretched[n] = self.position[source]
+        return True
 
     def _without_idle(self, output: int) -> Graph:
         """The graph of what is needed."""
@@ -139,7 +153,8 @@ class _Builder:
             return False
         if self._add_selection(n):
             return True
-        maps = self._maps(n)
+        pixels = self._pixels_of_mean(n)
+        maps = self._maps(n) if pixels is None else [(pixels, False)]
         if not maps:
             return False
         before = len(self.nodes)
@@ -166,15 +181,15 @@ class _Builder:
         """The maps that a call reads, all as they are or all with their channels last; none if it reads other tensors,
         but for constants."""
         sources = [source for source in n.all_input_nodes if source.op != "get_attr" and not self._is_constant(source)]
-        maps = []
-        for source in sources:
-            if source in self.last:
-                maps.append((self.last[source], True))
-            elif self.nodes[self.position[source]].size is not None:
-                maps.append((self.position[source], False))
-            else:
-                return []
-        return maps if len({last for _, last in maps}) == 1 else []
+        maps = [(self._map_position(source), source in self.last) for source in sources]
+        known = all(self.nodes[position].size is not None for position, _ in maps)
+        return maps if known and len({last for _, last in maps}) == 1 else []
+
+    def _map_position(self, n: fx.Node) -> int:
+        """Of a value as the engine sees it."""
+        if n in self.last:
+            return self.last[n]
+        return self.stretched.get(n, self.position[n])
 
     def _is_constant(self, n: fx.Node) -> bool:
         return n.op == "get_attr" or (n in self.moved and self.moved[n].base.op == "get_attr")
@@ -235,6 +250,8 @@ class _Builder:
         sources = tuple(maps)
         operation: Operation | None = self._with_number(n, maps) or _of_single_numbers(n)
         module = self._layer_norm(n) or resampling_module(n)
+        if self._pixels_of_mean(n) is not None:
+            module = nn.AdaptiveAvgPool2d(1)
         if operation is None and len(maps) == 1 and module is not None:
             operation = self._of_module(module, n, maps[0])
         if operation is None and _is_flattening(n) and n.args[0] not in self.last:
@@ -243,12 +260,27 @@ class _Builder:
             operation = Concatenate()
         if isinstance(operation, Add | Multiply | Concatenate):  # perhaps of one map twice
             of: Any = n.args[0] if isinstance(operation, Concatenate) else n.args
-            sources = tuple(self.last[source] if source in self.last else self.position[source] for source in of)
+            sources = tuple(map(self._map_position, of))
         if isinstance(operation, Multiply):
             sources = tuple(sorted(sources, key=lambda source: -prod(self.nodes[source].size or (0,))))
         if isinstance(operation, Add) and arithmetic_name(n.target) == "sub":
             sources = (sources[0], self._negated(n, sources[1]))
         return operation, sources
+
+    def _pixels_of_mean(self, n: fx.Node) -> int | None:
+        """The map of which a call gives the mean of all pixels, by a mean of all in one line or of one axis after the
+        other."""
+        source = n.args[0] if n.args else None
+        if mean_axis(n) not in (2, -1) or not isinstance(source, fx.Node) or len(self.one[source].shape) != 3:
+            return None
+        moved, axis = self.moved.get(source), mean_axis(source)
+        of = moved.base if moved is not None else source.args[0] if axis in (2, 3, -1) else None
+        if not isinstance(of, fx.Node) or of not in self.position:
+            return None
+        node = self.nodes[self.position[of]]
+        if node.size is None or node.flat or (moved is not None and not is_pixels(moved, node.size)):
+            return None
+        return self.position[of]
 
     def _layer_norm(self, n: fx.Node) -> nn.LayerNorm | None:
         """The module that normalises as a call does."""

@@ -176,6 +176,14 @@ def selection(moved: Moved, size: tuple[int, int, int], *, last: bool) -> Select
     return first if torch.equal(first.channels, second.channels) else None
 
 
+def is_pixels(moved: Moved, size: tuple[int, int, int]) -> bool:
+    """Whether what is moved from a map [B, C, H, W] is the same as [B, C, H W]."""
+    return all(
+        isinstance(index, Tensor) and torch.equal(index, _count_up((len(index), *size)).flatten(2))
+        for index in moved.indices
+    )
+
+
 def _selected(index: Any, size: tuple[int, int, int], *, last: bool) -> Selection | None:
     if not isinstance(index, Tensor) or index.dim() not in (2, 4) or index.numel() == 0:
         return None

@@ -99,6 +99,16 @@ def resampling_module(n: fx.Node) -> nn.Module | None:
     return None
 
 
+def mean_axis(n: fx.Node) -> int | None:
+    """The one axis over which a call gives means, which is then gone."""
+    if n.target not in (torch.mean, "mean") or set(n.kwargs) - {"dim"} or len(n.args) + len(n.kwargs) != 2:
+        return None
+    axes = n.kwargs.get("dim", n.args[-1])
+    if isinstance(axes, list | tuple) and len(axes) == 1:
+        (axes,) = axes
+    return axes if type(axes) is int else None
+
+
 def _are_all_pixels(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the axes that a call reduces are those of pixels."""
     given = (*args, *(kwargs[key] for key in ("dim", "keepdim") if key in kwargs))

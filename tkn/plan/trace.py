@@ -70,7 +70,7 @@ class _Tracer(fx.Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            if self.failed is None:
+            if self.failed is None and m in set(self.root.modules()):  # others are made anew each time
                 self.failed = m
             raise
 
