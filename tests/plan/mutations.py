@@ -212,6 +212,8 @@ class Mutator:
         for name in r.sample(list(tensors), r.randint(1, 3)):
             flat = tensors[name].view(-1)
             values = [0.0, -1.0, 1e-40, 1e38, -1e38, torch.nan, torch.inf, -torch.inf, 0.5, 1.0, 1e6]
+            if not flat.is_floating_point():
+                values = [0, 1, 2, -1, 2**31, 2**62, -(2**63)]
             for _ in range(r.randint(1, 3)):
                 flat[r.randrange(len(flat))] = r.choice(values)
         return safetensors.torch.save(tensors, {plan_file._KEY: json.dumps(self.content)})

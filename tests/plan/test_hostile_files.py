@@ -103,6 +103,22 @@ HOSTILE: dict[str, bytes] = {
         )
     ),
     "interpolation": file(content(PIXEL, call("functional.interpolate", [0], [1, 20000, 20000], X, [20000, 20000]))),
+    "resize": file(
+        content(
+            PIXEL,
+            node(
+                *("resize", [0], [1, 20000, 20000]),
+                **{"output": [20000, 20000], "bilinear": True, "align_corners": False, "factors": [None, None]},
+            ),
+        )
+    ),
+    "adaptive": file(
+        content(PIXEL, node("adaptive_pool", [0], [1, 20000, 20000], average=False, output=[20000, 20000]))
+    ),
+    "select": file(
+        content([1, 500, 500], node("select", [0], [4000, 500, 500], channels="c")),
+        c=torch.zeros(4000, dtype=torch.int64),
+    ),
     "factor": file(content(PIXEL, call("functional.interpolate", [0], None, X, scale_factor=1e300))),
     "pad": file(content(PIXEL, call("functional.pad", [0], [1, 1, 2**30], X, [2**30 - 1, 0]))),
     "pool to": file(content(PIXEL, call("functional.adaptive_avg_pool2d", [0], None, X, 30000))),

@@ -37,6 +37,7 @@ class Tiny(nn.Module):
         self.attention = AttentiveRegularization2d(4, clip=True)
         self.weight = nn.Parameter(torch.rand(4, 1, 1))
         self.layer_norm, self.act = nn.LayerNorm(4), nn.Mish()
+        self.uneven, self.up = nn.AvgPool2d(2, ceil_mode=True, divisor_override=3), nn.Upsample(scale_factor=1.5)
         self.linear, self.last = nn.Linear(8 * 9, 3), nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,6 +48,8 @@ class Tiny(nn.Module):
         b = b.reshape(b.size(0), 2, -1, b.shape[2], b.shape[3]).transpose(1, 2).contiguous().flatten(1, 2)
         b = F.pad(b, (0, 0, 0, 0))[:, :, :, :3]
         c = self.mean(a)[:, :, :3, :3]
+        d = F.interpolate(self.up(self.uneven(a)), size=(3, 4), mode="bilinear")
+        c = c + F.adaptive_max_pool2d(d, (3, 3))
         return self.last(self.last_norm(self.linear(torch.cat((torch.relu(b), c), 1).flatten(1)))).softmax(dim=1)
 
 

@@ -81,7 +81,7 @@ def test_the_spatial_transformer(name: str, small: bool) -> None:
     assert kinds == [
         "to)",
         "view)",
-        *["size)"] * 4,
+        "size)",
         "affine_grid)",
         "grid_sample)",
     ]  # the localization runs in the engine
@@ -363,7 +363,7 @@ def test_subclasses_keep_their_forward() -> None:
     x = torch.rand(2, 1, 6, 6)
     plan = accelerate(model, 2, (1, 6, 6))
     assert_near(plan(x), model(x).detach())
-    assert plan.fallbacks == ("mul (mul)",)
+    assert [node.kind for node in plan._graph.nodes] == ["Input", "Convolve", "relu", "Affine"]
 
 
 def test_target_layers_are_leaves_of_the_trace() -> None:

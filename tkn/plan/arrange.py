@@ -16,7 +16,7 @@ from tkn.backends.cpu.build import available, kernels
 from tkn.backends.cpu.rows import tile_lanes
 from tkn.plan.compare import TOLERANCE, largest_difference, random_images, random_inputs
 from tkn.plan.folded import folded
-from tkn.plan.graph import Convolve, Graph, Input, Pooling
+from tkn.plan.graph import Convolve, Graph, Input, Pooling, UnevenMean
 from tkn.plan.mixed import mixed
 from tkn.plan.neighbours import with_neighbours
 from tkn.plan.parts import (
@@ -193,7 +193,7 @@ def _list_numbers(graph: Graph) -> int:
     for node in graph.nodes:
         if node.size is not None and not node.by_torch:
             count += prod(node.size)
-        if isinstance(node.operation, Convolve | Pooling):
+        if isinstance(node.operation, Convolve | Pooling | UnevenMean):
             count += prod(node.operation.geometry.output_size) * node.operation.geometry.taps
     return count
 

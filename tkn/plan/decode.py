@@ -16,10 +16,12 @@ from tkn.geometry import Geometry
 from tkn.plan.encode import DTYPES, KINDS
 from tkn.plan.form import ONE_TENSOR, Form, Slot, only_slots
 from tkn.plan.graph import (
+    AdaptivePooling,
     Add,
     Affine,
     Attention,
     Call,
+    ChannelNorm,
     Concatenate,
     Constant,
     Convolve,
@@ -29,8 +31,11 @@ from tkn.plan.graph import (
     Node,
     Operation,
     Pooling,
+    Resize,
     Same,
+    Select,
     Size,
+    UnevenMean,
 )
 from tkn.plan.nonlinearity import FUNCTIONS, Nonlinearity, Relu
 from tkn.plan.sizes import result_size
@@ -206,16 +211,29 @@ class _Decoder:
     def affine(self, _: list[Node], scale: Any, shift: Any) -> Affine:
         return Affine(self.tensor(scale, torch.float64), self.tensor(shift, torch.float64))
 
+    def channel_norm(self, _: list[Node], scale: Any, shift: Any, eps: Any) -> ChannelNorm:
+        if _number(eps) < 0:
+            raise ValueError("eps is not negative")
+        return ChannelNorm(self.tensor(scale, torch.float64), self.tensor(shift, torch.float64), float(eps))
+
     def pool(self, sources: list[Node], average: Any, *sides: Any) -> Pooling:
-        geometry = _geometry(sources, *sides)
-        reach = [d * (k - 1) + 1 for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
-        alike = replace(geometry, after=geometry.before)
-        covered = not _flag(average) and geometry == alike.covered()
-        if not (geometry == alike or covered) or any(2 * b > r for b, r in zip(geometry.before, reach, strict=True)):
-            raise ValueError("a pooling is padded alike on both sides, by half of its window at most")
-        if average and geometry.dilation != (1, 1):
-            raise ValueError("means are of windows without holes")
-        return Pooling(geometry, average)
+        return Pooling(_pooling_geometry(sources, *sides, means=_flag(average), ceil=not average), average)
+
+    def uneven_mean(self, sources: list[Node], counts_padding: Any, divisor: Any, *sides: Any) -> UnevenMean:
+        geometry = _pooling_geometry(sources, *sides, means=True, ceil=True)
+        return UnevenMean(geometry, _flag(counts_padding), None if divisor is None else whole(divisor, 1))
+
+    def adaptive_pool(self, _: list[Node], average: Any, output: Any) -> AdaptivePooling:
+        return AdaptivePooling(_pair(output, 1), _flag(average))
+
+    def resize(self, _: list[Node], output: Any, bilinear: Any, align_corners: Any, factors: Any) -> Resize:
+        if not isinstance(factors, list) or len(factors) != 2:
+            raise ValueError(f"{_shown(factors)} is no pair")
+        lines, columns = (None if factor is None else _number(factor) for factor in factors)
+        return Resize(_pair(output, 1), _flag(bilinear), _flag(align_corners), (lines, columns))
+
+    def select(self, _: list[Node], channels: Any) -> Select:
+        return Select(self.tensor(channels, torch.int64))
 
     def nonlinearity(self, _: list[Node], function: Any, slope: Any) -> Nonlinearity:
         if _text(function) not in FUNCTIONS or function == Relu().function:
@@ -284,17 +302,35 @@ def _geometry(sources: list[Node], kernel: Any, stride: Any, before: Any, after:
     )
 
 
+def _pooling_geometry(sources: list[Node], *sides: Any, means: bool, ceil: bool) -> Geometry:
+    """`ceil`: windows may reach beyond what is padded, to cover all of the map."""
+    geometry = _geometry(sources, *sides)
+    reach = [d * (k - 1) + 1 for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
+    alike = replace(geometry, after=geometry.before)
+    covered = ceil and geometry == alike.covered()
+    if not (geometry == alike or covered) or any(2 * b > r for b, r in zip(geometry.before, reach, strict=True)):
+        raise ValueError("a pooling is padded alike on both sides, by half of its window at most")
+    if means and geometry.dilation != (1, 1):
+        raise ValueError("means are of windows without holes")
+    return geometry
+
+
 _SIDES = ("kernel", "stride", "before", "after", "dilation")
 #: Of each kind of operation the names of its fields, and what makes it of them.
 _OPERATIONS: dict[str, tuple[tuple[str, ...], Callable[..., Operation]]] = {
     KINDS[Convolve]: (("weight", "bias", "groups", "attention", *_SIDES), _Decoder.convolve),
     KINDS[Affine]: (("scale", "shift"), _Decoder.affine),
+    KINDS[ChannelNorm]: (("scale", "shift", "eps"), _Decoder.channel_norm),
     KINDS[Pooling]: (("average", *_SIDES), _Decoder.pool),
+    KINDS[UnevenMean]: (("counts_padding", "divisor", *_SIDES), _Decoder.uneven_mean),
+    KINDS[AdaptivePooling]: (("average", "output"), _Decoder.adaptive_pool),
+    KINDS[Resize]: (("output", "bilinear", "align_corners", "factors"), _Decoder.resize),
     KINDS[Constant]: (("value",), _Decoder.constant),
     KINDS[Call]: (("function", "kind", "args", "kwargs"), _Decoder.call),
     KINDS[Input]: ((), lambda *_: Input()),
     KINDS[Relu]: ((), lambda *_: Relu()),
     KINDS[Nonlinearity]: (("function", "slope"), _Decoder.nonlinearity),
+    KINDS[Select]: (("channels",), _Decoder.select),
     KINDS[Concatenate]: ((), lambda *_: Concatenate()),
     KINDS[Add]: ((), lambda *_: Add()),
     KINDS[Multiply]: ((), lambda *_: Multiply()),

@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from tkn.plan.form import filled
 from tkn.plan.graph import (
+    AdaptivePooling,
     Affine,
     Call,
+    ChannelNorm,
     Concatenate,
     Constant,
     Convolve,
@@ -20,9 +22,13 @@ from tkn.plan.graph import (
     Node,
     Operation,
     Pooling,
+    Resize,
     Same,
+    Select,
+    UnevenMean,
 )
 from tkn.plan.nonlinearity import Nonlinearity
+from tkn.plan.resampling import resample
 
 
 def run_node(graph: Graph, position: int, values: dict[int, Any]) -> None:
@@ -80,11 +86,26 @@ def _compute(operation: Operation, inputs: list[Tensor]) -> Tensor:
         if g.after != g.before:  # the windows that are more than torch's cover all of the map
             return F.max_pool2d(x, g.kernel, g.stride, g.before, g.dilation, ceil_mode=True)
         return F.max_pool2d(x, g.kernel, g.stride, g.before, g.dilation)
+    if isinstance(operation, ChannelNorm):
+        scale, shift = operation.scale.to(x.dtype), operation.shift.to(x.dtype)
+        return F.layer_norm(x.permute(0, 2, 3, 1), scale.shape, scale, shift, operation.eps).permute(0, 3, 1, 2)
+    if isinstance(operation, UnevenMean | AdaptivePooling | Resize):
+        return resample(operation, x)
     if isinstance(operation, Concatenate):
         return torch.cat(inputs, dim=1)
     if isinstance(operation, Same):
         return x
+    if isinstance(operation, Select):
+        return _selected(operation, x)
     return x * inputs[1] if isinstance(operation, Multiply) else x + inputs[1]
+
+
+def _selected(select: Select, x: Tensor) -> Tensor:
+    if select.consecutive is not None:
+        return x[:, select.consecutive]
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).index_select(3, select.channels).permute(0, 3, 1, 2)
+    return x.index_select(1, select.channels)
 
 
 def is_linear(conv: Convolve) -> bool:

@@ -8,14 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tkn.plan.graph import Affine, Call, Constant, Convolve, Graph, Multiply, Node, Operation
+from tkn.plan.graph import (
+    AdaptivePooling,
+    Affine,
+    Call,
+    ChannelNorm,
+    Constant,
+    Convolve,
+    Graph,
+    Multiply,
+    Node,
+    Operation,
+    Resize,
+    Select,
+    UnevenMean,
+)
 from tkn.plan.nonlinearity import Nonlinearity, Relu
+
+#: What only the CPU's kernels know.
+_ON_CPUS = (Multiply, ChannelNorm, UnevenMean, AdaptivePooling, Resize)
 
 
 def left_to_torch(node: Node) -> bool:
-    """Whether only torch computes it on a GPU, where the kernels know no products and no other function than ReLU."""
+    """Whether only torch computes it on a GPU, where the kernels know no other function than ReLU."""
     other = isinstance(node.operation, Nonlinearity) and not isinstance(node.operation, Relu)
-    return node.by_torch or other or isinstance(node.operation, Multiply)
+    return node.by_torch or other or isinstance(node.operation, _ON_CPUS)
 
 
 def moved(graph: Graph, device: torch.device, dtype: torch.dtype) -> Graph:
@@ -41,8 +58,10 @@ def _moved(operation: Operation, device: torch.device, dtype: torch.dtype) -> Op
         # Windows and masks are kept beside what they were made of.
         for name in ("window", "mask"):
             made.__dict__[name] = move(getattr(operation, name))
-    elif isinstance(made, Affine):
+    elif isinstance(made, Affine | ChannelNorm):
         made.scale, made.shift = made.scale.to(device), made.shift.to(device)
+    elif isinstance(made, Select):
+        made.channels = move(made.channels)
     elif isinstance(made, Constant):
         made.value = move(made.value)
     elif isinstance(made, Call):

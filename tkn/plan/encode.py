@@ -10,10 +10,12 @@ from torch import Tensor
 
 from tkn.plan.form import Form, Slot
 from tkn.plan.graph import (
+    AdaptivePooling,
     Add,
     Affine,
     Attention,
     Call,
+    ChannelNorm,
     Concatenate,
     Constant,
     Convolve,
@@ -23,7 +25,10 @@ from tkn.plan.graph import (
     Node,
     Operation,
     Pooling,
+    Resize,
     Same,
+    Select,
+    UnevenMean,
 )
 from tkn.plan.nonlinearity import Nonlinearity, Relu
 
@@ -34,10 +39,15 @@ KINDS: dict[type, str] = {
     Affine: "affine",
     Relu: "relu",
     Nonlinearity: "nonlinearity",
+    ChannelNorm: "channel_norm",
     Pooling: "pool",
+    UnevenMean: "uneven_mean",
+    AdaptivePooling: "adaptive_pool",
+    Resize: "resize",
     Concatenate: "concatenate",
     Add: "add",
     Multiply: "multiply",
+    Select: "select",
     Same: "same",
     Constant: "constant",
     Call: "call",
@@ -106,13 +116,25 @@ class _Encoder:
                 **_geometry(operation),
                 "attention": self._attention(place, operation.attention),
             }
-        if isinstance(operation, Affine):
+        if isinstance(operation, Affine | ChannelNorm):
+            eps = {"eps": operation.eps} if isinstance(operation, ChannelNorm) else {}
             return {
                 "scale": self._tensor(f"{place}.scale", operation.scale),
                 "shift": self._tensor(f"{place}.shift", operation.shift),
+                **eps,
             }
+        if isinstance(operation, UnevenMean):
+            counts = {"counts_padding": operation.counts_padding, "divisor": operation.divisor}
+            return {**counts, **_geometry(operation)}
+        if isinstance(operation, AdaptivePooling):
+            return {"average": operation.average, "output": list(operation.output_size)}
+        if isinstance(operation, Resize):
+            how = {"bilinear": operation.bilinear, "align_corners": operation.align_corners}
+            return {"output": list(operation.output_size), **how, "factors": list(operation.factors)}
         if isinstance(operation, Pooling):
             return {"average": operation.average, **_geometry(operation)}
+        if isinstance(operation, Select):
+            return {"channels": self._tensor(f"{place}.channels", operation.channels)}
         if isinstance(operation, Nonlinearity) and not isinstance(operation, Relu):
             return {"function": operation.function, "slope": operation.slope}
         if isinstance(operation, Constant):
@@ -175,7 +197,7 @@ class _Encoder:
         raise _NoPlace
 
 
-def _geometry(operation: Convolve | Pooling) -> dict[str, list[int]]:
+def _geometry(operation: Convolve | Pooling | UnevenMean) -> dict[str, list[int]]:
     g = operation.geometry
     sides = {"kernel": g.kernel, "stride": g.stride, "before": g.before, "after": g.after, "dilation": g.dilation}
     return {name: list(both) for name, both in sides.items()}

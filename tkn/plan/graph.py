@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tkn.attention import attention_function, separable_window
@@ -75,6 +76,49 @@ class Pooling:
     average: bool
 
 
+@dataclass(eq=False)
+class ChannelNorm:
+    """(x - m) / sqrt(v + eps) * scale + shift, with the mean m and the variance v of a pixel's channels; `scale`,
+    `shift`: [C] in float64."""
+
+    scale: Tensor
+    shift: Tensor
+    eps: float
+
+
+@dataclass
+class Resize:
+    """To `output_size` pixels (height, width), each the nearest one, or of the nearest four if it is `bilinear`.
+
+    `factors`: as torch's `scale_factor`, None where the sizes say it; `align_corners`: of bilinear ones.
+    """
+
+    output_size: tuple[int, int]
+    bilinear: bool
+    align_corners: bool = False
+    factors: tuple[float | None, float | None] = (None, None)
+
+
+@dataclass
+class AdaptivePooling:
+    """The maximum or the mean of windows that make so many pixels (height, width) of any map, perhaps overlapping."""
+
+    output_size: tuple[int, int]
+    average: bool
+
+
+@dataclass
+class UnevenMean:
+    """The mean of windows of which some have fewer pixels that count, or another divisor.
+
+    `counts_padding`: whether zeros around the map count, as far as it is padded alike; beyond they never do.
+    """
+
+    geometry: Geometry
+    counts_padding: bool
+    divisor: int | None
+
+
 @dataclass
 class Concatenate:
     """Along the channels."""
@@ -88,6 +132,20 @@ class Add:
 @dataclass
 class Multiply:
     """The product of two activations, the second of one size with the first or of one pixel, for all pixels."""
+
+
+@dataclass(eq=False)
+class Select:
+    """Of an activation's channels those of these numbers, int64 [C], in their order."""
+
+    channels: Tensor
+
+    @cached_property
+    def consecutive(self) -> slice | None:
+        """The channels, if each is the next one."""
+        first, count = int(self.channels[0]), len(self.channels)
+        ascending = torch.arange(first, first + count, device=self.channels.device)
+        return slice(first, first + count) if torch.equal(self.channels, ascending) else None
 
 
 @dataclass
@@ -123,7 +181,24 @@ class Call:
     name: str | None = None
 
 
-Operation = Convolve | Affine | Nonlinearity | Pooling | Concatenate | Add | Multiply | Same | Input | Constant | Call
+Operation = (
+    Convolve
+    | Affine
+    | Nonlinearity
+    | ChannelNorm
+    | Pooling
+    | UnevenMean
+    | AdaptivePooling
+    | Resize
+    | Concatenate
+    | Add
+    | Multiply
+    | Select
+    | Same
+    | Input
+    | Constant
+    | Call
+)
 
 
 @dataclass

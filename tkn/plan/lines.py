@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from tkn.plan.graph import Node
 
@@ -15,17 +15,15 @@ def is_convolution_of(module: nn.Module, source: Node) -> TypeGuard[nn.Conv1d | 
     return isinstance(module, nn.Conv1d if source.line else nn.Conv2d) and not source.flat
 
 
-def pooling_of(module: nn.Module, source: Node) -> nn.Module | None:
-    """A module that pools the maps of `source`, as one of rows and columns; None if it does not."""
-    if source.flat:
-        return None
-    if not source.line:
-        return module if type(module) in (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d) else None
+def as_of_rows(module: nn.Module) -> nn.Module | None:
+    """A module that pools lines, as one of rows and columns; None if it does not."""
+    m: Any = module
     if type(module) is nn.AdaptiveAvgPool1d:
-        return nn.AdaptiveAvgPool2d(_of_row(module.output_size, 1))
+        return nn.AdaptiveAvgPool2d(_of_row(m.output_size, 1))
+    if type(module) is nn.AdaptiveMaxPool1d:
+        return nn.AdaptiveMaxPool2d(_of_row(m.output_size, 1), m.return_indices)
     if type(module) not in (nn.MaxPool1d, nn.AvgPool1d):
         return None
-    m: Any = module
     sides = (_of_row(m.kernel_size, 1), _of_row(m.stride, 1), _of_row(m.padding, 0))
     if isinstance(module, nn.MaxPool1d):
         return nn.MaxPool2d(*sides, _of_row(m.dilation, 1), m.return_indices, m.ceil_mode)
@@ -35,15 +33,6 @@ def pooling_of(module: nn.Module, source: Node) -> nn.Module | None:
 def _of_row(value: Any, across: int) -> tuple[int, Any]:
     """An argument for one axis as one for two: `across` the row, and along it."""
     return across, value[0] if isinstance(value, tuple | list) else value
-
-
-def drops_length(n: fx.Node, source: Node) -> bool:
-    """Whether a call takes [B, C, 1] to [B, C]."""
-    axes = {"args": n.args[1:], "kwargs": dict(n.kwargs)}
-    squeezes = n.target in (torch.squeeze, "squeeze") and source.line and source.shape[-1] == 1
-    ways = ({"args": (axis,), "kwargs": {}} for axis in (-1, 2))
-    named = ({"args": (), "kwargs": {"dim": axis}} for axis in (-1, 2))
-    return squeezes and axes in (*ways, *named)
 
 
 def whole_rows(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tkn.backends.cpu.rows import Bool, Float
+from tkn.backends.cpu.rows import Bool, Float, Int32
 from tkn.backends.cuda.combine import combine
 from tkn.backends.cuda.device import tf32_allowed
 from tkn.backends.cuda.lists import Lists
@@ -119,6 +119,9 @@ class GpuLowering(Lowering[GpuValue]):
     def _concatenated(self, parts: list[GpuValue]) -> GpuValue:
         outside = np.concatenate([part.outside for part in parts])
         return GpuValue(outside=outside, place=np.concatenate([part.place for part in parts]))
+
+    def _selected(self, value: GpuValue, channels: Int32) -> GpuValue:
+        return replace(value.of_channels(channels), place=value.place[channels])
 
     def _product(self, value: GpuValue, factor: GpuValue) -> GpuValue:  # noqa: ARG002
         raise AssertionError("products are torch's on a GPU")

@@ -16,19 +16,23 @@ from tkn.backends.cpu.structs import (
     Kind,
     MapDenseStruct,
     MapGatherStruct,
+    MapNormStruct,
     MapPickStruct,
     MapPoolStruct,
+    MapSelectStruct,
     PlaneGatherStruct,
+    PlaneResampleStruct,
 )
 from tkn.geometry import Geometry
 from tkn.plan.channel_convs import FEW, channel_conv, channel_cost
 from tkn.plan.dense import is_linear
 from tkn.plan.fuse import Following, Fused, single
-from tkn.plan.graph import Convolve, Graph, Pooling
-from tkn.plan.lowering import Lowering
+from tkn.plan.graph import ChannelNorm, Convolve, Graph, Pooling
+from tkn.plan.lowering import Lowering, normalised
 from tkn.plan.maps import Map, MapInstruction, MapValue, Order
 from tkn.plan.nonlinearity import struct_of
 from tkn.plan.plane_convs import plane_conv, plane_cost, window_fields
+from tkn.plan.resampling import Axis, windows
 
 #: Lines of a plane that are gathered in one go.
 _BAND = 8
@@ -141,11 +145,58 @@ class MapLowering(Lowering[MapValue]):
         self.instructions.append(MapInstruction(kind, spec, source, output, parts, dense, work))
 
     def _concatenated(self, parts: list[MapValue]) -> MapValue:
+        before = cumulative(np.array([sum(m.channels for m in part.parts) for part in parts]))
+        chosen = [part.all_channels() + first for part, first in zip(parts, before[:-1], strict=True)]
         return MapValue(
             tuple(m for part in parts for m in part.parts),
             np.concatenate([part.mask for part in parts]),
+            None if all(part.channels is None for part in parts) else np.concatenate(chosen),
             outside=np.concatenate([part.outside for part in parts]),
         )
+
+    def _resampled(self, value: MapValue, lines: Axis, columns: Axis, *, maximum: bool) -> MapValue:
+        value = value if value.channels is None else self._materialised(value)
+        size = len(lines.first), len(columns.first)
+        target = self._map(len(value.mask), size)
+        for part in value.parts:
+            self._alike.join(part.index, value.parts[0].index)
+            self._touch(part, 1)
+            self.read_until[part.index] = target.index
+        self._alike.follow(value.parts[0].index, target.index)
+        if self._final:
+            if not maximum and target.planar and value.parts[0].planar:
+                band = _BAND if target.order is Order.LINES else size[0]
+                spec = _plane_resample(value, lines, columns, target, band)
+                self._add(Kind.PLANE_RESAMPLE, spec, 0, target.first, target.channels * -(-size[0] // band))
+            else:
+                table, weight = windows(lines, columns, value.size[1])
+                pool = MapPoolStruct(MAX if maximum else SUM, struct_of(value.function), 1.0)
+                weights = None if maximum else weight
+                spec = _map_gather(value, list(value.parts), 0, table, target, pool, weights)
+                self._add(Kind.MAP_GATHER, spec, 0, target.first, size[0] * size[1])
+        return MapValue((target,), np.ones((len(value.mask), *size), dtype=bool), outside=value.constants())
+
+    def _normalised(self, value: MapValue, norm: ChannelNorm) -> MapValue:
+        source = self._materialised(value).parts[0]
+        target = self._map(source.channels, source.size)
+        self._alike.join(target.index, source.index)
+        self._touch(source, 1)
+        self.read_until[source.index] = target.index
+        if self._final:
+            spec = _map_norm(norm, source, target)
+            self._add(Kind.MAP_NORM, spec, source.first, target.first, source.size[0])
+        return MapValue((target,), np.ones_like(value.mask), outside=normalised(norm, value.outside))
+
+    def _selected(self, value: MapValue, channels: Int32) -> MapValue:
+        chosen = value.all_channels()[channels]
+        before = cumulative(np.array([part.channels for part in value.parts]))
+        part = np.searchsorted(before, chosen, side="right") - 1
+        used, place = np.unique(part, return_inverse=True)
+        parts = tuple(value.parts[index] for index in used)
+        chosen = chosen - before[part] + cumulative(np.array([one.channels for one in parts]))[place]
+        channels_of_parts = np.arange(sum(one.channels for one in parts))
+        left = None if np.array_equal(chosen, channels_of_parts) else chosen
+        return replace(value.of_channels(channels), parts=parts, mask=value.mask[channels], channels=left)
 
     def _materialised(self, value: MapValue) -> MapValue:
         if value.whole is not None:
@@ -157,6 +208,8 @@ class MapLowering(Lowering[MapValue]):
     def _gather(self, sources: list[MapValue], pooling: Pooling | None) -> MapValue:
         if len(sources) > 1:
             sources = [self._materialised(source) for source in sources]
+        elif pooling is not None and sources[0].channels is not None:
+            sources = [self._gather(sources, None)]
         value = sources[0]
         target = self._combined(sources, pooling, SUM if len(sources) > 1 else 0)
         size = target.size
@@ -196,8 +249,11 @@ class MapLowering(Lowering[MapValue]):
                 band = _BAND if target.order is Order.LINES else size[0]
                 spec = _plane_gather(value, parts, how, geometry, target, band, pool)
                 self._add(Kind.PLANE_GATHER, spec, 0, target.first, target.channels * -(-size[0] // band))
+            elif value.channels is not None:
+                spec = _map_select(value, target, pool)
+                self._add(Kind.MAP_SELECT, spec, 0, target.first, size[0] * size[1])
             else:
-                spec = _map_gather(value, parts, how, geometry, target, pool)
+                spec = _map_gather(value, parts, how, window_table(geometry), target, pool)
                 self._add(Kind.MAP_GATHER, spec, 0, target.first, size[0] * size[1])
         return target
 
@@ -337,18 +393,25 @@ def _pooled_mask(fused: Fused) -> Bool:
 
 
 def _map_gather(
-    value: MapValue, parts: list[Map], how: int, geometry: Geometry, target: Map, pool: MapPoolStruct
+    value: MapValue,
+    parts: list[Map],
+    how: int,
+    table: Int32,
+    target: Map,
+    pool: MapPoolStruct,
+    weight: Float | None = None,
 ) -> Filled:
-    """Pixel by pixel. `how`: SUM or PRODUCT of the parts, or 0: they lie side by side."""
-    size = geometry.output_size
-    table = window_table(geometry)
+    """Pixel by pixel, what `table` says, -1 being nothing, with the `weight` of each: [pixels, taps].
+
+    `how`: SUM or PRODUCT of the parts, or 0: they lie side by side.
+    """
     inside = table >= 0
     places = np.where(inside, table, 0)[inside]
     children = [part.first + part.at(places if part.size == value.size else 0 * places) for part in parts]
     channels = np.array([part.channels for part in parts], dtype=np.int32)
     return Filled(MapGatherStruct()).with_values(
-        pixels=size[0] * size[1],
-        out=target.at(np.arange(size[0] * size[1])),
+        pixels=len(table),
+        out=target.at(np.arange(len(table))),
         parts=len(parts),
         channels=channels,
         step=np.array([part.channel for part in parts], dtype=np.int32),
@@ -357,6 +420,7 @@ def _map_gather(
         child_start=cumulative(inside.sum(axis=1)),
         child=np.stack(children).astype(np.int32),
         children=int(inside.sum()),
+        weight=None if weight is None else single(weight[inside]),
         scale=None if value.scale is None else _whole_vectors(value.scale),
         shift=None if value.shift is None else _whole_vectors(value.shift),
         combined=how,
@@ -364,22 +428,82 @@ def _map_gather(
     )
 
 
+def _plane_resample(value: MapValue, lines: Axis, columns: Axis, target: Map, band: int) -> Filled:
+    source, line, _ = value.planes()
+    room = ((0, 0), (0, 64))  # whole vectors are read
+    return Filled(PlaneResampleStruct()).with_values(
+        channels=target.channels,
+        band=band,
+        source=source,
+        line=line,
+        scale=None if value.scale is None else single(value.scale),
+        shift=None if value.shift is None else single(value.shift),
+        function=struct_of(value.function),
+        width=value.size[1],
+        out_height=len(lines.first),
+        out_width=len(columns.first),
+        out_plane=target.channel,
+        out_line=target.line,
+        first_line=lines.first,
+        line_weight=single(lines.weight),
+        line_taps=lines.weight.shape[1],
+        first_column=np.pad(columns.first, room[1]),
+        column_weight=single(np.pad(columns.weight.T, room)),
+        column_taps=columns.weight.shape[1],
+        column_pitch=len(columns.first) + 64,
+    )
+
+
+def _map_norm(norm: ChannelNorm, source: Map, target: Map) -> Filled:
+    return Filled(MapNormStruct()).with_values(
+        channels=source.channels,
+        width=source.size[1],
+        channel=source.channel,
+        line=source.line,
+        pixel=source.pixel,
+        out_channel=target.channel,
+        out_line=target.line,
+        out_pixel=target.pixel,
+        scale=_whole_vectors(norm.scale.numpy()),
+        shift=_whole_vectors(norm.shift.numpy()),
+        eps=norm.eps,
+    )
+
+
+def _map_select(value: MapValue, target: Map, pool: MapPoolStruct) -> Filled:
+    """Pixel by pixel, of any channels of the parts."""
+    first, line, pixel = (np.pad(one, (0, 64)) for one in value.planes())  # whole vectors are read
+    return Filled(MapSelectStruct()).with_values(
+        width=target.size[1],
+        out=target.at(np.arange(target.size[0] * target.size[1])),
+        out_channel=target.channel,
+        channels=target.channels,
+        first=first,
+        line=line,
+        pixel=pixel,
+        scale=None if value.scale is None else _whole_vectors(value.scale),
+        shift=None if value.shift is None else _whole_vectors(value.shift),
+        function=pool.function,
+    )
+
+
 def _plane_gather(
     value: MapValue, parts: list[Map], how: int, geometry: Geometry, target: Map, band: int, pool: MapPoolStruct
 ) -> Filled:
     """Channel by channel. `how`: as for `_map_gather`."""
-    planes = [part.first + np.arange(part.channels) * part.channel for part in parts]
-    lines = [np.full(part.channels, part.line) for part in parts]
-    join = (lambda arrays: np.stack(arrays, axis=1)) if how else np.concatenate
     g = geometry
+    planes, lines, _ = value.planes()
+    if how:
+        planes = np.stack([part.first + np.arange(part.channels) * part.channel for part in parts], axis=1)
+        lines = np.stack([np.full(part.channels, part.line) for part in parts], axis=1)
     return Filled(PlaneGatherStruct()).with_values(
         channels=target.channels,
         operands=len(parts) if how else 1,
         combined=how,
         one_pixel=bool(how) and parts[-1].size != value.size,
         band=band,
-        source=np.ascontiguousarray(join(planes), dtype=np.int32),
-        line=np.ascontiguousarray(join(lines), dtype=np.int32),
+        source=np.ascontiguousarray(planes, dtype=np.int32),
+        line=np.ascontiguousarray(lines, dtype=np.int32),
         scale=None if value.scale is None else single(value.scale),
         shift=None if value.shift is None else single(value.shift),
         height=g.input_size[0],

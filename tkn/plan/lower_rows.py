@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from tkn.backends.cpu.kernels import contiguous, fill_conv, fill_gather
 from tkn.backends.cpu.rows import Bool, Children, Float, Int32, Rows, cumulative, forward_taps, pooled_order, slices
-from tkn.backends.cpu.structs import MAX, PRODUCT, SUM, Filled, Kind
+from tkn.backends.cpu.structs import MAX, PRODUCT, SUM, Filled, Kind, RowNormStruct
 from tkn.geometry import Geometry, Pool
 from tkn.plan.fuse import Following
-from tkn.plan.graph import Convolve, Graph, Pooling
-from tkn.plan.lowering import Lowering, Pending
+from tkn.plan.graph import ChannelNorm, Convolve, Graph, Pooling
+from tkn.plan.lowering import Lowering, Pending, normalised
 from tkn.plan.nonlinearity import struct_of
+from tkn.plan.resampling import Axis, windows
 
 #: Above this size, bytes, what a convolution reads is made just before it is read.
 _INTERLEAVED = 128 * 1024
@@ -177,6 +178,76 @@ class RowLowering(Lowering[RowValue]):
             tuple(buffer for part in parts for buffer in part.buffers),
             outside=np.concatenate([part.outside for part in parts]),
         )
+
+    def _resampled(self, value: RowValue, lines: Axis, columns: Axis, *, maximum: bool) -> RowValue:
+        value = self._materialised(value) if value.function else value
+        table, weight = windows(lines, columns, value.size[1])
+        live = value.mask.reshape(len(value.rows), -1)[:, table] & (table >= 0)
+        constants = value.constants()
+        mask: Bool = np.logical_or.reduce(live, axis=2)
+        if not maximum:  # of other weights a constant becomes another one
+            mask |= (constants != 0)[:, None] & ~np.isclose(weight.sum(axis=1), 1, rtol=0, atol=1e-9)
+        output = Rows.of(mask.reshape(len(mask), len(lines.first), len(columns.first)))
+        channel, pixel = output.channel, output.entry_position
+        there = live[channel, pixel]
+        entry, tap = np.nonzero(there)
+        of, at = channel[entry], pixel[entry]
+        scale = None if value.scale is None else value.scale[of]
+        shift = None if value.shift is None else value.shift[of]
+        if maximum:
+            missing = ((table >= 0)[pixel] & ~there).any(axis=1)
+            init = np.where(missing, constants[channel], -np.inf)
+        else:
+            init = (weight[pixel] * ~there).sum(axis=1) * constants[channel]
+            scale = weight[at, tap] if scale is None else weight[at, tap] * scale
+            shift = None if shift is None else weight[at, tap] * shift
+        children = Children(output, output, cumulative(there.sum(axis=1)), entry, np.zeros_like(channel))
+        result, buffer = self._whole(output, constants)
+        spec = fill_gather(
+            children,
+            child_row=np.ascontiguousarray(value.rows[of, table[at, tap]], dtype=np.int32),
+            pooling=MAX if maximum else SUM,
+            scale=self._array(scale),
+            shift=self._array(shift),
+            init=self._array(init),
+        )
+        self._use(value)
+        self.instructions.append(
+            RowInstruction(Kind.GATHER, spec, None, buffer, len(output.order), reads=value.buffers)
+        )
+        return result
+
+    def _normalised(self, value: RowValue, norm: ChannelNorm) -> RowValue:
+        channels = len(value.rows)
+        pixels = (value.rows >= 0).any(axis=0)
+        mask = np.broadcast_to(pixels, value.rows.shape).reshape(value.mask.shape)
+        result, buffer = self._whole(Rows.of(mask), normalised(norm, value.outside))
+        here = np.nonzero(pixels)[0]
+        rows = np.ascontiguousarray(value.rows[:, here].T)
+        known = rows < 0
+        count = known.sum(axis=1)
+        mean = (known * value.outside).sum(axis=1) / np.maximum(count, 1)
+        square = (known * (value.outside - mean[:, None]) ** 2).sum(axis=1)
+        whole = result.whole
+        assert whole is not None
+        spec = Filled(RowNormStruct()).with_values(
+            channels=channels,
+            row=rows,
+            out_base=np.ascontiguousarray(whole.base[here]),
+            known=self._array(count),
+            known_mean=self._array(mean),
+            known_square=self._array(square),
+            outside=self._array(value.outside),
+            scale=self._array(norm.scale.cpu().numpy()),
+            shift=self._array(norm.shift.cpu().numpy()),
+            eps=norm.eps,
+        )
+        self._use(value)
+        self.instructions.append(RowInstruction(Kind.ROW_NORM, spec, None, buffer, len(here), reads=value.buffers))
+        return result
+
+    def _selected(self, value: RowValue, channels: Int32) -> RowValue:
+        return replace(value.of_channels(channels), rows=np.ascontiguousarray(value.rows[channels]), whole=None)
 
     def _materialised(self, value: RowValue) -> RowValue:
         return value if value.whole is not None and not value.pending else self._gather([value], None)

@@ -6,11 +6,26 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Generic, Self, TypeVar
 
+import numpy as np
 import torch
 
-from tkn.backends.cpu.rows import Float
-from tkn.plan.graph import Affine, Concatenate, Convolve, Graph, Multiply, Pooling, Same
+from tkn.backends.cpu.rows import Float, Int32
+from tkn.plan.graph import (
+    AdaptivePooling,
+    Affine,
+    ChannelNorm,
+    Concatenate,
+    Convolve,
+    Graph,
+    Multiply,
+    Pooling,
+    Resize,
+    Same,
+    Select,
+    UnevenMean,
+)
 from tkn.plan.nonlinearity import Nonlinearity
+from tkn.plan.resampling import Axis, axes
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,6 +57,17 @@ class Pending:
             assert self.shift is not None
             scale, shift = self.scale * scale, self.shift * scale + shift
         return replace(self, scale=scale, shift=shift)
+
+    def of_channels(self, channels: Int32) -> Self:
+        """With the numbers here of these channels: the rest is to be replaced."""
+        scale, shift = (None if one is None else one[channels] for one in (self.scale, self.shift))
+        return replace(self, outside=self.outside[channels], scale=scale, shift=shift)
+
+
+def normalised(norm: ChannelNorm, channels: Float) -> Float:
+    """Of one pixel's channels [C]."""
+    deviation = np.sqrt(channels.var() + norm.eps)
+    return (channels - channels.mean()) / deviation * norm.scale.cpu().numpy() + norm.shift.cpu().numpy()
 
 
 V = TypeVar("V", bound=Pending)
@@ -85,8 +111,17 @@ class Lowering(ABC, Generic[V]):
             value = (self._materialised(value) if value.function else value).scaled(operation)
         elif isinstance(operation, Pooling):
             value = self._gather([value], operation)
+        elif isinstance(operation, UnevenMean | AdaptivePooling | Resize):
+            maximum = isinstance(operation, AdaptivePooling) and not operation.average
+            size = self.graph.nodes[node.inputs[0]].size
+            assert size is not None
+            value = self._resampled(value, *axes(operation, size[1:]), maximum=maximum)
+        elif isinstance(operation, ChannelNorm):
+            value = self._normalised(self._materialised(value) if value.pending else value, operation)
         elif isinstance(operation, Concatenate):
             value = self._concatenated([self._materialised(part) if part.pending else part for part in sources])
+        elif isinstance(operation, Select):
+            value = self._selected(value, operation.channels.cpu().numpy())
         elif isinstance(operation, Multiply):
             value = self._product(*(self._materialised(source) for source in sources))
         elif not isinstance(operation, Same):  # Add
@@ -116,6 +151,18 @@ class Lowering(ABC, Generic[V]):
     @abstractmethod
     def _concatenated(self, parts: list[V]) -> V:
         """The channels of all parts, of which nothing is pending."""
+
+    def _resampled(self, value: V, lines: Axis, columns: Axis, *, maximum: bool) -> V:  # noqa: ARG002
+        """Weighted sums of windows, or their maximum, with weights of lines and of columns."""
+        raise AssertionError("it is torch's here")
+
+    def _normalised(self, value: V, norm: ChannelNorm) -> V:  # noqa: ARG002
+        """Of what is not pending: each pixel by the mean and the deviation of its channels."""
+        raise AssertionError("it is torch's here")
+
+    @abstractmethod
+    def _selected(self, value: V, channels: Int32) -> V:
+        """Some of its channels, which stay where they are."""
 
     @abstractmethod
     def _convolution(self, position: int, conv: Convolve, value: V) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from operator import attrgetter
 
 import numpy as np
 
@@ -99,15 +100,19 @@ class Map:
         return (rows * self.line + columns * self.pixel).astype(np.int32)
 
 
+_line, _pixel = attrgetter("line"), attrgetter("pixel")
+
+
 @dataclass(frozen=True, eq=False)
 class MapValue(Pending):
-    """An activation whose x is the channels of `parts` side by side.
+    """An activation whose x is the channels of `parts` side by side, or of these only `channels`.
 
     `mask`: bool [C, H, W], outside of which x is the constant `outside`.
     """
 
     parts: tuple[Map, ...]
     mask: Bool
+    channels: Int32 | None = None
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -116,7 +121,19 @@ class MapValue(Pending):
     @property
     def whole(self) -> Map | None:
         """The map, if it holds just this activation."""
-        return self.parts[0] if len(self.parts) == 1 and not self.pending else None
+        return self.parts[0] if len(self.parts) == 1 and self.channels is None and not self.pending else None
+
+    def all_channels(self) -> Int32:
+        """Of the parts' those that it has."""
+        return np.arange(len(self.mask)) if self.channels is None else self.channels
+
+    def planes(self) -> tuple[Int32, Int32, Int32]:
+        """Of each channel where it begins, and the numbers between its lines and between its pixels: [C]."""
+        begins = [part.first + np.arange(part.channels) * part.channel for part in self.parts]
+        lines, pixels = ([np.full(part.channels, n(part)) for part in self.parts] for n in (_line, _pixel))
+        chosen = self.all_channels()
+        first, line, pixel = (np.concatenate(one)[chosen].astype(np.int32) for one in (begins, lines, pixels))
+        return first, line, pixel
 
     def live(self) -> Bool:
         """Where a map that holds it may not be zero: [C, H, W]."""

@@ -9,11 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tkn.plan.graph import Affine, Convolve, Graph, Node, Operation, Pooling, Same
+from tkn.plan.graph import (
+    AdaptivePooling,
+    Affine,
+    ChannelNorm,
+    Convolve,
+    Graph,
+    Node,
+    Operation,
+    Pooling,
+    Resize,
+    Same,
+    UnevenMean,
+)
 from tkn.plan.nonlinearity import Nonlinearity
 
 #: About as many channels as are computed or skipped together.
 _TOGETHER = 16
+#: What computes the same of channels in another order.
+_OF_ANY_ORDER = (Affine, ChannelNorm, Nonlinearity, Pooling, UnevenMean, AdaptivePooling, Resize, Same)
 
 
 def with_neighbours(graph: Graph) -> Graph:
@@ -48,7 +62,7 @@ def _readers(graph: Graph, position: int) -> list[int] | None:
             return None
         for user in graph.nodes[current].users:
             operation = graph.nodes[user].operation
-            if isinstance(operation, Affine | Nonlinearity | Pooling | Same):
+            if isinstance(operation, _OF_ANY_ORDER):
                 ahead.append(user)
             elif not isinstance(operation, Convolve) or operation.groups > 1:
                 return None
@@ -81,6 +95,6 @@ def _outputs_reordered(conv: Operation, order: Tensor) -> Convolve:
 def _inputs_reordered(operation: Operation, order: Tensor) -> Operation:
     if isinstance(operation, Convolve):
         return replace(operation, weight=operation.weight[:, order])
-    if isinstance(operation, Affine):
+    if isinstance(operation, Affine | ChannelNorm):
         return replace(operation, scale=operation.scale[order], shift=operation.shift[order])
     return operation

@@ -64,6 +64,8 @@ def module_nonlinearity(module: nn.Module) -> Nonlinearity | None:
         return Nonlinearity("elu", float(module.alpha))
     if isinstance(module, nn.PReLU) and kind is nn.PReLU and module.weight.numel() == 1:
         return Nonlinearity("leaky_relu", float(module.weight.detach()))
+    if isinstance(module, nn.Hardtanh):
+        return _clamped(min=module.min_val, max=module.max_val)
     return None
 
 
@@ -72,6 +74,11 @@ def call_nonlinearity(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, A
     name = _CALLS.get(target) if isinstance(target, Hashable) else None
     if name is None:
         return None
+    if name == "clamp":
+        bounds = {"min": -1.0, "max": 1.0} if target is F.hardtanh else {"min": None, "max": None}
+        given = {**dict(zip(bounds, args, strict=False)), **{_BOUNDS.get(key, key): kwargs[key] for key in kwargs}}
+        known = len(args) <= 2 and set(given) <= set(bounds)
+        return _clamped(**{**bounds, **given}) if known else None
     if name in _ARGUMENTS:
         key, default = _ARGUMENTS[name]
         if len(args) > 1 or set(kwargs) - {key} or (args and kwargs):
@@ -81,6 +88,15 @@ def call_nonlinearity(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, A
             return _gelu(value)
         return Nonlinearity(name, float(value)) if isinstance(value, int | float) else None
     return None if args or kwargs else _of(name)
+
+
+def _clamped(*, min: Any, max: Any) -> Nonlinearity | None:
+    """Of these bounds, where that is a function with a name."""
+    if type(min) not in (int, float) or min != 0:
+        return None
+    if max is None:
+        return Relu()
+    return Nonlinearity("relu6") if type(max) in (int, float) and max == 6 else None
 
 
 def _of(name: str) -> Nonlinearity:
@@ -107,11 +123,14 @@ _ARGUMENTS: dict[str, tuple[str, Any]] = {
     "elu": ("alpha", 1.0),
     "gelu": ("approximate", "none"),
 }
+#: What hardtanh calls the bounds.
+_BOUNDS = {"min_val": "min", "max_val": "max"}
 #: Functions, and methods by their names.
 _CALLS: dict[Any, str] = {
     **dict.fromkeys((torch.relu, torch.relu_, F.relu, "relu", "relu_"), "relu"),
     **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_"), "sigmoid"),
     **dict.fromkeys((torch.tanh, F.tanh, "tanh", "tanh_"), "tanh"),
+    **dict.fromkeys((torch.clamp, torch.clamp_, torch.clip, "clamp", "clamp_", "clip", F.hardtanh), "clamp"),
     F.relu6: "relu6",
     F.silu: "silu",
     F.hardsigmoid: "hardsigmoid",

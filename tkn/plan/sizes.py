@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import floor, prod
 
 from tkn.geometry import Geometry, pair
-from tkn.plan.graph import Add, Affine, Concatenate, Convolve, Input, Multiply, Node, Operation, Pooling, Same, Size
+from tkn.plan.graph import (
+    AdaptivePooling,
+    Add,
+    Affine,
+    ChannelNorm,
+    Concatenate,
+    Convolve,
+    Input,
+    Multiply,
+    Node,
+    Operation,
+    Pooling,
+    Resize,
+    Same,
+    Select,
+    Size,
+    UnevenMean,
+)
 
 #: No activation of one image may have more numbers.
 _MOST_NUMBERS = 2**30
@@ -32,20 +49,22 @@ def result_size(node: Node, sources: list[Node]) -> Size:
         raise ValueError("maps of one row stay such, and others do not become them")
     if isinstance(operation, Convolve):
         return _convolved(operation, size, sources[0].flat, node.flat)
-    if isinstance(operation, Pooling):
-        output = _checked_output(operation.geometry, size)
+    if isinstance(operation, Pooling | UnevenMean | AdaptivePooling | Resize):
+        output = _resampled(operation, size)
         if flats != {False} or (node.flat and output != (1, 1)):
             raise ValueError("a pooling is of maps")
         return (size[0], *output)
     if isinstance(operation, Same):
-        if sources[0].flat and not node.flat:
-            raise ValueError("what is flat stays flat")
         return size
     if flats != {node.flat}:
         raise ValueError("it neither flattens nor unflattens")
-    if isinstance(operation, Affine):
+    if isinstance(operation, ChannelNorm) and node.flat and size[1:] != (1, 1):
+        raise ValueError("it normalises the channels of pixels")
+    if isinstance(operation, Affine | ChannelNorm):
         if operation.scale.shape != size[:1] or operation.shift.shape != size[:1]:
             raise ValueError(f"scale and shift must have {size[0]} numbers")
+    elif isinstance(operation, Select):
+        return _selected(operation, size, node.flat)
     elif isinstance(operation, Concatenate):
         if len({other[1:] for other in known}) > 1:
             raise ValueError("it joins maps of one height and width")
@@ -61,6 +80,28 @@ def _check_number_of_inputs(operation: Operation, sizes: list[Size]) -> None:
     wanted = 2 if isinstance(operation, Add | Multiply) else 1
     if len(sizes) < wanted or (len(sizes) > wanted and not isinstance(operation, Concatenate)):
         raise ValueError(f"it has {len(sizes)} inputs")
+
+
+def _resampled(operation: Pooling | UnevenMean | AdaptivePooling | Resize, size: Size) -> tuple[int, int]:
+    if isinstance(operation, Pooling | UnevenMean):
+        return _checked_output(operation.geometry, size)
+    output = operation.output_size
+    _check_count((size[0], *output))
+    if isinstance(operation, Resize):
+        for own, side, factor in zip(size[1:], output, operation.factors, strict=True):
+            if factor is not None and floor(min(own * factor, 2.0**31)) != side:
+                raise ValueError(f"a side of {own} pixels times {factor} is not {side}")
+    return output
+
+
+def _selected(select: Select, size: Size, flat: bool) -> Size:
+    channels = select.channels
+    if channels.dim() != 1 or len(channels) == 0 or channels.min() < 0 or channels.max() >= size[0]:
+        raise ValueError(f"it selects others than {size[0]} channels")
+    if flat and size[1:] != (1, 1):
+        raise ValueError("a flat map's channels are selected together")
+    _check_count((len(channels), *size[1:]))
+    return (len(channels), *size[1:])
 
 
 def _convolved(conv: Convolve, size: Size, source_flat: bool, flat: bool) -> Size:

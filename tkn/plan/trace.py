@@ -89,7 +89,7 @@ class _Tracer(fx.Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            if self.failed is None:
+            if self.failed is None and m in set(self.root.modules()):  # others are made anew each time
                 self.failed = m
             raise
 
@@ -118,17 +118,20 @@ def trace(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]], a
 
 @dataclass(frozen=True)
 class Seen:
-    """What a value was for one batch: its type, and of a tensor the type of its numbers and its shape."""
+    """What a value was for one batch: its type, and of a tensor the type of its numbers and its shape; numbers, and
+    tuples of them, themselves."""
 
     kind: type
     dtype: torch.dtype | None = None
     shape: tuple[int, ...] = ()
+    value: Any = None
 
     @classmethod
     def of(cls, value: Any) -> Seen:
         if isinstance(value, Tensor):
             return cls(Tensor, value.dtype, tuple(value.shape))
-        return cls(type(value))
+        several = isinstance(value, tuple | list) and all(isinstance(item, int | float) for item in value)
+        return cls(type(value), value=value if several or isinstance(value, int | float) else None)
 
 
 def activation_size(one: Seen, other: Seen, *, lines: bool = False) -> Size | None:

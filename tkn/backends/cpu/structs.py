@@ -29,6 +29,10 @@ class Kind(IntEnum):
     MAP_UNPACK = 9
     PLANE_GATHER = 10
     PLANE_CONV = 11
+    MAP_SELECT = 12
+    MAP_NORM = 13
+    PLANE_RESAMPLE = 14
+    ROW_NORM = 15
 
 
 class FunctionStruct(Structure):
@@ -197,6 +201,7 @@ class MapGatherStruct(Structure):
         ("child_start", c_void_p),
         ("child", c_void_p),
         ("children", c_int32),
+        ("weight", c_void_p),
         ("scale", c_void_p),
         ("shift", c_void_p),
         ("combined", c_int32),
@@ -304,6 +309,84 @@ class PlaneGatherStruct(Structure):
     )
 
 
+class MapSelectStruct(Structure):
+    """`MapSelect` of channels.h."""
+
+    _fields_ = (
+        ("width", c_int32),
+        ("out", c_void_p),
+        ("out_channel", c_int64),
+        ("channels", c_int32),
+        ("first", c_void_p),
+        ("line", c_void_p),
+        ("pixel", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("function", FunctionStruct),
+    )
+
+
+class MapNormStruct(Structure):
+    """`MapNorm` of channels.h."""
+
+    _fields_ = (
+        ("channels", c_int32),
+        ("width", c_int32),
+        ("channel", c_int64),
+        ("line", c_int64),
+        ("pixel", c_int64),
+        ("out_channel", c_int64),
+        ("out_line", c_int64),
+        ("out_pixel", c_int64),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("eps", c_double),
+    )
+
+
+class RowNormStruct(Structure):
+    """`RowNorm` of channels.h."""
+
+    _fields_ = (
+        ("channels", c_int32),
+        ("row", c_void_p),
+        ("out_base", c_void_p),
+        ("known", c_void_p),
+        ("known_mean", c_void_p),
+        ("known_square", c_void_p),
+        ("outside", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("eps", c_double),
+    )
+
+
+class PlaneResampleStruct(Structure):
+    """`PlaneResample` of planes.h."""
+
+    _fields_ = (
+        ("channels", c_int32),
+        ("band", c_int32),
+        ("source", c_void_p),
+        ("line", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("function", FunctionStruct),
+        ("width", c_int32),
+        ("out_height", c_int32),
+        ("out_width", c_int32),
+        ("out_plane", c_int64),
+        ("out_line", c_int64),
+        ("first_line", c_void_p),
+        ("line_weight", c_void_p),
+        ("line_taps", c_int32),
+        ("first_column", c_void_p),
+        ("column_weight", c_void_p),
+        ("column_taps", c_int32),
+        ("column_pitch", c_int32),
+    )
+
+
 #: All structures, in the order in which `tkn_struct_sizes` of kernels.cpp gives their sizes.
 STRUCTURES: tuple[type[Structure], ...] = (
     GatherStruct,
@@ -321,6 +404,10 @@ STRUCTURES: tuple[type[Structure], ...] = (
     PlaneConvStruct,
     PlaneTaskStruct,
     PlaneGatherStruct,
+    MapSelectStruct,
+    MapNormStruct,
+    RowNormStruct,
+    PlaneResampleStruct,
 )
 
 #: Rows: where they begin, and how many numbers a tile takes.

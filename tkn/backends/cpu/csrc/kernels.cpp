@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "bfloat16.h"
-#include "planes.h"
+#include "channels.h"
 #include "rows.h"
 #include "weight_grad.h"
 
@@ -14,6 +14,8 @@ enum Kind {
   GATHER, CONV, PACK, UNPACK,  // of rows
   MAP_GATHER, MAP_CONV, MAP_FIRST, MAP_PICK, MAP_PACK, MAP_UNPACK,
   PLANE_GATHER, PLANE_CONV,
+  MAP_SELECT, MAP_NORM, PLANE_RESAMPLE,
+  ROW_NORM,
 };
 
 // One step of a plan's program, from rows to rows of a tile's memory; of a dense activation: which one.
@@ -63,6 +65,9 @@ void run_map_parts(const Instruction& op, REAL* const* dense, REAL* map, int ima
     case MAP_FIRST: map_first(*static_cast<const MapFirst*>(op.spec), src, dst, begin, end); break;
     case PLANE_GATHER: plane_gather(*static_cast<const PlaneGather*>(op.spec), map, dst, begin, end); break;
     case PLANE_CONV: plane_conv(*static_cast<const PlaneConv*>(op.spec), src, dst, begin, end); break;
+    case MAP_SELECT: map_select(*static_cast<const MapSelect*>(op.spec), map, dst, begin, end); break;
+    case MAP_NORM: map_norm(*static_cast<const MapNorm*>(op.spec), src, dst, begin, end); break;
+    case PLANE_RESAMPLE: plane_resample(*static_cast<const PlaneResample*>(op.spec), map, dst, begin, end); break;
     case MAP_PICK: map_pick(*static_cast<const MapPick*>(op.spec), src, dst, begin, end); break;
     default: {
       const MapDense& d = *static_cast<const MapDense*>(op.spec);
@@ -93,6 +98,7 @@ int tkn_struct_sizes(int64_t* sizes, int room) {
       sizeof(Gather), sizeof(Conv), sizeof(Dense), sizeof(Instruction), sizeof(Step), sizeof(MapPool),
       sizeof(MapConv), sizeof(MapFirst), sizeof(MapGather), sizeof(MapPick), sizeof(MapDense),
       sizeof(Function), sizeof(PlaneConv), sizeof(PlaneTask), sizeof(PlaneGather),
+      sizeof(MapSelect), sizeof(MapNorm), sizeof(RowNorm), sizeof(PlaneResample),
   };
   const int count = sizeof all / sizeof *all;
   if (room >= count) std::copy(all, all + count, sizes);
@@ -171,6 +177,7 @@ void tkn_run(const Instruction* instructions, int instruction_count, const Step*
       REAL* dst = rows + op.dst * lanes;
       const int filled = std::min(lanes, images - tile * lanes);
       if (op.kind == GATHER) Tile<V, NV>::gather(*static_cast<const Gather*>(op.spec), src, dst, begin, end);
+      if (op.kind == ROW_NORM) row_norm<V, NV>(*static_cast<const RowNorm*>(op.spec), src, dst, begin, end);
       if (op.kind == CONV) Tile<V, NV>::conv(*static_cast<const Conv*>(op.spec), src, dst, begin, end);
       if (op.kind == PACK || op.kind == UNPACK) {
         const Dense& d = *static_cast<const Dense*>(op.spec);

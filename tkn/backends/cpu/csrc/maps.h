@@ -69,7 +69,8 @@ struct MapGather {
   const int32_t* child_start;  // [pixels + 1]
   const int32_t* child;        // [parts][children] where in the part's map a child begins
   int32_t children;
-  const REAL *scale, *shift;   // [channels of all parts]
+  const REAL* weight;          // [children] or null: 1
+  const REAL *scale, *shift;   // [channels of all parts] or null
   int32_t combined;            // MAP_SUM or MAP_PRODUCT of the parts; 0: they lie side by side
   MapPool pool;
 };
@@ -242,6 +243,7 @@ INLINE void map_gather_channels(const MapGather& op, const REAL* src, REAL* out,
     Vector x = load_strided(src + child[c] + (int64_t)k * step, step, count);
     if (scale) x = x * load(scale + k) + load(shift + k);
     x = value_of(op.pool.function, x);
+    if (op.weight) x = x * op.weight[c];
     if (c == op.child_start[p]) result = x;
     else if (op.pool.kind == MAP_SUM) result = result + x;
     else result = maximum(result, x);

@@ -47,6 +47,25 @@ struct PlaneGather {
   MapPool pool;
 };
 
+// Planes of another size: each number is a weighted sum of a window's, with weights of its lines and of its columns. A tap
+// of weight 0 reads nothing.
+struct PlaneResample {
+  int32_t channels;
+  int32_t band;                         // lines of a part: one channel's
+  const int32_t *source, *line;         // [channels] where each plane begins, and the numbers between its lines
+  const REAL *scale, *shift;            // [channels] or null
+  Function function;                    // of each number that is read
+  int32_t width;                        // of the planes
+  int32_t out_height, out_width;
+  int64_t out_plane, out_line;
+  const int32_t* first_line;            // [out_height]
+  const REAL* line_weight;              // [out_height][line_taps]
+  int32_t line_taps;
+  const int32_t* first_column;          // [out_width, and a vector more]
+  const REAL* column_weight;            // [column_taps], `column_pitch` apart
+  int32_t column_taps, column_pitch;
+};
+
 }  // extern "C"
 
 namespace {
@@ -351,6 +370,41 @@ void plane_gather(const PlaneGather& op, const REAL* memory, REAL* dst, int begi
           }
           store_first(out + i, value, std::min(WIDTH, width - i));
         }
+      }
+    }
+  }
+}
+
+// Parts [begin, end): bands of lines of a channel, the channels of the first band first.
+void plane_resample(const PlaneResample& op, const REAL* memory, REAL* dst, int begin, int end) {
+  static thread_local std::vector<REAL> scratch;
+  scratch.resize(std::max(scratch.size(), (size_t)op.width + 2 * WIDTH));
+  REAL* sums = scratch.data();  // of a line's columns
+  const int taps = op.line_taps, pitch = op.column_pitch;
+  for (int part = begin; part < end; part++) {
+    const int c = part % op.channels, top = part / op.channels * op.band, bottom = std::min(op.out_height, top + op.band);
+    const Vector scale = broadcast(op.scale ? op.scale[c] : 1), shift = broadcast(op.shift ? op.shift[c] : 0);
+    for (int y = top; y < bottom; y++) {
+      const REAL *x = memory + op.source[c] + (int64_t)op.first_line[y] * op.line[c], *weight = op.line_weight + (int64_t)y * taps;
+      for (int i = 0; i < op.width; i += WIDTH) {
+        Vector total = {};
+        for (int k = 0; k < taps; k++) {
+          if (weight[k] == 0) continue;
+          Vector value = load(x + (int64_t)k * op.line[c] + i);
+          if (op.scale) value = value * scale + shift;
+          total += value_of(op.function, value) * weight[k];
+        }
+        store(sums + i, total);
+      }
+      REAL* out = dst + c * op.out_plane + y * op.out_line;
+      for (int i = 0; i < op.out_width; i += WIDTH) {
+        const Places first = load_places(op.first_column + i);
+        Vector total = {};
+        for (int k = 0; k < op.column_taps; k++) {
+          const Vector factor = load(op.column_weight + (int64_t)k * pitch + i), product = gathered(sums, first + k) * factor;
+          total += factor == Vector{} ? Vector{} : product;
+        }
+        store_first(out + i, total, std::min(WIDTH, op.out_width - i));
       }
     }
   }

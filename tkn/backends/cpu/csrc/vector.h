@@ -88,6 +88,19 @@ INLINE Vector load_strided(const REAL* x, int64_t step, int count) {
   for (int i = 0; i < count; i++) v[i] = x[i * step];
   return v;
 }
+// As many places as a vector has numbers.
+typedef int32_t Places __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
+INLINE Places load_places(const int32_t* x) { return *reinterpret_cast<const Places*>(x); }
+// The numbers at `Places`. Of a template, only the branch of this REAL is compiled.
+template <class P>
+INLINE Vector gathered(const REAL* x, P at) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(REAL) == 4) return __builtin_bit_cast(Vector, _mm512_i32gather_ps(__builtin_bit_cast(__m512i, at), x, sizeof(REAL)));
+#endif
+  Vector v = {};
+  for (int i = 0; i < WIDTH; i++) v[i] = x[at[i]];
+  return v;
+}
 // Keeps what was loaded in a register: compilers would load it anew for each use, which costs twice across cache lines.
 INLINE void keep(Vector& v) {
 #if defined(__x86_64__)

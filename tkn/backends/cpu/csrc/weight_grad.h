@@ -42,7 +42,7 @@ INLINE void multiply_add(Vector* sums, const REAL* factor, const Vector* x) {
 
 // Where numbers of a vector of columns belong in a row of the gradient: those in `from` at the places in `to`, counted from
 // `first` on.
-struct Places {
+struct SpreadPart {
   int32_t first;
   uint32_t from, to;
 };
@@ -50,7 +50,7 @@ constexpr uint32_t ALL_PLACES = (1u << WIDTH) - 1;
 
 // The places of columns, vector by vector, in as few parts as reach over a vector each.
 struct Spread {
-  std::vector<Places> places;
+  std::vector<SpreadPart> places;
   std::vector<int32_t> start{0};  // [vectors + 1]
 
   void clear() {
@@ -62,7 +62,7 @@ struct Spread {
   void add(const int32_t* column, int count) {
     for (int k = 0; k < count; k += WIDTH) {
       for (int i = k, end = std::min(count, k + WIDTH); i < end;) {
-        Places part = {column[i], 0, 0};
+        SpreadPart part = {column[i], 0, 0};
         for (; i < end && column[i] - part.first < WIDTH; i++) {
           part.from |= 1u << (i - k);
           part.to |= 1u << (column[i] - part.first);
@@ -75,7 +75,7 @@ struct Spread {
 };
 
 // Adds numbers of x where they belong.
-INLINE void add_at(REAL* row, const Places& part, Vector x) {
+INLINE void add_at(REAL* row, const SpreadPart& part, Vector x) {
   REAL* to = row + part.first;
   if (part.from == ALL_PLACES && part.to == ALL_PLACES) return store(to, load(to) + x);
 #if defined(__AVX512F__)
