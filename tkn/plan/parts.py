@@ -143,12 +143,17 @@ def numbers(count: int) -> Tensor:
 
 
 class RowPart(KernelPart):
-    """For large batches: vectors over the images, in tiles of `lanes`. Parts may share `scratch`, of numbers."""
+    """For large batches: vectors over the images, in tiles of `lanes`. Parts may share `scratch`, of numbers.
 
-    def __init__(self, graph: Graph, nodes: list[int], lanes: int, scratch: Scratch) -> None:
+    `pairs`: convolutions multiply pairs of bfloat16 where that is faster.
+    """
+
+    def __init__(
+        self, graph: Graph, nodes: list[int], lanes: int, scratch: Scratch, *, pairs: bool = False
+    ) -> None:
         super().__init__(graph, nodes)
         self.lanes, self._scratch = lanes, scratch
-        self.lowering = RowLowering(graph, nodes, self.inputs, self.outputs, lanes, torch.float32)
+        self.lowering = RowLowering(graph, nodes, self.inputs, self.outputs, lanes, torch.float32, pairs=pairs)
         lowered = self.lowering.instructions
         self.instructions = (InstructionStruct * len(lowered))()
         for struct, instruction in zip(self.instructions, lowered, strict=True):

@@ -29,6 +29,10 @@ class Kind(IntEnum):
     MAP_UNPACK = 9
     PLANE_GATHER = 10
     PLANE_CONV = 11
+    PAIR = 12
+    CONV_PAIRS = 13
+    MAP_PAIR = 14
+    MAP_CONV_PAIRS = 15
 
 
 class FunctionStruct(Structure):
@@ -304,6 +308,32 @@ class PlaneGatherStruct(Structure):
     )
 
 
+class PairingStruct(Structure):
+    """`Pairing` of pair_rows.h."""
+
+    _fields_ = (
+        ("pixels", c_int32),
+        ("out_start", c_void_p),
+        ("out_base", c_void_p),
+        ("row", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("function", FunctionStruct),
+    )
+
+
+class MapPairingStruct(Structure):
+    """`MapPairing` of maps.h."""
+
+    _fields_ = (
+        ("columns", c_int32),
+        ("line", c_int64),
+        ("pixel", c_int64),
+        ("pair_line", c_int64),
+        ("pair_pixel", c_int64),
+    )
+
+
 #: All structures, in the order in which `tkn_struct_sizes` of kernels.cpp gives their sizes.
 STRUCTURES: tuple[type[Structure], ...] = (
     GatherStruct,
@@ -321,6 +351,8 @@ STRUCTURES: tuple[type[Structure], ...] = (
     PlaneConvStruct,
     PlaneTaskStruct,
     PlaneGatherStruct,
+    PairingStruct,
+    MapPairingStruct,
 )
 
 #: Rows: where they begin, and how many numbers a tile takes.

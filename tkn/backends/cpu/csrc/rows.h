@@ -7,6 +7,7 @@
 #pragma once
 
 #include "nonlinear.h"
+#include "pairs.h"
 
 namespace {
 
@@ -94,8 +95,8 @@ constexpr struct Upwards {
   }
 } UPWARDS;
 
-// Of NV vectors of images.
-template <class V, int NV>
+// Of NV vectors of images. PAIRS: a convolution's inputs and weights are pairs of bfloat16.
+template <class V, int NV, bool PAIRS = false>
 struct Tile {
   static constexpr int SIZE = sizeof(V) / sizeof(REAL), LANES = NV * SIZE;
   static constexpr int MOST = ACCUMULATORS / NV < 12 ? ACCUMULATORS / NV : 12;  // outputs of a register tile
@@ -130,6 +131,13 @@ struct Tile {
         V xs[NV];
         for (int v = 0; v < NV; v++) xs[v] = load<V>(x + v * SIZE);
         for (int i = 0; i < N; i++) {
+#if BFLOAT16_PRODUCTS
+          if constexpr (PAIRS) {
+            const V weight = broadcast_pair<V>(w[i] + c);
+            for (int v = 0; v < NV; v++) acc[i][v] = plus_products(acc[i][v], weight, xs[v]);
+            continue;
+          }
+#endif
           const V weight = broadcast<V>(w[i][c]);
           for (int v = 0; v < NV; v++) acc[i][v] += weight * xs[v];
         }
