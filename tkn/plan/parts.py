@@ -178,12 +178,13 @@ class RowPart(KernelPart):
 
 
 class MapPart(KernelPart):
-    """For small batches: vectors over the pixels or channels of an image."""
+    """For small batches: vectors over the pixels or channels of an image. `pairs`: as RowPart's."""
 
-    def __init__(self, graph: Graph, nodes: list[int]) -> None:
+    def __init__(self, graph: Graph, nodes: list[int], *, pairs: bool = False) -> None:
         super().__init__(graph, nodes)
         self._alone = False
-        self.lowering = MapLowering(graph, nodes, self.inputs, self.outputs, kernels(torch.float32).tkn_width())
+        width = kernels(torch.float32).tkn_width()
+        self.lowering = MapLowering(graph, nodes, self.inputs, self.outputs, width, pairs=pairs)
         lowered = self.lowering.instructions
         self.instructions = (InstructionStruct * len(lowered))()
         for struct, instruction in zip(self.instructions, lowered, strict=True):
