@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tkn.backends.cpu.build import available, kernels
 from tkn.backends.cpu.rows import tile_lanes
-from tkn.plan.compare import TOLERANCE, difference, random_images
+from tkn.plan.compare import TOLERANCE, TOLERANCES, Error, difference, error_of, random_images
 from tkn.plan.folded import folded
 from tkn.plan.graph import Convolve, Graph, Pooling
 from tkn.plan.neighbours import with_neighbours
@@ -37,23 +37,29 @@ _MOST_LISTED = 2**27
 _BATCHES = (2, 5)
 
 
-def arranged(graph: Graph, batch_size: int, small: bool | None = None) -> Program:
+def arranged(graph: Graph, batch_size: int, small: bool | None = None, *, pairs: bool = False) -> Program:
     """The fastest right way to compute batches of `batch_size`; by torch, after a warning, if the engine can't.
 
     `small`: with vectors over one image (True) or over several (False); by default whichever is faster, or torch if it
-    is faster than both.
+    is faster than both. `pairs`: the engine multiplies pairs of bfloat16 where that is faster.
     """
     whole = _Whole(graph)
+    program = _fastest(_ways(graph, batch_size, small, whole, pairs=pairs), graph, batch_size)
+    program.error = whole.error(program)
+    return program
+
+
+def _ways(graph: Graph, batch_size: int, small: bool | None, whole: _Whole, *, pairs: bool) -> list[Program]:
     by_torch = _by_torch(graph, whole)
     if not (available(torch.float32) and plans_run()):
-        return _fastest(by_torch, graph, batch_size)
+        return by_torch
     if _list_numbers(graph) > _MOST_LISTED:
-        warnings.warn(f"torch runs the plan: images of {graph.input_size} are too large for the engine", stacklevel=2)
-        return _fastest(by_torch, graph, batch_size)
-    programs, wrong = _by_kernels(graph, batch_size, small, whole)
+        warnings.warn(f"torch runs the plan: images of {graph.input_size} are too large for the engine", stacklevel=3)
+        return by_torch
+    programs, wrong = _by_kernels(graph, batch_size, small, whole, pairs=pairs)
     if not programs and wrong:
-        warnings.warn(f"torch runs the plan: {wrong[0]}", stacklevel=2)
-    return _fastest(programs + (by_torch if small is None or not programs else []), graph, batch_size)
+        warnings.warn(f"torch runs the plan: {wrong[0]}", stacklevel=3)
+    return programs + (by_torch if small is None or not programs else [])
 
 
 def _by_torch(graph: Graph, whole: _Whole) -> list[Program]:
@@ -65,21 +71,25 @@ def _by_torch(graph: Graph, whole: _Whole) -> list[Program]:
     return [program for program in folds if whole.difference(program) <= TOLERANCE] or [whole.plain]
 
 
-def _by_kernels(graph: Graph, batch_size: int, small: bool | None, whole: _Whole) -> tuple[list[Program], list[str]]:
+def _by_kernels(
+    graph: Graph, batch_size: int, small: bool | None, whole: _Whole, *, pairs: bool
+) -> tuple[list[Program], list[str]]:
     """Ways in which the engine computes a graph, and what is wrong with others."""
     graph = with_neighbours(graph)
     trials = _Trials(graph)
     wrong, programs = [], []
+    tolerance = TOLERANCES[torch.bfloat16 if pairs else torch.float32]
     for lanes in _lanes(batch_size, small):
         try:
             with np.errstate(all="ignore"):  # numbers that are not finite are the network's own
-                program = Program(graph, list(_parts(graph, lanes)), _way(lanes))
+                parts = list(_parts(graph, lanes, pairs=pairs))
         except ValueError as error:  # too large
             wrong.append(str(error))
             continue
+        program = Program(graph, parts, _way(lanes, parts))
         # Parts can be right where the whole is not: what torch overwrites in one may be read in another.
         differs = max(trials.difference(program), whole.difference(program))
-        if differs <= TOLERANCE:
+        if differs <= tolerance:
             programs.append(program)
             if lanes is None and batch_size < torch.get_num_threads():
                 programs.append(_on_one_thread(program))
@@ -108,8 +118,9 @@ def _fastest(programs: list[Program], graph: Graph, batch_size: int) -> Program:
     return fastest
 
 
-def _way(lanes: int | None) -> str:
-    return "vectors over one image" if lanes is None else f"vectors over {lanes} images"
+def _way(lanes: int | None, parts: list[Part]) -> str:
+    images = "one image" if lanes is None else f"{lanes} images"
+    return f"vectors over {images}{', bfloat16' if any(part.paired for part in parts) else ''}"
 
 
 def _list_numbers(graph: Graph) -> int:
@@ -137,13 +148,17 @@ def _lanes(batch_size: int, small: bool | None) -> Iterator[int | None]:
     yield from sorted(lanes | ({width // 2} if batch_size <= width else set()))
 
 
-def _parts(graph: Graph, lanes: int | None) -> Iterator[Part]:
+def _parts(graph: Graph, lanes: int | None, *, pairs: bool) -> Iterator[Part]:
     scratch = Scratch(numbers)
     for nodes in split(graph):
         if graph.nodes[nodes[0]].by_torch:
             yield TorchPart(graph, nodes)
         else:
-            yield MapPart(graph, nodes) if lanes is None else RowPart(graph, nodes, lanes, scratch)
+            yield (
+                MapPart(graph, nodes, pairs=pairs)
+                if lanes is None
+                else RowPart(graph, nodes, lanes, scratch, pairs=pairs)
+            )
 
 
 class _Whole:
@@ -165,6 +180,13 @@ class _Whole:
             return max(difference(program(x.clone()), expected) for x, expected in self._results)
         except RuntimeError:
             return inf
+
+    def error(self, program: Program) -> Error | None:
+        """Of all images together; None if torch fails."""
+        if self._results is None:
+            return None
+        ours = torch.cat([program(x.clone()) for x, _ in self._results])
+        return error_of(ours, torch.cat([expected for _, expected in self._results]))
 
 
 class _Trials:

@@ -335,7 +335,8 @@ class RowLowering(Lowering[RowValue]):
     def _paired(self, value: RowValue, pairing: Pairing) -> RowValue:
         """Rows of pairs of bfloat16, nothing pending."""
         places = pairing.of(value.rows.reshape(-1, *value.size), -1)
-        output = Rows.of((places >= 0).any(axis=3))
+        mask: Bool = np.logical_or.reduce(places >= 0, axis=3)
+        output = Rows.of(mask)
         made, buffer = self._whole(output, np.zeros(len(places)))
         at = (output.channel, *np.divmod(output.entry_position, places.shape[2]))
         members = pairing.members[output.channel]
@@ -349,9 +350,7 @@ class RowLowering(Lowering[RowValue]):
             function=struct_of(value.function),
         )
         self._use(value)
-        self.instructions.append(
-            RowInstruction(Kind.PAIR, spec, None, buffer, len(output.order), reads=value.buffers)
-        )
+        self.instructions.append(RowInstruction(Kind.PAIR, spec, None, buffer, len(output.order), reads=value.buffers))
         return made
 
     def _pooled(self, spec: Filled, children: Children, pool: Pool, outside: Float) -> Filled:
