@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -15,9 +16,9 @@ from tkn.backends.cpu.rows import Bool, Children, Float, Int32, Rows, cumulative
 from tkn.backends.cpu.structs import MAX, PRODUCT, SUM, Filled, Kind, PairingStruct
 from tkn.geometry import Geometry, Pool
 from tkn.plan.fuse import Following
-from tkn.plan.graph import Convolve, Graph, Pooling
+from tkn.plan.graph import Affine, Convolve, Graph, Pooling, Same
 from tkn.plan.lowering import Lowering, Pending
-from tkn.plan.nonlinearity import struct_of
+from tkn.plan.nonlinearity import Nonlinearity, struct_of
 from tkn.plan.pairing import Pairing, pairing_of
 
 #: Above this size, bytes, what a convolution reads is made just before it is read.
@@ -300,7 +301,7 @@ class RowLowering(Lowering[RowValue]):
             source = self._materialised(value)
             geometry, weight = conv.geometry, conv.weight.to(self.dtype)
         else:
-            source = self._paired(value, pairing)
+            source = self._paired(position, value, pairing)
             geometry, weight = pairing.geometry, pairing.weight
         assert source.whole is not None
         pool = fused.pool
@@ -332,26 +333,50 @@ class RowLowering(Lowering[RowValue]):
         for done in fused.nodes:
             self.values[done] = result
 
-    def _paired(self, value: RowValue, pairing: Pairing) -> RowValue:
-        """Rows of pairs of bfloat16, nothing pending."""
+    def _paired(self, position: int, value: RowValue, pairing: Pairing) -> RowValue:
+        """Rows of pairs of bfloat16, nothing pending, for the convolution at `position`."""
         places = pairing.of(value.rows.reshape(-1, *value.size), -1)
         mask: Bool = np.logical_or.reduce(places >= 0, axis=3)
         output = Rows.of(mask)
         made, buffer = self._whole(output, np.zeros(len(places)))
-        at = (output.channel, *np.divmod(output.entry_position, places.shape[2]))
+        rows = places[output.channel, *np.divmod(output.entry_position, places.shape[2])]
         members = pairing.members[output.channel]
         spec = Filled(PairingStruct()).with_values(
             pixels=len(output.order),
             out_start=output.start,
             out_base=np.ascontiguousarray(output.base),
-            row=np.ascontiguousarray(places[at], dtype=np.int32),
+            row=np.ascontiguousarray(rows, dtype=np.int32),
             scale=None if value.scale is None else self._array(value.scale[members]),
             shift=None if value.shift is None else self._array(value.shift[members]),
             function=struct_of(value.function),
         )
+        if not pairing.beside and self._written_for(position, value):
+            # As the convolution before writes: its own rows are in memory for a pixel only.
+            assert value.whole is not None
+            before, (unpaired,) = self.instructions[-1], value.buffers
+            first = unpaired.offset + value.whole.base[output.entry_position][:, None]
+            spec = spec.with_values(row=np.where(rows < 0, -1, rows - first).astype(np.int32))
+            before.spec = before.spec.with_values(pairing=ctypes.addressof(spec.struct), pairing_arrays=spec)
+            before.output, unpaired.rows, buffer.first = buffer, 0, buffer.first - 1
+            return made
         self._use(value)
         self.instructions.append(RowInstruction(Kind.PAIR, spec, None, buffer, len(output.order), reads=value.buffers))
         return made
+
+    def _written_for(self, position: int, value: RowValue) -> bool:
+        """Whether the instruction just before is a convolution that makes a value for that at `position` alone."""
+        before, whole = self.instructions[-1], value.whole
+        if before.kind not in (Kind.CONV, Kind.CONV_PAIRS) or whole is None or value.buffers != (before.output,):
+            return False
+        if before.parts != len(whole.order):  # its pixels are divided
+            return False
+        nodes = self.graph.nodes
+        while True:
+            position = nodes[position].inputs[0]
+            if position in self.outputs or len(nodes[position].users) > 1:
+                return False
+            if not isinstance(nodes[position].operation, Affine | Nonlinearity | Same):
+                return True
 
     def _pooled(self, spec: Filled, children: Children, pool: Pool, outside: Float) -> Filled:
         """The convolution with pooling: children are rows counted from the first of their window."""

@@ -86,6 +86,7 @@ class ConvStruct(Structure):
         ("windows", c_int32),
         ("window_start", c_void_p),
         ("pool", GatherStruct),
+        ("pairing", c_void_p),
     )
 
 

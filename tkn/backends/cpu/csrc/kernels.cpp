@@ -2,7 +2,6 @@
 #include <omp.h>
 
 #include "bfloat16.h"
-#include "pair_rows.h"
 #include "planes.h"
 #include "rows.h"
 #include "weight_grad.h"

@@ -1,12 +1,12 @@
 // Rows of pairs for a plan's convolutions: two channels, or two neighbouring pixels, that its weights are paired for too.
 #pragma once
 
+#include "nonlinear.h"
 #include "pairs.h"
-#include "rows.h"
 
 extern "C" {
 
-// Rows into rows of pairs: function(scale[i] * in[row[i]] + shift[i]) of an entry's two children i, rounded to bfloat16.
+// Rows into rows of pairs of bfloat16: function(scale[i] * in[row[i]] + shift[i]) of an entry's two children i, rounded to bfloat16.
 struct Pairing {
   int32_t pixels;            // of the output
   const int32_t* out_start;  // [pixels + 1] first output entry of each pixel
