@@ -34,7 +34,19 @@ def products() -> None:
         pytest.skip(f"needs {lacking}")
 
 
-computes = pytest.mark.usefixtures("products")
+@pytest.fixture
+def pairs_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ways that multiply pairs are taken, whatever the machine does meanwhile."""
+
+    def seconds(run: Callable[[], object], best: float) -> float:
+        del best
+        run()
+        return 1.0 if "bfloat16" in run.func.way else 2.0  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(arrange, "_seconds", seconds)
+
+
+computes = pytest.mark.usefixtures("products", "pairs_win")
 
 
 def plan_in_pairs(model: nn.Module, size: tuple[int, ...], batch: int, *, small: bool) -> Plan:
@@ -189,7 +201,9 @@ def test_the_error_is_said() -> None:
     assert repr(plan).endswith(f"bfloat16 on the CPU, error {plan.error})")
     assert "error" not in repr(exact)
     assert plan.dtype == BFLOAT16
-    assert all(way.endswith("bfloat16") or "bfloat16, one thread" in way or "torch" in way for way in plan.timings)
+    one, eight = "vectors over one image", "vectors over 8 images"
+    assert {f"{one}, bfloat16", one} < set(plan.timings)
+    assert eight not in plan.timings
     assert accelerate(model, 4, dtype=BFLOAT16).error is None  # not made yet
     with pytest.raises(ValueError, match=r"bfloat16 on the CPU, not torch.float16 on cpu"):
         plan(torch.zeros(1, *size, dtype=torch.float16))
@@ -217,10 +231,9 @@ def test_files_hold_float32(tmp_path: Path) -> None:
 def test_what_differs_too_much_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(arrange.TOLERANCES, BFLOAT16, 1e-6)
     model, size = layer("channels")
-    with torch.no_grad():
-        model[0].weight.mul_(1.001)
+    model[0].weight.mul_(1.001)
     with pytest.warns(UserWarning, match=r"torch runs the plan: the engine's result differs by"):
-        plan = accelerate(model, 4, size, dtype=BFLOAT16)
+        plan = accelerate(model, 40, size, dtype=BFLOAT16)
     assert all("torch" in way for way in plan.timings)
 
 
