@@ -61,6 +61,7 @@ def test_one_share_or_several() -> None:
         ("batch_sizes=[1.5]", r"batch_sizes\[0\]: Value '1\.5'"),
         ("train_batch_sizes=[1]", r"train_batch_sizes=\[1\] must be a list of different numbers, at least 2"),
         ("dtype=half", "dtype=half must be one of float32, float16, bfloat16"),
+        ("dtype=bfloat16", "dtype=bfloat16 must be float32 on a CPU, where the engines whose names end with -reduced"),
         ("dtype=float16", r"dtype=torch\.float16 on cpu must be one of float32"),
         ("device=gpu", "device='gpu' is none that torch knows"),
         ("engines=[torch-compile-max-autotune]", r"engines=\[.*\] has none that computes on device='cpu'"),

@@ -17,7 +17,7 @@ from tkn.bench import measure, run
 from tkn.bench.cli import compose, main
 from tkn.bench.engines import TIMED_ENGINES, TimedEngine, TrainingOptions
 from tkn.bench.memory import measure_memory
-from tkn.bench.report import cost_figure, timings_table
+from tkn.bench.report import cost_figure, speedups_table, timings_table
 from tkn.bench.rois import generate_rois, save_rois
 from tkn.bench.run import bench
 from tkn.bench.speedups import speedups
@@ -109,6 +109,16 @@ def test_speedups() -> None:
     assert exact["fewer_macs"] == 10.0
     assert (reduced["engine"], reduced["speedup"]) == ("openvino-reduced", 3.0)
     assert row["against"]["thinned"]["float32"]["speedup"] == 2.0
+
+
+def test_precisions_are_told_apart() -> None:
+    exact, reduced = speedups([*ROWS, _row("targeted 0.1", "tkn-reduced", 0.5, 100, "reduced")])
+    assert (exact["engine"], exact["precision"], exact["seconds"]) == ("tkn", "float32", 1.0)
+    assert (reduced["engine"], reduced["precision"], reduced["seconds"]) == ("tkn-reduced", "reduced", 0.5)
+    assert reduced["against"]["baseline"]["any"]["speedup"] == 6.0
+    result = _result() | {"timings": ROWS, "speedups": [exact, reduced]}
+    names = list(speedups_table(result).columns[1].cells)
+    assert names == ["targeted 0.1, tkn\nfloat32", "targeted 0.1, tkn-reduced\nreduced"]
 
 
 def test_without_this_engine_there_is_no_speedup() -> None:

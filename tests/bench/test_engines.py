@@ -171,3 +171,11 @@ def test_this_engine_is_asked_for_a_plan(
     assert asked == [(2, (1, 12, 12))]
     chosen = "the plan computes all by torch, channels last, which was faster as it was made"
     assert prepared.notes == ("by torch: fc", chosen)
+    assert prepared.precision == "float32"
+    reduced = prepare_inference(TIMED_ENGINES["tkn-reduced"], networks["targeted"].model, images, 1)
+    assert (reduced.precision, reduced.notes) == ("reduced", ("by torch: fc", chosen, "bfloat16"))
+
+
+def test_openvino_says_in_which_precision_it_computes() -> None:
+    precisions = {name: engines._precision(dtype) for name, dtype in engines._OPENVINO_TYPES.items()}
+    assert precisions == {"f32": "float32", "bf16": "reduced", "f16": "reduced"}

@@ -56,13 +56,16 @@ def touched(instruction: RowInstruction) -> tuple[list, list]:
     return read, [] if instruction.output is None else [instruction.output]
 
 
+@pytest.mark.parametrize("pairs", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("lanes", [16, 64])
 @pytest.mark.parametrize("name", LOWERED)
-def test_living_rows_never_share_memory(name: str, lanes: int) -> None:
+def test_living_rows_never_share_memory(name: str, lanes: int, pairs: bool) -> None:
     """Whatever is read was written before, and nothing else was written over it."""
     make, size = LOWERED[name]
     graph = build_graph(frozen(targeted(make(), seed=1)), size)
-    lowering = RowLowering(graph, list(range(1, len(graph.nodes))), [0], list(graph.outputs), lanes, torch.float32)
+    nodes = list(range(1, len(graph.nodes)))
+    lowering = RowLowering(graph, nodes, [0], list(graph.outputs), lanes, torch.float32, pairs=pairs)
+    assert pairs == any(instruction.kind == Kind.CONV_PAIRS for instruction in lowering.instructions)
     for one, other in combinations(lowering.buffers, 2):
         alive = one.first <= other.last and other.first <= one.last
         apart = one.offset + one.rows <= other.offset or other.offset + other.rows <= one.offset
@@ -85,12 +88,15 @@ def test_living_rows_never_share_memory(name: str, lanes: int) -> None:
     assert done == {position: instruction.parts for position, instruction in enumerate(lowering.instructions)}
 
 
+@pytest.mark.parametrize("pairs", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", LOWERED)
-def test_maps_share_memory_only_one_after_the_other(name: str) -> None:
+def test_maps_share_memory_only_one_after_the_other(name: str, pairs: bool) -> None:
     make, size = LOWERED[name]
     graph = build_graph(frozen(targeted(make(), seed=1)), size)
-    lowering = MapLowering(graph, list(range(1, len(graph.nodes))), [0], list(graph.outputs), 16)
+    lowering = MapLowering(graph, list(range(1, len(graph.nodes))), [0], list(graph.outputs), 16, pairs=pairs)
     for one in lowering.maps:
+        if one.length == 0:  # pairs of a map that is read channel by channel
+            continue
         assert one.begin % 16 == 0
         pixels = one.first + one.at(np.arange(one.size[0] * one.size[1]))
         numbers = pixels[:, None] + np.arange(one.channels) * one.channel

@@ -37,8 +37,10 @@ def blocks() -> nn.Module:
 def kernels_of(model: nn.Module, size: tuple[int, ...], small: bool) -> tuple[Program, Callable[[list[int]], Part]]:
     graph = build_graph(frozen(model), size)
     lanes = None if small else 16
-    program = Program(graph, list(arrange._parts(graph, lanes)), "kernels")
-    return program, lambda nodes: arrange._kernel_part(graph, nodes, lanes, arrange.Scratch(arrange.numbers))
+    program = Program(graph, list(arrange._parts(graph, lanes, pairs=False)), "kernels")
+    return program, lambda nodes: arrange._kernel_part(
+        graph, nodes, lanes, arrange.Scratch(arrange.numbers), pairs=False
+    )
 
 
 @pytest.mark.parametrize("small", [True, False])

@@ -338,7 +338,7 @@ def test_what_accelerate_refuses(arguments: tuple[object, ...], message: str) ->
         ({"device": "meta"}, "device='meta' must be cpu or a CUDA GPU"),
         ({"device": "cuda:1"}, "device='cuda:1' is not there: torch sees 1 CUDA GPUs"),
         ({"device": "cuda", "dtype": torch.float64}, "on cuda must be one of float32, float16, bfloat16"),
-        ({"dtype": torch.float16}, "dtype=torch.float16 on cpu must be one of float32"),
+        ({"dtype": torch.float16}, "dtype=torch.float16 on cpu must be one of float32, bfloat16"),
     ],
     ids=str,
 )

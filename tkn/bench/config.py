@@ -127,6 +127,8 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
         "a number, or different ones, within (0, 1]",
     )
     yield "dtype", config.dtype in DTYPES, f"one of {', '.join(DTYPES)}"
+    on_cpu = config.device == "cpu" and config.dtype == "bfloat16"
+    yield "dtype", not on_cpu, "float32 on a CPU, where the engines whose names end with -reduced multiply in bfloat16"
     yield "engines", _distinct(config.engines), "a list of different names"
     # Batch normalisation has no variance of one image.
     for key, least in (("batch_sizes", 1), ("train_batch_sizes", 2)):

@@ -35,6 +35,11 @@ _REDUCED = "reduced"
 _FLOAT32 = "float32"
 
 
+def _precision(dtype: torch.dtype) -> str:
+    """What products of numbers of `dtype` count as."""
+    return _FLOAT32 if dtype == torch.float32 else _REDUCED
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A call that computes a batch, or takes a training step, and what there is to say of it.
@@ -103,7 +108,7 @@ def prepare_inference(
     inference = engine.infer(network, place.numbers(images), threads)
     with torch.inference_mode():
         expected, outputs = _as_array(reference(images)), _as_array(inference.call())
-    precision = inference.precision if place.dtype == torch.float32 else _REDUCED
+    precision = _REDUCED if _REDUCED in (inference.precision, _precision(place.dtype)) else _FLOAT32
     if outputs.shape != expected.shape:
         raise ValueError(f"its outputs have shape {outputs.shape}, not {expected.shape}")
     difference = float(np.abs(outputs - expected).max() / np.abs(expected).max())
@@ -137,7 +142,7 @@ def prepare_training(
         images = images.contiguous(memory_format=torch.channels_last)
     gradients = _gradients(model, forward, images, labels)
     difference = float((gradients - expected).norm() / expected.norm())
-    precision = _FLOAT32 if place.dtype == torch.float32 else _REDUCED
+    precision = _precision(place.dtype)
     _require_near(difference, GRADIENT_TOLERANCE[precision], "gradients")
 
     # So small a rate that thousands of steps on one batch leave the network, and its cost, as it is.
@@ -247,6 +252,10 @@ def _onnxruntime(network: nn.Module, images: Tensor, threads: int) -> Inference:
     return Inference(run)
 
 
+#: The types in which OpenVINO computes, by its names.
+_OPENVINO_TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
 def _openvino(reduced: bool) -> Callable[[nn.Module, Tensor, int], Inference]:
     def infer(network: nn.Module, images: Tensor, threads: int) -> Inference:
         import openvino
@@ -265,21 +274,28 @@ def _openvino(reduced: bool) -> Callable[[nn.Module, Tensor, int], Inference]:
             return outputs.data
 
         chosen = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        precision = _FLOAT32 if chosen == "f32" else _REDUCED
+        precision = _precision(_OPENVINO_TYPES[chosen])
         return Inference(run, precision, (chosen,) if reduced else ())
 
     return infer
 
 
-def _tkn(network: nn.Module, images: Tensor, _threads: int) -> Inference:
-    _require_roi_engine(images.device, images.dtype)
-    size = tuple(images.shape[1:])
-    plan = accelerate(network, len(images), size, device=images.device, dtype=images.dtype)
-    notes = [f"by torch: {', '.join(plan.fallbacks)}"] if plan.fallbacks else []
-    way = next(iter(plan.timings), "")
-    if way.startswith("torch"):
-        notes.append(f"the plan computes all by {way}, which was faster as it was made")
-    return Inference(lambda: plan(images), notes=tuple(notes))
+def _tkn(dtype: torch.dtype | None = None) -> Callable[[nn.Module, Tensor, int], Inference]:
+    """A plan in `dtype`; by default in that of the images."""
+
+    def infer(network: nn.Module, images: Tensor, _threads: int) -> Inference:
+        _require_roi_engine(images.device, images.dtype)
+        size, numbers = tuple(images.shape[1:]), dtype or images.dtype
+        plan = accelerate(network, len(images), size, device=images.device, dtype=numbers)
+        notes = [f"by torch: {', '.join(plan.fallbacks)}"] if plan.fallbacks else []
+        way = next(iter(plan.timings), "")
+        if way.startswith("torch"):
+            notes.append(f"the plan computes all by {way}, which was faster as it was made")
+        if dtype is not None:
+            notes.append(str(dtype).removeprefix("torch."))
+        return Inference(lambda: plan(images), _precision(numbers), tuple(notes))
+
+    return infer
 
 
 def _require_roi_engine(device: torch.device, dtype: torch.dtype) -> None:
@@ -355,12 +371,13 @@ TIMED_ENGINES: dict[str, TimedEngine] = {
         train=TrainingOptions(channels_last=True),
         applies_to=_has_two_dimensions,
     ),
-    "tkn-dense": TimedEngine(infer=_tkn),
-    "tkn": TimedEngine(targeted=True, infer=_tkn, train=TrainingOptions(target_engine="roi"), ours=True),
+    "tkn-dense": TimedEngine(infer=_tkn()),
+    "tkn": TimedEngine(targeted=True, infer=_tkn(), train=TrainingOptions(target_engine="roi"), ours=True),
     "tkn-channels-last": TimedEngine(
         targeted=True,
         train=TrainingOptions(channels_last=True, target_engine="roi"),
         ours=True,
         applies_to=_has_two_dimensions,
     ),
+    "tkn-reduced": TimedEngine(targeted=True, infer=_tkn(torch.bfloat16), ours=True, devices=("cpu",)),
 }

@@ -76,7 +76,7 @@ def speedups_table(result: Mapping[str, Any]) -> Table:
         fewer = row["against"].get("baseline", {}).get("any", {}).get("fewer_macs")
         table.add_row(
             f"{row['task']} {row['batch']}",
-            f"{row['network']}, {row['engine']}",
+            f"{row['network']}, {row['engine']}\n{row['precision']}",
             f"{fewer:.2f}" if fewer else "",
             *(
                 f"{peer['speedup']:.2f} ({peer['low']:.2f}-{peer['high']:.2f})\n{peer['engine']}" if peer else ""

@@ -9,18 +9,18 @@ from tkn.bench.engines import TIMED_ENGINES
 
 
 def speedups(timings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each task, batch and targeted network that this project's engine was timed on.
+    """A row for each task, batch and targeted network that this project's engine was timed on, and for each precision.
 
-    `against` holds, for each dense network ("baseline", "thinned") and precision ("float32", "any"), the fastest peer,
-    its `seconds`, the `speedup` (its median over ours) and `low`, `high`: between near and far quartiles.
+    `precision`: of this project's engine there. `against` holds, for each dense network ("baseline", "thinned") and
+    precision ("float32", "any"), the fastest peer, its `seconds`, the `speedup` (its median over ours) and `low`,
+    `high`: between near and far quartiles.
     """
     timed = [row for row in timings if "seconds" in row]
     rows = []
-    for task, batch, network in dict.fromkeys(
-        (row["task"], row["batch"], row["network"]) for row in timed if TIMED_ENGINES[row["engine"]].ours
-    ):
+    mine = [row for row in timed if TIMED_ENGINES[row["engine"]].ours]
+    for task, batch, network, precision in dict.fromkeys(map(_compared, mine)):
         here = [row for row in timed if (row["task"], row["batch"]) == (task, batch)]
-        ours = _fastest(row for row in here if row["network"] == network and TIMED_ENGINES[row["engine"]].ours)
+        ours = _fastest(row for row in mine if _compared(row) == (task, batch, network, precision))
         assert ours is not None
         against = {}
         for rival in ("baseline", "thinned"):
@@ -28,8 +28,8 @@ def speedups(timings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             peers = [row for row in here if row["network"] == name]
             exact = _fastest(row for row in peers if row["precision"] == "float32")
             against[rival] = {
-                precision: _comparison(ours, peer)
-                for precision, peer in (("float32", exact), ("any", _fastest(peers)))
+                kind: _comparison(ours, peer)
+                for kind, peer in (("float32", exact), ("any", _fastest(peers)))
                 if peer is not None
             }
         rows.append(
@@ -38,12 +38,17 @@ def speedups(timings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "batch": batch,
                 "network": network,
                 "engine": ours["engine"],
+                "precision": precision,
                 "seconds": ours["seconds"]["median"],
                 "macs": ours["macs"],
                 "against": {rival: found for rival, found in against.items() if found},
             }
         )
     return rows
+
+
+def _compared(row: Mapping[str, Any]) -> tuple[str, int, str, str]:
+    return row["task"], row["batch"], row["network"], row["precision"]
 
 
 def _fastest(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:

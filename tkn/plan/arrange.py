@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tkn.backends.cpu.build import available, kernels
 from tkn.backends.cpu.rows import tile_lanes
-from tkn.plan.compare import TOLERANCE, largest_difference, random_images, random_inputs
+from tkn.plan.compare import TOLERANCE, TOLERANCES, Error, error_of, largest_difference, random_images, random_inputs
 from tkn.plan.folded import folded
 from tkn.plan.graph import Convolve, Graph, Input, Pooling, UnevenMean
 from tkn.plan.mixed import mixed
@@ -54,22 +54,28 @@ _MOST_LISTED = 2**27
 _BATCHES, _BATCH = (1, 3), 3
 
 
-def arranged(graph: Graph, batch_size: int, small: bool | None = None) -> Program:
+def arranged(graph: Graph, batch_size: int, small: bool | None = None, *, pairs: bool = False) -> Program:
     """The fastest right way to compute batches of `batch_size`; by torch, after a warning, if the engine can't.
 
     `small`: with vectors over one image (True) or over several (False); by default whichever is faster, or torch if it
-    is faster than both.
+    is faster than both. `pairs`: the engine multiplies pairs of bfloat16 where that is faster.
     """
     whole = _Whole(graph)
+    program = _chosen(graph, batch_size, small, whole, pairs=pairs)
+    program.error = whole.error(program)
+    return program
+
+
+def _chosen(graph: Graph, batch_size: int, small: bool | None, whole: _Whole, *, pairs: bool) -> Program:
     by_torch = _by_torch(graph, whole)
     if not (available(torch.float32) and plans_run()):
         return _fastest(by_torch, graph, batch_size)
     if _list_numbers(graph) > _MOST_LISTED:
-        warnings.warn(f"torch runs the plan: images of {_sizes(graph)} are too large for the engine", stacklevel=2)
+        warnings.warn(f"torch runs the plan: images of {_sizes(graph)} are too large for the engine", stacklevel=3)
         return _fastest(by_torch, graph, batch_size)
-    programs, wrong = _by_kernels(graph, batch_size, small, whole)
+    programs, wrong = _by_kernels(graph, batch_size, small, whole, pairs=pairs)
     if not programs and wrong:
-        warnings.warn(f"torch runs the plan: {wrong[0]}", stacklevel=2)
+        warnings.warn(f"torch runs the plan: {wrong[0]}", stacklevel=3)
     if small is not None:
         return _fastest(programs or by_torch, graph, batch_size)
     return _mixed(_fastest(programs + by_torch, graph, batch_size), programs, by_torch, whole, batch_size)
@@ -94,11 +100,12 @@ def _mixed(
         return fastest
     (*_, part) = (part for part in ours.parts if isinstance(part, KernelPart))
     lanes = part.lanes if isinstance(part, RowPart) else None
-    make = partial(_kernel_part, ours.graph, lanes=lanes, scratch=Scratch(numbers))
+    pairs = any(part.paired for part in ours.parts)
+    make = partial(_kernel_part, ours.graph, lanes=lanes, scratch=Scratch(numbers), pairs=pairs)
     program, left = mixed(
         ours, make, partial(_part_seconds, batch_size=batch_size), channels_last=theirs is by_torch[-1]
     )
-    if program is None or whole.difference(program) > TOLERANCE:
+    if program is None or whole.difference(program) > TOLERANCES[torch.bfloat16 if pairs else torch.float32]:
         return fastest
     taken = _seconds(partial(program, *_images(ours.graph, batch_size)), timings[fastest.way])
     best = program if taken < timings[fastest.way] else fastest
@@ -131,21 +138,29 @@ def _by_torch(graph: Graph, whole: _Whole) -> list[Program]:
     return [program for program in folds if whole.difference(program) <= TOLERANCE] or [whole.plain]
 
 
-def _by_kernels(graph: Graph, batch_size: int, small: bool | None, whole: _Whole) -> tuple[list[Program], list[str]]:
+def _by_kernels(
+    graph: Graph, batch_size: int, small: bool | None, whole: _Whole, *, pairs: bool
+) -> tuple[list[Program], list[str]]:
     """Ways in which the engine computes a graph, and what is wrong with others."""
     graph = with_neighbours(graph)
     trials = _Trials(graph)
     wrong, programs = [], []
-    for lanes in _lanes(batch_size, small):
+    tolerance = TOLERANCES[torch.bfloat16 if pairs else torch.float32]
+    # Over one image pairs are made in passes of their own, which can take longer than they save.
+    ways = [(lanes, rounds) for lanes in _lanes(batch_size, small) for rounds in {pairs, pairs and lanes is not None}]
+    for lanes, rounds in ways:
         try:
             with np.errstate(all="ignore"):  # numbers that are not finite are the network's own
-                program = Program(graph, list(_parts(graph, lanes)), _way(lanes))
+                parts = list(_parts(graph, lanes, pairs=rounds))
         except ValueError as error:  # too large
             wrong.append(str(error))
             continue
+        program = Program(graph, parts, _way(lanes, parts))
+        if rounds and lanes is None and not any(part.paired for part in parts):
+            continue  # the same as without
         # Parts can be right where the whole is not: what torch overwrites in one may be read in another.
         differs = max(trials.difference(program), whole.difference(program))
-        if differs <= TOLERANCE:
+        if differs <= tolerance:
             programs.append(program)
         else:
             wrong.append(f"the engine's result differs by {differs:.1e}")
@@ -183,8 +198,9 @@ def _sizes(graph: Graph) -> str:
     return " and ".join(map(str, graph.input_shapes))
 
 
-def _way(lanes: int | None) -> str:
-    return "vectors over one image" if lanes is None else f"vectors over {lanes} images"
+def _way(lanes: int | None, parts: list[Part]) -> str:
+    images = "one image" if lanes is None else f"{lanes} images"
+    return f"vectors over {images}{', bfloat16' if any(part.paired for part in parts) else ''}"
 
 
 def _list_numbers(graph: Graph) -> int:
@@ -212,17 +228,19 @@ def _lanes(batch_size: int, small: bool | None) -> Iterator[int | None]:
     yield from sorted(lanes | ({width // 2} if batch_size <= width else set()))
 
 
-def _parts(graph: Graph, lanes: int | None) -> Iterator[Part]:
+def _parts(graph: Graph, lanes: int | None, *, pairs: bool) -> Iterator[Part]:
     scratch = Scratch(numbers)
     for nodes in split(graph):
         if graph.nodes[nodes[0]].by_torch:
             yield TorchPart(graph, nodes)
         else:
-            yield _kernel_part(graph, nodes, lanes, scratch)
+            yield _kernel_part(graph, nodes, lanes, scratch, pairs=pairs)
 
 
-def _kernel_part(graph: Graph, nodes: list[int], lanes: int | None, scratch: Scratch) -> KernelPart:
-    return MapPart(graph, nodes) if lanes is None else RowPart(graph, nodes, lanes, scratch)
+def _kernel_part(graph: Graph, nodes: list[int], lanes: int | None, scratch: Scratch, *, pairs: bool) -> KernelPart:
+    if lanes is None:
+        return MapPart(graph, nodes, pairs=pairs)
+    return RowPart(graph, nodes, lanes, scratch, pairs=pairs)
 
 
 class _Whole:
@@ -244,6 +262,13 @@ class _Whole:
             return largest_difference(program.outputs(*_cloned(self._given)), self._expected)
         except RuntimeError:
             return inf
+
+    def error(self, program: Program) -> Error | None:
+        """Of all images together; None if torch fails."""
+        if self._expected is None:
+            return None
+        ours = program.outputs(*_cloned(self._given))
+        return error_of(*(torch.cat([x.flatten().float() for x in results]) for results in (ours, self._expected)))
 
 
 def _cloned(tensors: list[Tensor]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tkn.geometry import Geometry
 from tkn.plan.fuse import Fused, pool_struct, single
 from tkn.plan.graph import Convolve
 from tkn.plan.maps import Map
+from tkn.plan.pairing import paired_neighbours
 
 #: Convolutions of fewer input channels are computed in vectors of output channels.
 FEW = 8
@@ -22,20 +23,35 @@ FEW = 8
 _TOGETHER = 256
 #: Outputs of a set, and output pixels of a set: the tasks that threads divide.
 _SET_OUTPUTS, _SET_PIXELS = 8, 32
+#: Fewer outputs do not pay for the rounding of what they read.
+_PAIRED_OUTPUTS = 8
 #: What a multiplication of vectors costs, for each reads numbers of its own; and adding up the numbers of a sum.
 _READING, _ADDING = 1.3, 12.0
 
 
-def channel_conv(fused: Fused, source: Map, target: Map, live: Bool, vector: int) -> tuple[Kind, Filled, Int32]:
+def in_pairs(source: Map, conv: Convolve, vector: int) -> bool:
+    """Whether products of pairs of bfloat16 are faster: of so many channels that there are fewer vectors of them."""
+    enough = source.channels > vector and len(conv.weight) >= _PAIRED_OUTPUTS
+    return enough and conv.groups == 1 and not _is_packed(source)
+
+
+def channel_conv(
+    fused: Fused, source: Map, target: Map, live: Bool, vector: int, *, pairs: bool = False
+) -> tuple[Kind, Filled, Int32]:
     """Its kind and the work of each part too.
 
-    `live`: [C, H, W], where the source may not be zero; `vector`: numbers of one.
+    `live`: [C, H, W], where the source may not be zero; `vector`: numbers of one; `pairs`: the source is of pairs of
+    bfloat16 of neighbouring channels.
     """
+    if pairs:
+        fused = replace(fused, conv=replace(fused.conv, weight=paired_neighbours(fused.conv.weight)))
+        live = np.logical_or.reduceat(live, np.arange(0, len(live), 2), axis=0)
     windows = _windows(fused)
     if _is_packed(source):
         spec = _first_conv(fused, source, target, windows, vector)
         return Kind.MAP_FIRST, spec, np.diff(spec.kept["chunk_start"]) + 1
-    return Kind.MAP_CONV, *_sets_conv(fused, source, target, windows, live, vector)
+    kind = Kind.MAP_CONV_PAIRS if pairs else Kind.MAP_CONV
+    return kind, *_sets_conv(fused, source, target, windows, live, vector)
 
 
 def _is_packed(source: Map) -> bool:

@@ -12,10 +12,10 @@ from tkn.layers import TargetConv2d
 from tkn.plan.capture import build_graph, frozen
 from tkn.plan.compare import difference, random_inputs
 from tkn.plan.graph import Graph
-from tkn.plan.parts import MapPart, Program, RowPart, Scratch, numbers, split
+from tkn.plan.parts import MapPart, Part, Program, RowPart, Scratch, numbers, split
 from tkn.sequential import TargetSequential
 
-_TOLERANCE = 1e-4
+_TOLERANCE, _PAIRED_TOLERANCE = 1e-4, 2e-2
 _BATCHES = (1, 5, 40)
 
 
@@ -29,16 +29,18 @@ def check_plans() -> None:
 def _check(graph: Graph) -> None:
     (nodes,) = split(graph)
     half = kernels(torch.float32).tkn_width() // 2
-    parts = {
-        "maps": MapPart(graph, nodes),
-        **{f"{n * half} lanes": RowPart(graph, nodes, n * half, Scratch(numbers)) for n in (1, 2, 4, 8)},
-    }
+    parts: dict[str, Part] = {}
+    for pairs in (False, True)[: 1 + kernels(torch.float32).tkn_bfloat16()]:
+        kind = ", bfloat16" if pairs else ""
+        parts[f"maps{kind}"] = MapPart(graph, nodes, pairs=pairs)
+        for lanes in (half, 2 * half, 4 * half, 8 * half):
+            parts[f"{lanes} lanes{kind}"] = RowPart(graph, nodes, lanes, Scratch(numbers), pairs=pairs)
     for batch in _BATCHES:
         (x,) = random_inputs(batch, graph.input_shapes)
         expected = Program.by_torch(graph)(x)
         for name, part in parts.items():
             error = difference(Program(graph, [part])(x), expected)
-            if error > _TOLERANCE:
+            if error > (_PAIRED_TOLERANCE if part.paired else _TOLERANCE):
                 raise RuntimeError(f"the compiled kernels compute plans wrongly ({name}: relative error {error:.1e})")
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from math import isfinite, prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-#: Results that differ by more than this part of the largest number are not the same.
-TOLERANCE = 1e-3
+#: Results that differ by more than this part of the largest number are not the same; by what the products are of.
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.1}
+TOLERANCE = TOLERANCES[torch.float32]
 #: On so many images networks are compared: others than those on which they are captured.
 _BATCH = 3
 
@@ -34,6 +36,23 @@ def fixed_images(batch: int, size: tuple[int, ...]) -> Tensor:
     mixed = (mixed ^ (mixed >> np.uint64(15))) * np.uint64(0x85EBCA77) % np.uint64(2**32)
     fractions = (mixed >> np.uint64(16)).astype(np.float32) / np.float32(2**16)
     return torch.from_numpy(fractions.reshape(batch, *size))
+
+
+class Error(NamedTuple):
+    """How far results are from those of torch in float32, as parts of the largest number of these."""
+
+    largest: float
+    mean: float
+
+    def __str__(self) -> str:
+        return f"{self.largest:.1e} of the largest output at most, {self.mean:.1e} on average"
+
+
+def error_of(ours: Tensor, theirs: Tensor) -> Error:
+    """Of finite results."""
+    apart = (ours.double() - theirs.double()).abs()
+    largest = float(theirs.double().abs().max())
+    return Error(_part(float(apart.max()), largest), _part(float(apart.mean()), largest))
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from tkn.app.messages import first_line
 from tkn.backends.cuda.device import on
-from tkn.plan.compare import largest_difference, random_inputs
+from tkn.plan.compare import TOLERANCES, largest_difference, random_inputs
 from tkn.plan.elsewhere import left_to_torch, moved
 from tkn.plan.graph import Graph
 from tkn.plan.lower_gpu import GpuLowering, Memory
 from tkn.plan.parts import Part, Program, TorchPart, Values, images_of, split
 
-#: How far results may be from those in float32 on the CPU, as a part of the largest.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.1}
 _TRIED_IMAGES = 5
 
 
@@ -154,7 +152,7 @@ def arranged_on_gpu(graph: Graph, images: int, device: torch.device, dtype: torc
         warnings.warn(f"torch runs the plan: {type(error).__name__}: {first_line(error)}", stacklevel=2)
         return by_torch
     differs = largest_difference(results, Program.by_torch(graph).outputs(*inputs))
-    if differs <= TOLERANCE[dtype]:
+    if differs <= TOLERANCES[dtype]:
         return program
     warnings.warn(f"torch runs the plan: the GPU engine's result differs by {differs:.1e}", stacklevel=2)
     return by_torch

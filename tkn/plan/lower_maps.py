@@ -17,6 +17,7 @@ from tkn.backends.cpu.structs import (
     MapDenseStruct,
     MapGatherStruct,
     MapNormStruct,
+    MapPairingStruct,
     MapPickStruct,
     MapPoolStruct,
     MapSelectStruct,
@@ -24,7 +25,7 @@ from tkn.backends.cpu.structs import (
     PlaneResampleStruct,
 )
 from tkn.geometry import Geometry
-from tkn.plan.channel_convs import FEW, channel_conv, channel_cost
+from tkn.plan.channel_convs import FEW, channel_conv, channel_cost, in_pairs
 from tkn.plan.dense import is_linear
 from tkn.plan.fuse import Following, Fused, single
 from tkn.plan.graph import ChannelNorm, Convolve, Graph, Pooling
@@ -46,11 +47,15 @@ class MapLowering(Lowering[MapValue]):
     A first walk finds what the readers of each map want: how wide its border must be, and whether its numbers should
     lie pixel by pixel or, planar, channel by channel. A second one makes the instructions. Maps of which everything is
     written anew in each run share memory with others of the same form that are no longer read.
+
+    `pairs`: convolutions over the channels multiply pairs of bfloat16 where that is faster.
     """
 
-    def __init__(self, graph: Graph, nodes: list[int], inputs: list[int], outputs: list[int], width: int) -> None:
+    def __init__(
+        self, graph: Graph, nodes: list[int], inputs: list[int], outputs: list[int], width: int, *, pairs: bool = False
+    ) -> None:
         super().__init__(graph, nodes, inputs, outputs)
-        self.width = width
+        self.width, self._pairs = width, pairs
         self._borders: dict[int, tuple[int, int, int, int]] = {}
         self._slack: dict[int, int] = {}
         self._alike = _Alike()
@@ -63,6 +68,9 @@ class MapLowering(Lowering[MapValue]):
             self.maps: list[Map] = []
             self.instructions: list[MapInstruction] = []
             self._made: dict[MapValue, MapValue] = {}
+            #: of maps, by their index, the same in pairs; and the other way round
+            self._paired: dict[int, Map] = {}
+            self._unpaired: dict[int, Map] = {}
             self._walk()
             if not final:
                 self._begins = _places([self._laid(m) for m in self.maps], self.read_until, self.width)
@@ -105,6 +113,9 @@ class MapLowering(Lowering[MapValue]):
 
     def _laid(self, m: Map) -> Map:
         """As its readers want it."""
+        source = self._unpaired.get(m.index)
+        if source is not None and self._alike.advantage(source.index) > 0:  # nobody reads it
+            return replace(m, depth=0, slack=0)
         order = Order.PIXELS
         if self._alike.advantage(m.index) > 0:
             # By lines a thread's share is one piece of memory; whole planes can be read as one long line.
@@ -277,30 +288,56 @@ class MapLowering(Lowering[MapValue]):
             live = value.mask
         source = value.parts[0]
         self._read(source, fused.conv.geometry)
+        paired = self._in_pairs(source, fused.conv)
         if not self._final:
-            self._alike.add(source.index, self._advantage(fused, source))
+            self._alike.add(source.index, self._advantage(fused, source, pairs=paired is not None))
         mask = _pooled_mask(fused)
         target = self._map(len(mask), fused.size, fused.outside, rewritten=bool(mask.all()))
         self.read_until[source.index] = target.index
+        if paired is not None:
+            self.read_until[paired.index] = target.index
         if self._final and mask.any():  # else the map holds its constants
             if source.planar:
                 corner = source.first - g.before[0] * source.line - g.before[1]
                 spec, work = plane_conv(fused, source, target, live, self.width)
                 self._add(Kind.PLANE_CONV, spec, corner, target.first, len(work), work=work)
             else:
-                kind, spec, work = channel_conv(fused, source, target, live, self.width)
+                if paired is not None:
+                    source = paired
+                kind, spec, work = channel_conv(fused, source, target, live, self.width, pairs=paired is not None)
                 self._add(kind, spec, source.first, target.first, len(work), work=work)
         result = MapValue((target,), mask, outside=fused.outside)
         for done in fused.nodes:
             self.values[done] = result
 
-    def _advantage(self, fused: Fused, source: Map) -> float:
-        """How much less work a convolution is if its source is planar."""
+    def _in_pairs(self, source: Map, conv: Convolve) -> Map | None:
+        """The source in pairs of bfloat16, made before its first reader, if the convolution is faster on it."""
+        if not self._pairs or not in_pairs(source, conv, self.width):
+            return None
+        if source.index not in self._paired:
+            index = len(self.maps)
+            self._unpaired[index] = source
+            made = self._paired[source.index] = self._map(-(-source.channels // 2), source.size)
+            if self._final and not source.planar:
+                spec = Filled(MapPairingStruct()).with_values(
+                    columns=source.size[1],
+                    line=source.line,
+                    pixel=source.pixel,
+                    pair_line=made.line,
+                    pair_pixel=made.pixel,
+                )
+                self._add(Kind.MAP_PAIR, spec, source.first, made.first, source.size[0])
+        paired = self._paired[source.index]
+        self._read(paired, conv.geometry)
+        return paired
+
+    def _advantage(self, fused: Fused, source: Map, *, pairs: bool) -> float:
+        """How much less work a convolution is if its source is planar; `pairs`: else it is read in pairs."""
         if fused.conv.groups > 1:
             return _MUST
         if source.size == (1, 1):
             return -_MUST / 1e6
-        return channel_cost(fused, source, self.width) - plane_cost(fused, self.width)
+        return channel_cost(fused, source, self.width * (1 + pairs)) - plane_cost(fused, self.width)
 
     def _picked(self, value: MapValue, fused: Fused) -> tuple[MapValue, Fused]:
         """A fully connected layer reads the inputs that are not always the same, side by side."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 
 from tkn.backends.cpu.kernels import contiguous, fill_conv, fill_gather
 from tkn.backends.cpu.rows import Bool, Children, Float, Int32, Rows, cumulative, forward_taps, pooled_order, slices
-from tkn.backends.cpu.structs import MAX, PRODUCT, SUM, Filled, Kind, RowNormStruct
+from tkn.backends.cpu.structs import MAX, PRODUCT, SUM, Filled, Kind, PairingStruct, RowNormStruct
 from tkn.geometry import Geometry, Pool
 from tkn.plan.fuse import Following
-from tkn.plan.graph import ChannelNorm, Convolve, Graph, Pooling
+from tkn.plan.graph import Affine, ChannelNorm, Convolve, Graph, Pooling, Same
 from tkn.plan.lowering import Lowering, Pending, normalised
-from tkn.plan.nonlinearity import struct_of
+from tkn.plan.nonlinearity import Nonlinearity, struct_of
+from tkn.plan.pairing import Pairing, pairing_of
 from tkn.plan.resampling import Axis, windows
 
 #: Above this size, bytes, what a convolution reads is made just before it is read.
@@ -75,13 +77,21 @@ class RowInstruction:
 
 
 class RowLowering(Lowering[RowValue]):
-    """For large batches."""
+    """For large batches. `pairs`: convolutions multiply pairs of bfloat16 where that is faster."""
 
     def __init__(
-        self, graph: Graph, nodes: list[int], inputs: list[int], outputs: list[int], lanes: int, dtype: torch.dtype
+        self,
+        graph: Graph,
+        nodes: list[int],
+        inputs: list[int],
+        outputs: list[int],
+        lanes: int,
+        dtype: torch.dtype,
+        *,
+        pairs: bool = False,
     ) -> None:
         super().__init__(graph, nodes, inputs, outputs)
-        self.lanes, self.dtype = lanes, dtype
+        self.lanes, self.dtype, self._pairs = lanes, dtype, pairs
         self.real = torch.empty((), dtype=dtype, device="cpu").numpy().dtype
         self.buffers: list[Buffer] = []
         self.instructions: list[RowInstruction] = []
@@ -356,16 +366,22 @@ class RowLowering(Lowering[RowValue]):
         if pooling is not None:
             value = self._gather([value], pooling)
             conv = replace(conv, geometry=replace(conv.geometry, input_size=value.size))
-        source = self._materialised(value)
+        fused = following.fuse(conv, value.mask, value.constants())
+        pairing = pairing_of(conv, value.mask) if self._pairs else None
+        if pairing is None:
+            source = self._materialised(value)
+            geometry, weight = conv.geometry, conv.weight.to(self.dtype)
+        else:
+            source = self._paired(position, value, pairing)
+            geometry, weight = pairing.geometry, pairing.weight
         assert source.whole is not None
-        fused = following.fuse(conv, source.mask, source.constants())
-        geometry, pool = conv.geometry, fused.pool
+        pool = fused.pool
         convolved = Rows.of(fused.mask, pooled_order(pool, geometry.output_size))
         pixel = convolved.order[convolved.entry_position]
         at = (convolved.channel, *np.divmod(pixel, geometry.output_size[1]))
         self._use(source)
         spec = fill_conv(source.whole, convolved, geometry, conv.groups, self.lanes, self.dtype).with_values(
-            weight=conv.weight.to(self.dtype).permute(0, 2, 3, 1).contiguous(),
+            weight=weight.permute(0, 2, 3, 1).contiguous(),
             scale=self._array(fused.scale[at]),
             shift=self._array(fused.shift[at]),
             function=struct_of(fused.function),
@@ -380,12 +396,58 @@ class RowLowering(Lowering[RowValue]):
             result, buffer = self._whole(children.output, fused.outside)
             spec = self._pooled(spec, children, pool, fused.outside)
             parts = len(children.output.order)
-        instruction = RowInstruction(Kind.CONV, spec, source.buffers[0], buffer, parts, work=_work(spec))
+        kind = Kind.CONV if pairing is None else Kind.CONV_PAIRS
+        instruction = RowInstruction(kind, spec, source.buffers[0], buffer, parts, work=_work(spec))
         if len(convolved.order) > _FEW_PIXELS:
             self._interleave(instruction, convolved, geometry)
         self.instructions.append(instruction)
         for done in fused.nodes:
             self.values[done] = result
+
+    def _paired(self, position: int, value: RowValue, pairing: Pairing) -> RowValue:
+        """Rows of pairs of bfloat16, nothing pending, for the convolution at `position`."""
+        places = pairing.of(value.rows.reshape(-1, *value.size), -1)
+        mask: Bool = np.logical_or.reduce(places >= 0, axis=3)
+        output = Rows.of(mask)
+        made, buffer = self._whole(output, np.zeros(len(places)))
+        rows = places[output.channel, *np.divmod(output.entry_position, places.shape[2])]
+        members = pairing.members[output.channel]
+        spec = Filled(PairingStruct()).with_values(
+            pixels=len(output.order),
+            out_start=output.start,
+            out_base=np.ascontiguousarray(output.base),
+            row=np.ascontiguousarray(rows, dtype=np.int32),
+            scale=None if value.scale is None else self._array(value.scale[members]),
+            shift=None if value.shift is None else self._array(value.shift[members]),
+            function=struct_of(value.function),
+        )
+        if not pairing.beside and self._written_for(position, value):
+            # As the convolution before writes: its own rows are in memory for a pixel only.
+            assert value.whole is not None
+            before, (unpaired,) = self.instructions[-1], value.buffers
+            first = unpaired.offset + value.whole.base[output.entry_position][:, None]
+            spec = spec.with_values(row=np.where(rows < 0, -1, rows - first).astype(np.int32))
+            before.spec = before.spec.with_values(pairing=ctypes.addressof(spec.struct), pairing_arrays=spec)
+            before.output, unpaired.rows, buffer.first = buffer, 0, buffer.first - 1
+            return made
+        self._use(value)
+        self.instructions.append(RowInstruction(Kind.PAIR, spec, None, buffer, len(output.order), reads=value.buffers))
+        return made
+
+    def _written_for(self, position: int, value: RowValue) -> bool:
+        """Whether the instruction just before is a convolution that makes a value for that at `position` alone."""
+        before, whole = self.instructions[-1], value.whole
+        if before.kind not in (Kind.CONV, Kind.CONV_PAIRS) or whole is None or value.buffers != (before.output,):
+            return False
+        if before.parts != len(whole.order):  # its pixels are divided
+            return False
+        nodes = self.graph.nodes
+        while True:
+            position = nodes[position].inputs[0]
+            if position in self.outputs or len(nodes[position].users) > 1:
+                return False
+            if not isinstance(nodes[position].operation, Affine | Nonlinearity | Same):
+                return True
 
     def _pooled(self, spec: Filled, children: Children, pool: Pool, outside: Float) -> Filled:
         """The convolution with pooling: children are rows counted from the first of their window."""
@@ -413,7 +475,7 @@ class RowLowering(Lowering[RowValue]):
         """Let the gather just before run part by part with the convolution, if its rows would not stay in a cache."""
         position = len(self.instructions) - 1
         gather = self.instructions[position]
-        if gather.kind != Kind.GATHER or gather.output is None or gather.output is not conv.source:
+        if gather.kind not in (Kind.GATHER, Kind.PAIR) or gather.output is None or gather.output is not conv.source:
             return
         if gather.output.rows * self.lanes * self.dtype.itemsize < _INTERLEAVED:
             return

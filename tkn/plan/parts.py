@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tkn.backends.cpu.build import kernels
-from tkn.backends.cpu.structs import InstructionStruct, StepStruct, address
+from tkn.backends.cpu.structs import InstructionStruct, Kind, StepStruct, address
+from tkn.plan.compare import Error
 from tkn.plan.dense import run_node
 from tkn.plan.form import filled
 from tkn.plan.graph import Graph, Input, Node
@@ -34,6 +35,9 @@ class Part(ABC):
         self.graph, self.nodes = graph, nodes
         self.inputs = sorted({source for node in nodes for source in graph.nodes[node].inputs} - own)
         self.outputs = [node for node in nodes if node in graph.outputs or set(graph.nodes[node].users) - own]
+
+    #: whether it multiplies pairs of bfloat16
+    paired = False
 
     @abstractmethod
     def run(self, values: Values) -> None:
@@ -137,12 +141,15 @@ def numbers(count: int) -> Tensor:
 
 
 class RowPart(KernelPart):
-    """For large batches: vectors over the images, in tiles of `lanes`. Parts may share `scratch`, of numbers."""
+    """For large batches: vectors over the images, in tiles of `lanes`. Parts may share `scratch`, of numbers.
 
-    def __init__(self, graph: Graph, nodes: list[int], lanes: int, scratch: Scratch) -> None:
+    `pairs`: convolutions multiply pairs of bfloat16 where that is faster.
+    """
+
+    def __init__(self, graph: Graph, nodes: list[int], lanes: int, scratch: Scratch, *, pairs: bool = False) -> None:
         super().__init__(graph, nodes)
         self.lanes, self._scratch = lanes, scratch
-        self.lowering = RowLowering(graph, nodes, self.inputs, self.outputs, lanes, torch.float32)
+        self.lowering = RowLowering(graph, nodes, self.inputs, self.outputs, lanes, torch.float32, pairs=pairs)
         lowered = self.lowering.instructions
         self.instructions = (InstructionStruct * len(lowered))()
         for struct, instruction in zip(self.instructions, lowered, strict=True):
@@ -152,6 +159,7 @@ class RowPart(KernelPart):
             struct.src = instruction.source.offset if instruction.source is not None else 0
             struct.dst = instruction.output.offset if instruction.output is not None else 0
             struct.work = None if instruction.work is None else address(instruction.work)
+        self.paired = any(instruction.kind == Kind.CONV_PAIRS for instruction in lowered)
         steps = self.lowering.steps()
         self.steps = (StepStruct * len(steps))(*(StepStruct(*step) for step in steps))
         self._tile = self.lowering.memory_rows * lanes
@@ -167,12 +175,13 @@ class RowPart(KernelPart):
 
 
 class MapPart(KernelPart):
-    """For small batches: vectors over the pixels or channels of an image."""
+    """For small batches: vectors over the pixels or channels of an image. `pairs`: as RowPart's."""
 
-    def __init__(self, graph: Graph, nodes: list[int]) -> None:
+    def __init__(self, graph: Graph, nodes: list[int], *, pairs: bool = False) -> None:
         super().__init__(graph, nodes)
         self._alone = False
-        self.lowering = MapLowering(graph, nodes, self.inputs, self.outputs, kernels(torch.float32).tkn_width())
+        width = kernels(torch.float32).tkn_width()
+        self.lowering = MapLowering(graph, nodes, self.inputs, self.outputs, width, pairs=pairs)
         lowered = self.lowering.instructions
         self.instructions = (InstructionStruct * len(lowered))()
         for struct, instruction in zip(self.instructions, lowered, strict=True):
@@ -180,6 +189,7 @@ class MapPart(KernelPart):
             struct.spec = ctypes.addressof(instruction.spec.struct)
             struct.src, struct.dst = instruction.source, instruction.output
             struct.work = None if instruction.work is None else address(instruction.work)
+        self.paired = any(instruction.kind == Kind.MAP_CONV_PAIRS for instruction in lowered)
         image = self.lowering.memory()
         self._image = len(image)
         # What lies outside of ROIs is written once.
@@ -231,13 +241,15 @@ class Program:
     """A graph's parts in the order of their execution, from inputs [B, ...] to what the network returns.
 
     `way`: what computes it, for a reader; `timings`: seconds by the ways it was compared with, its own first; `left`:
-    what torch computes because it is faster, not because the engine can't.
+    what torch computes because it is faster, not because the engine can't; `error`: of its results, on the images on
+    which it was checked.
     """
 
     def __init__(self, graph: Graph, parts: Sequence[Part], way: str = "torch") -> None:
         self.graph, self.parts, self.way = graph, parts, way
         self.timings: dict[str, float] = {}
         self.left: list[PartCosts] = []
+        self.error: Error | None = None
         last = {position: index for index, part in enumerate(parts) for position in (*part.outputs, *part.inputs)}
         #: of each part, values that no later one reads
         self._done: list[list[int]] = [[] for _ in parts]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tkn.backends.cpu.build import without_bfloat16
 from tkn.backends.cuda import backend
 from tkn.plan.arrange import arranged
 from tkn.plan.elsewhere import left_to_torch, moved
@@ -18,14 +19,14 @@ from tkn.plan.graph import Graph
 from tkn.plan.parts import Program
 
 _TYPES = {
-    "cpu": (torch.float32,),
+    "cpu": (torch.float32, torch.bfloat16),
     "cuda": (torch.float32, torch.float16, torch.bfloat16),
 }
 
 
 @dataclass(frozen=True)
 class Place:
-    """A device, and the type of the numbers in memory there."""
+    """A device, and the type of the numbers that are multiplied there; on a GPU those in memory are of it too."""
 
     device: torch.device
     dtype: torch.dtype
@@ -44,6 +45,9 @@ class Place:
             types = ", ".join(str(one).removeprefix("torch.") for one in known)
             raise ValueError(f"dtype={dtype} on {place.type} must be one of {types}")
         if place.type == "cpu":
+            lacking = without_bfloat16() if dtype == torch.bfloat16 else None
+            if lacking is not None:
+                raise ValueError(f"dtype={dtype} on cpu needs {lacking}")
             return cls(torch.device("cpu"), dtype)
         if (place.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device={str(place)!r} is not there: torch sees {torch.cuda.device_count()} CUDA GPUs")
@@ -54,12 +58,17 @@ class Place:
         return f"{str(self.dtype).removeprefix('torch.')} on {where}"
 
     def takes(self, x: Tensor) -> bool:
-        """Whether x lies here and its numbers are of this type, or of float32 to be rounded to it."""
+        """Whether x lies here and its numbers are of this type or of float32."""
         return x.device == self.device and x.dtype in (self.dtype, torch.float32) and x.layout == torch.strided
 
     def numbers(self, x: Tensor) -> Tensor:
-        """x, rounded to this type if it is of another."""
-        return x if x.dtype == self.dtype else x.to(self.dtype)
+        """x in the type that numbers in memory have here."""
+        return x if x.dtype == self.memory else x.to(self.memory)
+
+    @property
+    def memory(self) -> torch.dtype:
+        """Of the numbers in memory, and of results."""
+        return torch.float32 if self.device.type == "cpu" else self.dtype
 
     def arranged(self, graph: Graph, batch_size: int, small: bool | None) -> Program:
         """The fastest right way to compute a graph, which is of float32 on the CPU, here."""
@@ -72,7 +81,7 @@ class Place:
 
     def by_torch(self, graph: Graph) -> Program:
         """The same, node by node."""
-        return Program.by_torch(graph if self == CPU else moved(graph, self.device, self.dtype))
+        return Program.by_torch(graph if self.device.type == "cpu" else moved(graph, self.device, self.dtype))
 
     def modes(self) -> AbstractContextManager[Any]:
         """No autocast, and what torch makes is made here. Entering takes longer than some layers: only if needed."""
@@ -101,8 +110,7 @@ def _on_gpu(graph: Graph, batch_size: int, small: bool | None, place: Place) -> 
 
 
 def _on_cpu(graph: Graph, batch_size: int, small: bool | None, place: Place) -> Program:
-    del place  # there is one
-    return arranged(graph, batch_size, small)
+    return arranged(graph, batch_size, small, pairs=place.dtype == torch.bfloat16)
 
 
 #: How graphs are arranged, by the type of the device.

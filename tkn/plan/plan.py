@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from tkn.app.files import whole_file
 from tkn.plan.capture import build_graph, frozen
-from tkn.plan.compare import TOLERANCE, compare
+from tkn.plan.compare import TOLERANCE, Error, compare
 from tkn.plan.file import json_value, plan_bytes, read_plan
 from tkn.plan.form import ONE_TENSOR, called_with, filled, only_slots, slotted, taken
 from tkn.plan.graph import Graph
@@ -48,14 +48,16 @@ def accelerate(
         input_size: (C, H, W) of the images, (C, L) in one dimension. Of several inputs the sizes, in a tuple in the
             order of the model's arguments or in a dictionary by their names; for an argument that is a list, tuple or
             dictionary of tensors, one of sizes. None: what the first call has, when the plan is then made.
-        device, dtype: where the plan computes and in what numbers, wherever the model is: float32 on "cpu"; float32,
-            float16 or bfloat16 on "cuda". The images are to be there too, in that type or in float32.
+        device, dtype: where the plan computes and in what numbers, wherever the model is: float32 or bfloat16 on "cpu";
+            float32, float16 or bfloat16 on "cuda". The images are to be there too, in that type or in float32. In
+            bfloat16 on a CPU, one that multiplies pairs of such numbers, the factors of products are rounded to it
+            where that is faster; all else, the results too, is of float32. `plan.error` says how far they are off.
         classes, preprocessing: what a user of the plan's file should know, such as the names of the outputs and how
             images are scaled: any JSON values, kept as `plan.classes` and `plan.preprocessing`.
 
     Layers that the engine does not know are run by torch: `plan.fallbacks` names them. ValueError for a model whose
-    operations can't be followed, or that is not of float32. Where the kernels can't be compiled, torch runs everything,
-    after a warning.
+    operations can't be followed, or that is not of float32, or for bfloat16 on a CPU without the instructions. Where
+    the kernels can't be compiled, torch runs everything, after a warning.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
@@ -222,8 +224,15 @@ class Plan(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the results."""
+        """Of the numbers that are multiplied; on a GPU of the results too, which on a CPU are of float32."""
         return self._place.dtype
+
+    @property
+    def error(self) -> Error | None:
+        """How far the results were from those of torch in float32 as the plan was made, on a CPU: (largest, mean) as
+        parts of the largest output, over seven random images within [0, 1). None on a GPU, and before a plan is
+        arranged."""
+        return None if self._program is None else self._program.error
 
     @property
     def timings(self) -> dict[str, float]:
@@ -330,7 +339,8 @@ class Plan(nn.Module):
 
     def extra_repr(self) -> str:
         size = "that of the first batch" if self._graph is None else self.input_size
-        return f"batch_size={self.batch_size}, input_size={size}, {self._place}"
+        error = f", error {self.error}" if self.error is not None and self.dtype != torch.float32 else ""
+        return f"batch_size={self.batch_size}, input_size={size}, {self._place}{error}"
 
     def train(self, mode: bool = True) -> Plan:
         """Plans are in evaluation mode."""

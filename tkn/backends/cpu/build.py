@@ -256,3 +256,19 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL:
     if not available(dtype):
         raise EngineUnavailable(_unavailable.get(dtype, f"there are no kernels for {dtype}"))
     return _loaded[dtype]
+
+
+#: What products of bfloat16 need, as Linux names it.
+_BFLOAT16_FLAGS = ("avx512bw", "avx512vl", "avx512_bf16", "avx512_vbmi2")
+
+
+def without_bfloat16() -> str | None:
+    """What is missing here for products of bfloat16; None if they can be computed."""
+    if not available(torch.float32):
+        return "the engine's kernels, which are not available on this machine"
+    if kernels(torch.float32).tkn_bfloat16():
+        return None
+    lacking = [flag for flag in _BFLOAT16_FLAGS if flag not in _cpu().split()]
+    if lacking:
+        return f"a CPU with {', '.join(_BFLOAT16_FLAGS)}; this one lacks {', '.join(lacking)}"
+    return f"kernels that use {', '.join(_BFLOAT16_FLAGS)}; those here were compiled without"

@@ -33,6 +33,10 @@ class Kind(IntEnum):
     MAP_NORM = 13
     PLANE_RESAMPLE = 14
     ROW_NORM = 15
+    PAIR = 16
+    CONV_PAIRS = 17
+    MAP_PAIR = 18
+    MAP_CONV_PAIRS = 19
 
 
 class FunctionStruct(Structure):
@@ -86,6 +90,7 @@ class ConvStruct(Structure):
         ("windows", c_int32),
         ("window_start", c_void_p),
         ("pool", GatherStruct),
+        ("pairing", c_void_p),
     )
 
 
@@ -326,6 +331,20 @@ class MapSelectStruct(Structure):
     )
 
 
+class PairingStruct(Structure):
+    """`Pairing` of pair_rows.h."""
+
+    _fields_ = (
+        ("pixels", c_int32),
+        ("out_start", c_void_p),
+        ("out_base", c_void_p),
+        ("row", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("function", FunctionStruct),
+    )
+
+
 class MapNormStruct(Structure):
     """`MapNorm` of channels.h."""
 
@@ -387,6 +406,18 @@ class PlaneResampleStruct(Structure):
     )
 
 
+class MapPairingStruct(Structure):
+    """`MapPairing` of maps.h."""
+
+    _fields_ = (
+        ("columns", c_int32),
+        ("line", c_int64),
+        ("pixel", c_int64),
+        ("pair_line", c_int64),
+        ("pair_pixel", c_int64),
+    )
+
+
 #: All structures, in the order in which `tkn_struct_sizes` of kernels.cpp gives their sizes.
 STRUCTURES: tuple[type[Structure], ...] = (
     GatherStruct,
@@ -408,6 +439,8 @@ STRUCTURES: tuple[type[Structure], ...] = (
     MapNormStruct,
     RowNormStruct,
     PlaneResampleStruct,
+    PairingStruct,
+    MapPairingStruct,
 )
 
 #: Rows: where they begin, and how many numbers a tile takes.

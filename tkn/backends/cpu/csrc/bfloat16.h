@@ -5,31 +5,14 @@
 // every pixel, from masks of its live channels, and then serve all images.
 #pragma once
 
+#include "pairs.h"
 #include "rows.h"
-
-#if defined(__AVX512BF16__) && defined(__AVX512VBMI2__)
-#include <immintrin.h>
-#define BFLOAT16_PRODUCTS 1
-#else
-#define BFLOAT16_PRODUCTS 0
-#endif
 
 namespace {
 
 #if BFLOAT16_PRODUCTS
 
 constexpr int MASK_BITS = 32;  // weights of a vector of bfloat16
-
-// sums + a * b of the pairs in a and b, which take the place of a float each.
-INLINE Vector plus_products(Vector sums, Vector a, Vector b) {
-  return __builtin_bit_cast(Vector, _mm512_dpbf16_ps(__builtin_bit_cast(__m512, sums), __builtin_bit_cast(__m512bh, a), __builtin_bit_cast(__m512bh, b)));
-}
-
-INLINE Vector broadcast_pair(const REAL* pair) {
-  int32_t bits;
-  std::memcpy(&bits, pair, sizeof bits);
-  return __builtin_bit_cast(Vector, _mm512_set1_epi32(bits));
-}
 
 // Rounded to nearest, in the low half of each number.
 INLINE __m512i rounded(Vector x) {

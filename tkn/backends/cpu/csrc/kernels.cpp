@@ -16,6 +16,7 @@ enum Kind {
   PLANE_GATHER, PLANE_CONV,
   MAP_SELECT, MAP_NORM, PLANE_RESAMPLE,
   ROW_NORM,
+  PAIR, CONV_PAIRS, MAP_PAIR, MAP_CONV_PAIRS,  // with pairs of bfloat16
 };
 
 // One step of a plan's program, from rows to rows of a tile's memory; of a dense activation: which one.
@@ -61,7 +62,11 @@ void run_map_parts(const Instruction& op, REAL* const* dense, REAL* map, int ima
   REAL* dst = map + op.dst;
   switch (op.kind) {
     case MAP_GATHER: map_gather(*static_cast<const MapGather*>(op.spec), map, dst, begin, end); break;
-    case MAP_CONV: map_conv(*static_cast<const MapConv*>(op.spec), src, dst, begin, end); break;
+    case MAP_CONV: map_conv<false>(*static_cast<const MapConv*>(op.spec), src, dst, begin, end); break;
+#if BFLOAT16_PRODUCTS
+    case MAP_PAIR: map_pairs(*static_cast<const MapPairing*>(op.spec), src, dst, begin, end); break;
+    case MAP_CONV_PAIRS: map_conv<true>(*static_cast<const MapConv*>(op.spec), src, dst, begin, end); break;
+#endif
     case MAP_FIRST: map_first(*static_cast<const MapFirst*>(op.spec), src, dst, begin, end); break;
     case PLANE_GATHER: plane_gather(*static_cast<const PlaneGather*>(op.spec), map, dst, begin, end); break;
     case PLANE_CONV: plane_conv(*static_cast<const PlaneConv*>(op.spec), src, dst, begin, end); break;
@@ -99,6 +104,7 @@ int tkn_struct_sizes(int64_t* sizes, int room) {
       sizeof(MapConv), sizeof(MapFirst), sizeof(MapGather), sizeof(MapPick), sizeof(MapDense),
       sizeof(Function), sizeof(PlaneConv), sizeof(PlaneTask), sizeof(PlaneGather),
       sizeof(MapSelect), sizeof(MapNorm), sizeof(RowNorm), sizeof(PlaneResample),
+      sizeof(Pairing), sizeof(MapPairing),
   };
   const int count = sizeof all / sizeof *all;
   if (room >= count) std::copy(all, all + count, sizes);
@@ -179,6 +185,10 @@ void tkn_run(const Instruction* instructions, int instruction_count, const Step*
       if (op.kind == GATHER) Tile<V, NV>::gather(*static_cast<const Gather*>(op.spec), src, dst, begin, end);
       if (op.kind == ROW_NORM) row_norm<V, NV>(*static_cast<const RowNorm*>(op.spec), src, dst, begin, end);
       if (op.kind == CONV) Tile<V, NV>::conv(*static_cast<const Conv*>(op.spec), src, dst, begin, end);
+#if BFLOAT16_PRODUCTS
+      if (op.kind == PAIR) pair_rows<V, NV>(*static_cast<const Pairing*>(op.spec), src, dst, begin, end);
+      if (op.kind == CONV_PAIRS) Tile<V, NV, true>::conv(*static_cast<const Conv*>(op.spec), src, dst, begin, end);
+#endif
       if (op.kind == PACK || op.kind == UNPACK) {
         const Dense& d = *static_cast<const Dense*>(op.spec);
         REAL* images_begin = dense[op.dense] + (int64_t)tile * lanes * d.image;

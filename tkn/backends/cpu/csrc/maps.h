@@ -6,6 +6,7 @@
 #pragma once
 
 #include "nonlinear.h"
+#include "pairs.h"
 
 extern "C" {
 
@@ -81,6 +82,13 @@ struct MapPick {
   const int32_t* source;
 };
 
+// A map as pairs of bfloat16 of neighbouring channels: each takes the place of a number.
+struct MapPairing {
+  int32_t columns;
+  int64_t line, pixel;            // of the map: numbers between lines and pixels
+  int64_t pair_line, pair_pixel;  // of the pairs
+};
+
 // Between a map and a dense [C, H, W].
 struct MapDense {
   int32_t channels, height, width;
@@ -91,7 +99,7 @@ struct MapDense {
 
 namespace {
 
-template <int N, int P>
+template <bool PAIRS, int N, int P>
 INLINE void map_tile(const MapConv& op, int set, const REAL* src, const int32_t* pixel, const int32_t* channel, REAL* result, int stride) {
   Vector acc[N][P] = {};
   const REAL* w[N];
@@ -106,7 +114,13 @@ INLINE void map_tile(const MapConv& op, int set, const REAL* src, const int32_t*
       for (int j = 0; j < P; j++) {
         Vector xs = load(x[j] + offset + k);
         if (N > 1) keep(xs);
-        for (int i = 0; i < N; i++) acc[i][j] += ws[i] * xs;
+        for (int i = 0; i < N; i++) {
+#if BFLOAT16_PRODUCTS
+          if constexpr (PAIRS) acc[i][j] = plus_products(acc[i][j], ws[i], xs);
+          else
+#endif
+            acc[i][j] += ws[i] * xs;
+        }
       }
     }
   }
@@ -114,27 +128,29 @@ INLINE void map_tile(const MapConv& op, int set, const REAL* src, const int32_t*
     for (int j = 0; j < P; j++) result[i * stride + j] = sum(acc[i][j]);
 }
 
-template <int N, int P>
+template <bool PAIRS, int N, int P>
 __attribute__((noinline)) void map_dispatch(int p, const MapConv& op, int set, const REAL* src, const int32_t* pixel, const int32_t* channel, REAL* result,
                                             int stride) {
   if constexpr (P > 1) {
-    if (p < P) return map_dispatch<N, P - 1>(p, op, set, src, pixel, channel, result, stride);
+    if (p < P) return map_dispatch<PAIRS, N, P - 1>(p, op, set, src, pixel, channel, result, stride);
   }
-  map_tile<N, P>(op, set, src, pixel, channel, result, stride);
+  map_tile<PAIRS, N, P>(op, set, src, pixel, channel, result, stride);
 }
 
 // N outputs at all pixels of a set: results [N][pixels].
-template <int N>
+template <bool PAIRS, int N>
 void map_outputs(const MapConv& op, int set, const REAL* src, const int32_t* pixel, int pixels, const int32_t* channel, REAL* result) {
   constexpr int MOST = ACCUMULATORS / N < 12 ? ACCUMULATORS / N : 12;
   const int blocks = (pixels + MOST - 1) / MOST;
   for (int block = 0, done = 0; block < blocks; block++) {
     const int n = (pixels - done) / (blocks - block);
-    map_dispatch<N, MOST>(n, op, set, src, pixel + done, channel, result + done, pixels);
+    map_dispatch<PAIRS, N, MOST>(n, op, set, src, pixel + done, channel, result + done, pixels);
     done += n;
   }
 }
 
+// PAIRS: of bfloat16, the map's and the weights.
+template <bool PAIRS>
 void map_conv(const MapConv& op, const REAL* src, REAL* dst, int begin, int end) {
   static thread_local std::vector<REAL> scratch;
   for (int set = begin; set < end; set++) {
@@ -146,10 +162,10 @@ void map_conv(const MapConv& op, const REAL* src, REAL* dst, int begin, int end)
     const int most = pixels > ACCUMULATORS / 4 ? 2 : pixels > ACCUMULATORS / 8 ? 4 : 8;
     for (int i = 0; i < channels;) {
       const int left = std::min(channels - i, most);
-      if (left >= 8) map_outputs<8>(op, set, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 8;
-      else if (left >= 4) map_outputs<4>(op, set, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 4;
-      else if (left >= 2) map_outputs<2>(op, set, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 2;
-      else map_outputs<1>(op, set, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 1;
+      if (left >= 8) map_outputs<PAIRS, 8>(op, set, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 8;
+      else if (left >= 4) map_outputs<PAIRS, 4>(op, set, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 4;
+      else if (left >= 2) map_outputs<PAIRS, 2>(op, set, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 2;
+      else map_outputs<PAIRS, 1>(op, set, src, pixel, pixels, channel + i, y + (int64_t)i * pixels), i += 1;
     }
     const REAL *scale = op.scale + op.value_start[set], *shift = op.shift + op.value_start[set];
     const bool rectified = op.pool.function.kind == RELU;
@@ -180,6 +196,23 @@ void map_conv(const MapConv& op, const REAL* src, REAL* dst, int begin, int end)
     }
   }
 }
+
+#if BFLOAT16_PRODUCTS
+
+// Lines [begin, end).
+void map_pairs(const MapPairing& op, const REAL* src, REAL* dst, int begin, int end) {
+  for (int y = begin; y < end; y++)
+    for (int x = 0; x < op.columns; x++) {
+      const REAL* from = src + y * op.line + x * op.pixel;
+      REAL* to = dst + y * op.pair_line + x * op.pair_pixel;
+      for (int k = 0; k < op.pair_pixel; k += WIDTH) {
+        const Vector second = 2 * k + WIDTH < op.pixel ? load(from + 2 * k + WIDTH) : Vector{};
+        store(to + k, rounded(load(from + 2 * k), second));
+      }
+    }
+}
+
+#endif
 
 // N vectors of channels of C convolved pixels from `child` on: combined with `result` unless they are the first.
 template <int N, int C>

@@ -6,7 +6,7 @@
 // channels they are. So a convolution costs exactly the multiplications between live inputs and live outputs.
 #pragma once
 
-#include "nonlinear.h"
+#include "pair_rows.h"
 
 namespace {
 
@@ -62,6 +62,7 @@ struct Conv {
   int32_t windows;              // 0: no pooling
   const int32_t* window_start;  // [windows + 1] first convolved pixel of each window
   Gather pool;                  // of the window's entries, as rows counted from the window's first
+  const Pairing* pairing;       // of the rows of a pixel, counted from its first, as they are written; or null
 };
 
 // Rows of a tile, from or to a dense activation of strides (image, channel, pixel).
@@ -87,6 +88,8 @@ INLINE int group_end(const Conv& op, int begin, int end) {
 
 // Rows that several taps read, one after the other, are at most so many.
 constexpr int MOST_TOGETHER = 64;
+// Pixels of a window whose outputs are combined a few at a time.
+constexpr int MOST_ALIKE = 9;
 constexpr struct Upwards {
   int32_t numbers[MOST_TOGETHER];
   constexpr Upwards() : numbers() {
@@ -94,8 +97,8 @@ constexpr struct Upwards {
   }
 } UPWARDS;
 
-// Of NV vectors of images.
-template <class V, int NV>
+// Of NV vectors of images. PAIRS: a convolution's inputs and weights are pairs of bfloat16.
+template <class V, int NV, bool PAIRS = false>
 struct Tile {
   static constexpr int SIZE = sizeof(V) / sizeof(REAL), LANES = NV * SIZE;
   static constexpr int MOST = ACCUMULATORS / NV < 12 ? ACCUMULATORS / NV : 12;  // outputs of a register tile
@@ -130,6 +133,13 @@ struct Tile {
         V xs[NV];
         for (int v = 0; v < NV; v++) xs[v] = load<V>(x + v * SIZE);
         for (int i = 0; i < N; i++) {
+#if BFLOAT16_PRODUCTS
+          if constexpr (PAIRS) {
+            const V weight = broadcast_pair<V>(w[i] + c);
+            for (int v = 0; v < NV; v++) acc[i][v] = plus_products(acc[i][v], weight, xs[v]);
+            continue;
+          }
+#endif
           const V weight = broadcast<V>(w[i][c]);
           for (int v = 0; v < NV; v++) acc[i][v] += weight * xs[v];
         }
@@ -171,78 +181,137 @@ struct Tile {
     if (last && op.function.kind > RELU) apply(op.function, out, (int64_t)(end - begin) * LANES);
   }
 
+  // What the taps of pixel p read of a chunk of channels of `group`.
+  static int segments_of(const Conv& op, int p, int group, int chunk, const REAL* src, std::vector<Segment>& segments) {
+    const int taps = op.tap_start[p + 1] - op.tap_start[p];
+    const int32_t *tap_pixel = op.tap_pixel + op.tap_start[p], *tap_index = op.tap_index + op.tap_start[p];
+    segments.resize(std::max(segments.size(), (size_t)taps));
+    int count = 0;
+    for (int t = 0; t < taps; t++) {
+      const int64_t q = tap_pixel[t];
+      const int32_t* start = op.src_start + q * (op.chunks + 1);
+      const int live = start[chunk + 1] - start[chunk];
+      if (live == 0) continue;
+      const REAL* x = src + (op.src_base[q] + (int64_t)start[chunk] - start[0]) * LANES;
+      const int64_t weight = tap_index[t] * op.weight_tap - (int64_t)group * op.src_per_group;
+      if (live == op.src_per_group && op.groups == 1 && count > 0) {  // all of it: the next tap's may follow in memory
+        Segment& last = segments[count - 1];
+        const bool follows = last.x + (int64_t)last.count * LANES == x && last.weight + last.count == weight;
+        if (follows && last.count % live == 0 && last.count + live <= MOST_TOGETHER) {
+          last.count += live;
+          last.channel = UPWARDS.numbers;
+          continue;
+        }
+      }
+      segments[count++] = {x, op.src_channel + start[chunk], weight, live};
+    }
+    return count;
+  }
+
   // All outputs of pixel p into consecutive rows from `out`.
   static void pixel(const Conv& op, int p, const REAL* src, REAL* out, std::vector<Segment>& segments) {
-    const int begin = op.dst_start[p], end = op.dst_start[p + 1], taps = op.tap_start[p + 1] - op.tap_start[p];
-    const int32_t *tap_pixel = op.tap_pixel + op.tap_start[p], *tap_index = op.tap_index + op.tap_start[p];
+    const int begin = op.dst_start[p], end = op.dst_start[p + 1];
     const int chunks_per_group = op.chunks / op.groups;
-    segments.resize(taps);
     for (int a = begin; a < end;) {
       const int group = op.dst_channel[a] / op.dst_per_group, b = group_end(op, a, end);
       REAL* rows = out + (int64_t)(a - begin) * LANES;
       for (int j = 0; j < chunks_per_group; j++) {
-        const int chunk = group * chunks_per_group + j;
-        int count = 0;
-        for (int t = 0; t < taps; t++) {
-          const int64_t q = tap_pixel[t];
-          const int32_t* start = op.src_start + q * (op.chunks + 1);
-          const int live = start[chunk + 1] - start[chunk];
-          if (live == 0) continue;
-          const REAL* x = src + (op.src_base[q] + (int64_t)start[chunk] - start[0]) * LANES;
-          const int64_t weight = tap_index[t] * op.weight_tap - (int64_t)group * op.src_per_group;
-          if (live == op.src_per_group && op.groups == 1 && count > 0) {  // all of it: the next tap's may follow in memory
-            Segment& last = segments[count - 1];
-            const bool follows = last.x + (int64_t)last.count * LANES == x && last.weight + last.count == weight;
-            if (follows && last.count % live == 0 && last.count + live <= MOST_TOGETHER) {
-              last.count += live;
-              last.channel = UPWARDS.numbers;
-              continue;
-            }
-          }
-          segments[count++] = {x, op.src_channel + start[chunk], weight, live};
-        }
+        const int count = segments_of(op, p, group, group * chunks_per_group + j, src, segments);
         pixel_outputs(op, a, b, segments.data(), count, rows, j == 0, j == chunks_per_group - 1);
       }
       a = b;
     }
   }
 
+  // Whether pixels [begin, end) of a window have the same outputs, and all their inputs are in one chunk.
+  static bool alike(const Conv& op, int begin, int end) {
+    if (op.chunks > 1 || end - begin > MOST_ALIKE || op.pool.pooling == PRODUCT) return false;
+    const int32_t *start = op.dst_start + begin, count = start[1] - start[0];
+    for (int p = 1; p < end - begin; p++)
+      if (start[p + 1] - start[p] != count || !std::equal(op.dst_channel + start[0], op.dst_channel + start[1], op.dst_channel + start[p])) return false;
+    return true;
+  }
+
+  // The pooled outputs of such a window, some after the other: then they are combined where they still are in a near cache.
+  static void alike_pixels(const Conv& op, int begin, int end, const REAL* src, REAL* out) {
+    static thread_local std::vector<Segment> segments[MOST_ALIKE];
+    const int pixels = end - begin, first = op.dst_start[begin], outputs = op.dst_start[begin + 1] - first;
+    int counts[MOST_ALIKE];
+    for (int k = 0; k < pixels; k++) counts[k] = segments_of(op, begin + k, 0, 0, src, segments[k]);
+    const V factor = broadcast<V>((REAL)op.pool.factor);
+    REAL rows[MOST_ALIKE * MOST * LANES];
+    const int blocks = (outputs + MOST - 1) / MOST;
+    for (int block = 0, done = 0; block < blocks; block++) {
+      const int n = (outputs - done) / (blocks - block);
+      for (int k = 0; k < pixels; k++) {
+        const int entry = op.dst_start[begin + k] + done;
+        pixel_outputs(op, entry, entry + n, segments[k].data(), counts[k], rows + k * n * LANES, true, true);
+      }
+      for (int i = 0; i < n * LANES; i += SIZE) {
+        V result = load<V>(rows + i);
+        if (op.pool.pooling == SUM) result = factor * result;
+        for (int k = 1; k < pixels; k++) {
+          const V x = load<V>(rows + k * n * LANES + i);
+          result = op.pool.pooling == MAX ? maximum(result, x) : result + factor * x;
+        }
+        store(out + (int64_t)done * LANES + i, result);
+      }
+      done += n;
+    }
+  }
+
+  // All outputs of a window into consecutive rows from `out`.
+  static void window(const Conv& op, int index, const REAL* src, REAL* out, std::vector<Segment>& segments) {
+    static thread_local std::vector<REAL> scratch;
+    const int begin = op.window_start[index], end = op.window_start[index + 1], first = op.dst_start[begin];
+    if (alike(op, begin, end)) return alike_pixels(op, begin, end, src, out);
+    scratch.resize(std::max(scratch.size(), (size_t)(op.dst_start[end] - first) * LANES));
+    for (int p = begin; p < end; p++) pixel(op, p, src, scratch.data() + (int64_t)(op.dst_start[p] - first) * LANES, segments);
+    gather_pixel(op.pool, scratch.data(), out, index);
+  }
+
   // Output pixels [begin, end) of a tile, or windows if the convolution is pooled.
   static void conv(const Conv& op, const REAL* src, REAL* dst, int begin, int end) {
     static thread_local std::vector<Segment> segments;
-    static thread_local std::vector<REAL> scratch;
-    if (op.windows == 0) {
-      for (int p = begin; p < end; p++) pixel(op, p, src, dst + (int64_t)op.dst_base[p] * LANES, segments);
-      return;
-    }
-    for (int window = begin; window < end; window++) {
-      const int p0 = op.window_start[window], p1 = op.window_start[window + 1], first = op.dst_start[p0];
-      scratch.resize(std::max(scratch.size(), (size_t)(op.dst_start[p1] - first) * LANES));
-      for (int p = p0; p < p1; p++) pixel(op, p, src, scratch.data() + (int64_t)(op.dst_start[p] - first) * LANES, segments);
-      gather(op.pool, scratch.data(), dst, window, window + 1);
+    static thread_local std::vector<REAL> unpaired;
+    const int32_t* start = op.windows ? op.pool.out_start : op.dst_start;
+    const int32_t* base = op.windows ? op.pool.out_base : op.dst_base;
+    for (int part = begin; part < end; part++) {
+      REAL* out = dst + (int64_t)base[part] * LANES;
+      if (op.pairing) {
+        unpaired.resize(std::max(unpaired.size(), (size_t)(start[part + 1] - start[part]) * LANES));
+        out = unpaired.data();
+      }
+      if (op.windows) window(op, part, src, out, segments);
+      else pixel(op, part, src, out, segments);
+#if BFLOAT16_PRODUCTS
+      if (op.pairing) pair_rows<V, NV>(*op.pairing, out, dst, part, part + 1);
+#endif
     }
   }
 
   static void gather(const Gather& op, const REAL* src, REAL* dst, int begin, int end) {
+    for (int p = begin; p < end; p++) gather_pixel(op, src, dst + (int64_t)op.out_base[p] * LANES, p);
+  }
+
+  // All entries of pixel p into consecutive rows from `out`.
+  static INLINE void gather_pixel(const Gather& op, const REAL* src, REAL* out, int p) {
     const V factor = broadcast<V>((REAL)op.factor);
-    for (int p = begin; p < end; p++) {
-      REAL* out = dst + (int64_t)op.out_base[p] * LANES;
-      for (int f = op.out_start[p]; f < op.out_start[p + 1]; f++, out += LANES) {
-        V result[NV];
-        for (int v = 0; v < NV; v++) result[v] = broadcast<V>(op.init ? op.init[f] : 0);
-        for (int i = op.child_start[f]; i < op.child_start[f + 1]; i++) {
-          const REAL* in = src + (int64_t)op.child_row[i] * LANES;
-          const V scale = broadcast<V>(op.scale ? op.scale[i] : 1), shift = broadcast<V>(op.shift ? op.shift[i] : 0);
-          for (int v = 0; v < NV; v++) {
-            V x = load<V>(in + v * SIZE);
-            if (op.scale) x = x * scale;
-            if (op.shift) x = x + shift;
-            x = value_of(op.function, x);
-            result[v] = op.pooling == MAX ? maximum(result[v], x) : op.pooling == PRODUCT ? result[v] * x : result[v] + factor * x;
-          }
+    for (int f = op.out_start[p]; f < op.out_start[p + 1]; f++, out += LANES) {
+      V result[NV];
+      for (int v = 0; v < NV; v++) result[v] = broadcast<V>(op.init ? op.init[f] : 0);
+      for (int i = op.child_start[f]; i < op.child_start[f + 1]; i++) {
+        const REAL* in = src + (int64_t)op.child_row[i] * LANES;
+        const V scale = broadcast<V>(op.scale ? op.scale[i] : 1), shift = broadcast<V>(op.shift ? op.shift[i] : 0);
+        for (int v = 0; v < NV; v++) {
+          V x = load<V>(in + v * SIZE);
+          if (op.scale) x = x * scale;
+          if (op.shift) x = x + shift;
+          x = value_of(op.function, x);
+          result[v] = op.pooling == MAX ? maximum(result[v], x) : op.pooling == PRODUCT ? result[v] * x : result[v] + factor * x;
         }
-        for (int v = 0; v < NV; v++) store(out + v * SIZE, result[v]);
       }
+      for (int v = 0; v < NV; v++) store(out + v * SIZE, result[v]);
     }
   }
 
