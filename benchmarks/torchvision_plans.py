@@ -1,17 +1,18 @@
-"""Plans of torchvision's networks against torch and OpenVINO: python benchmarks/torchvision_plans.py OUT.json [SEEDS]
+"""Plans of torchvision's networks against torch and OpenVINO: python benchmarks/torchvision_plans.py OUT.json
 
 Each network has random weights and, in every convolution larger than 1x1, random ROIs of a third of the map, placed
 anywhere. In turns, in one process: eager torch in both memory formats with the target layers dense, and the plan; with
-the first ROIs also torch.compile, and the network without ROIs by eager torch, by OpenVINO in float32 and as a plan. At
-64x64 with 16 images, and at 224x224 with one. Leave the machine alone meanwhile.
+the first ROIs also the network without ROIs by eager torch, by OpenVINO in float32 and as a plan; with `--compile`
+torch.compile too, which takes a minute for each. At 64x64 with 16 images, and at 224x224 with one. Leave the machine
+alone meanwhile.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 @torch.inference_mode()
-def row(name: str, side: int, batch: int, seed: int) -> dict[str, Any]:
+def row(name: str, side: int, batch: int, seed: int, *, compiles: bool) -> dict[str, Any]:
     """Medians in milliseconds."""
     model = targeted(name, seed)
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
@@ -86,7 +87,10 @@ def row(name: str, side: int, batch: int, seed: int) -> dict[str, Any]:
         "plan": lambda: plan(x),
     }
     if seed == 0:
-        runs |= others(name, model, x)
+        runs |= without_rois(name, x)
+    if compiles:
+        compiled = torch.compile(copy.deepcopy(model), dynamic=False)
+        runs["compiled"] = lambda: compiled(x)
     taken: dict[str, list[float]] = {kind: [] for kind in runs}
     for run in runs.values():
         run()
@@ -108,22 +112,24 @@ def row(name: str, side: int, batch: int, seed: int) -> dict[str, Any]:
     }
 
 
-def others(name: str, model: nn.Module, x: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """What else computes the targeted `model`, and the same network without ROIs."""
-    threads = torch.get_num_threads()
+def without_rois(name: str, x: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """What computes the network as it was."""
     plain = dense(name, 0)
-    plan = tkn.accelerate(plain, *x.shape[:1], tuple(x.shape[1:]))
-    compiled = torch.compile(copy.deepcopy(model), dynamic=False)
+    plan = tkn.accelerate(plain, len(x), tuple(x.shape[1:]))
     return {
-        "compiled": lambda: compiled(x),
         "dense_eager": lambda: plain(x),
-        "dense_openvino": prepare_inference(TIMED_ENGINES["openvino"], plain, x, threads).call,
+        "dense_openvino": prepare_inference(TIMED_ENGINES["openvino"], plain, x, torch.get_num_threads()).call,
         "dense_plan": lambda: plan(x),
     }
 
 
 def main() -> None:
-    out, seeds = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, default=3, help="sets of ROIs")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--compile", action="store_true", help="with the first ROIs")
+    given = parser.parse_args()
     tkn.accelerate(nn.Conv2d(1, 1, 1), 1, (1, 1, 1))  # compiles the kernels, if they are not there yet
     result: dict[str, Any] = {
         "machine": describe_machine(),
@@ -134,12 +140,12 @@ def main() -> None:
         "rows": [],
     }
     for side, batch in SIZES:
-        for name in NETWORKS:
-            for seed in range(seeds):
-                result["rows"].append(row(name, side, batch, seed))
+        for name in given.networks:
+            for seed in range(given.seeds):
+                result["rows"].append(row(name, side, batch, seed, compiles=given.compile and seed == 0))
                 print(json.dumps(result["rows"][-1]), flush=True)
                 result["geometric_mean"] = round(geometric_mean(one["faster"] for one in result["rows"]), 3)
-                out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
