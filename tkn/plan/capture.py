@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import operator
 from dataclasses import replace
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tkn.app.messages import first_line
-from tkn.geometry import Geometry
 from tkn.layers import TargetConv1d, TargetConv2d, TargetConv3d
 from tkn.plan.arithmetic import IN_PLACE, arithmetic_name, as_affine
 from tkn.plan.compare import random_inputs
@@ -23,7 +21,6 @@ from tkn.plan.graph import (
     AdaptivePooling,
     Add,
     Affine,
-    Attention,
     Call,
     ChannelNorm,
     Concatenate,
@@ -41,15 +38,15 @@ from tkn.plan.graph import (
     Size,
     UnevenMean,
 )
-from tkn.plan.lines import as_of_rows, is_convolution_of, whole_rows
-from tkn.plan.modules import as_function
+from tkn.plan.known_modules import convolution, module_of_last, module_operation
+from tkn.plan.lines import is_convolution_of
 from tkn.plan.moves import insert_numbers, is_pixels, moves, selection
-from tkn.plan.nonlinearity import Nonlinearity, call_nonlinearity, module_nonlinearity
-from tkn.plan.resizing import mean_axis, resampling_module, resampling_operation
+from tkn.plan.nonlinearity import Nonlinearity, call_nonlinearity
+from tkn.plan.resizing import mean_axis, resampling_module
 from tkn.plan.sizes import result_size
+from tkn.plan.torch_calls import has_hooks, torch_call
 from tkn.plan.trace import BATCHES, Seen, activation_size, observe, trace
-from tkn.plan.vocabulary import Attribute, Method, function_name, method_name, original
-from tkn.roi import roi_bounds
+from tkn.plan.vocabulary import Method, method_name
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -126,7 +123,7 @@ class _Builder:
                 self._add(n, Constant(self._constant(n)), ())
                 self.idle.add(self.position[n])
             elif not self._add_known(n):
-                operation = self._call(n)
+                operation = torch_call(n, self.traced, self.one)
                 self._add(n, operation, tuple(map(self._torch_position, n.all_input_nodes)))
                 idle = n in self.moved or self.one[n].kind is not Tensor or mean_axis(n) is not None
                 if self._note_stretched(n) or idle:
@@ -406,13 +403,13 @@ class _Builder:
 
     def _module(self, n: fx.Node, maps: list[int]) -> tuple[Operation | None, tuple[int, ...]]:
         module = self.traced.get_submodule(str(n.target))
-        if len(maps) != 1 or n.kwargs or n.args != tuple(n.all_input_nodes) or _hooked(module):
+        if len(maps) != 1 or n.kwargs or n.args != tuple(n.all_input_nodes) or has_hooks(module):
             return None, ()
         source = self.nodes[maps[0]]
         if is_convolution_of(module, source) and module.padding_mode != "zeros":
             padding = module._reversed_padding_repeated_twice
             padded = _padded(source.size, padding)
-            operation = _convolution(module, padded)
+            operation = convolution(module, padded)
             if operation is None or n.args[0] in self.last:
                 return None, ()
             pad = Call(F.pad, (Slot(0), padding, module.padding_mode), {}, "pad", "functional.pad")
@@ -424,57 +421,13 @@ class _Builder:
         """What a module does in place of a call, which reads the map at `position`."""
         source = self.nodes[position]
         if n.all_input_nodes[0] in self.last:
-            return _module_of_last(module, source)
-        return _module_operation(module, source, self._activation(n))
-
-    def _call(self, n: fx.Node) -> Call:
-        """Left to torch."""
-        slots: dict[fx.Node, Any] = {source: Slot(index) for index, source in enumerate(n.all_input_nodes)}
-        args = _plain(fx.map_arg(n.args, slots.__getitem__))
-        kwargs = _plain(fx.map_arg(n.kwargs, slots.__getitem__))
-        if n.op == "call_module":
-            module = self.traced.get_submodule(str(n.target))
-            kind = type(module).__name__
-            known = as_function(module) if len(args) == 1 and not kwargs and not _hooked(module) else None
-            if known is None:
-                return Call(module, args, kwargs, kind)
-            function, arguments = known
-            return Call(original(function), args, arguments, kind, function)
-        first = self.one[n.args[0]].kind if n.args and isinstance(n.args[0], fx.Node) else None
-        if n.op == "call_method":
-            kind = str(n.target)
-            if first is Tensor:
-                return Call(Method(kind), args, kwargs, kind, method_name(kind))
-            return Call(partial(_call_method, kind), args, kwargs, kind)
-        if n.target is getattr and first is Tensor:
-            kind = str(args[1])
-            return Call(Attribute(kind), args[:1], {}, kind, method_name(kind))
-        kind = getattr(n.target, "__name__", str(n.target))
-        name = function_name(n.target)
-        # The operators in a file are those of tensors and numbers, and of sequences' items.
-        if name == "operator.getitem":
-            limited = first is not None and issubclass(first, Tensor | tuple | list)
-        else:
-            limited = name is None or not name.startswith("operator.") or self.one[n].kind in (Tensor, int, float)
-        return Call(n.target, args, kwargs, kind, name if limited else None)  # type: ignore[arg-type]
+            return module_of_last(module, source)
+        return module_operation(module, source, self._activation(n))
 
 
 def _is_named_tuple(n: fx.Node) -> bool:
     """Whether n makes one, which torch.fx takes for a call."""
     return isinstance(n.target, type) and issubclass(n.target, tuple) and hasattr(n.target, "_fields")
-
-
-def _plain(arguments: Any) -> Any:
-    """Without torch.fx's own kinds of lists and dictionaries."""
-    if isinstance(arguments, dict):
-        return {key: _plain(value) for key, value in arguments.items()}
-    if isinstance(arguments, list):
-        return [_plain(value) for value in arguments]
-    return tuple(_plain(value) for value in arguments) if type(arguments) is tuple else arguments
-
-
-def _call_method(name: str, target: Any, *args: Any, **kwargs: Any) -> Any:
-    return getattr(target, name)(*args, **kwargs)
 
 
 def _size(operation: Operation, sources: list[Node], axes: int) -> Size | None:
@@ -485,63 +438,11 @@ def _size(operation: Operation, sources: list[Node], axes: int) -> Size | None:
         return None
 
 
-def _module_of_last(module: nn.Module, source: Node) -> Operation | None:
-    """What a module does to a map whose channels it sees last."""
-    assert source.size is not None
-    if type(module) is nn.Linear:
-        return Convolve(module.weight[:, :, None, None], module.bias, Geometry(source.size[1:], (1, 1)))
-    if type(module) in (nn.Dropout, nn.Identity):
-        return Same()
-    if type(module) is nn.LayerNorm:
-        return _channel_norm(module, source)
-    return module_nonlinearity(module)
-
-
-def _channel_norm(module: nn.LayerNorm, source: Node) -> ChannelNorm | None:
-    channels = (source.size or (0,))[:1]
-    if tuple(module.normalized_shape) != channels:
-        return None
-    scale, shift = (
-        torch.full(channels, default, dtype=torch.float64, device="cpu") if given is None else given.double()
-        for given, default in ((module.weight, 1.0), (module.bias, 0.0))
-    )
-    return ChannelNorm(scale, shift, module.eps)
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def _padded(size: Size | None, padding: list[int]) -> Size:
     """The size of a map with rows and columns more, as `torch.nn.functional.pad` takes them."""
     assert size is not None
     left, right, top, bottom = (*padding, 0, 0)[:4]
     return size[0], size[1] + top + bottom, size[2] + left + right
-
-
-def _module_operation(module: nn.Module, source: Node, result: Size | None) -> Operation | None:
-    assert source.size is not None
-    if is_convolution_of(module, source):
-        return _convolution(module, source.size)
-    if type(module) is nn.Linear and source.flat:
-        channels, height, width = source.size
-        weight = module.weight.reshape(-1, channels, height, width)
-        return Convolve(weight, module.bias, Geometry((height, width), (height, width)))
-    if type(module) in (nn.BatchNorm2d, nn.BatchNorm1d) and (not source.flat or source.size[1:] == (1, 1)):
-        return _batch_norm(module)
-    function = module_nonlinearity(module)
-    if function is not None:
-        return function
-    if type(module) in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity):
-        return Same()
-    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) in ((1, -1), (1, len(source.shape))):
-        return Same()
-    if type(module) is nn.LayerNorm and source.flat and source.size[1:] == (1, 1):
-        return _channel_norm(module, source)
-    of_rows = as_of_rows(module) if source.line else module
-    if result is not None and not source.flat and of_rows is not None:
-        return resampling_operation(of_rows, source.size, result)
-    return None
 
 
 def _of_single_numbers(n: fx.Node) -> Operation | None:
@@ -584,38 +485,3 @@ def _overwrites(n: fx.Node, module: nn.Module | None = None) -> bool:
         return bool(getattr(module, "inplace", False))
     name = getattr(n.target, "__name__", str(n.target))
     return bool(n.kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")) or n.target in IN_PLACE)
-
-
-def _convolution(module: nn.Conv1d | nn.Conv2d, size: Size) -> Convolve | None:
-    """Of maps of `size`, which are padded already unless it pads with zeros; None if what follows it is not known."""
-    geometry = Geometry.of_conv(module, size[1:])
-    weight = module.weight.unsqueeze(2) if isinstance(module, nn.Conv1d) else module.weight
-    if type(module) in (nn.Conv1d, nn.Conv2d):
-        return Convolve(weight, module.bias, geometry, module.groups)
-    if type(module) not in (TargetConv1d, TargetConv2d):
-        return None
-    assert isinstance(module, TargetConv1d | TargetConv2d)
-    loc, scale = whole_rows(module.loc, module.scale)
-    attention = Attention(loc, scale, module.attention, module.scale_unit, module.clip)
-    if not _is_attention_of(attention, module, geometry.output_size):
-        return None
-    return Convolve(weight, module.bias, geometry, module.groups, attention)
-
-
-def _is_attention_of(attention: Attention, module: TargetConv1d | TargetConv2d, size: tuple[int, ...]) -> bool:
-    """Whether the layer's own windows and ROIs are these: they may have been given others."""
-    own_size = size[-module.num_dims :]
-    own, ours = module.window(own_size), attention.window(size)
-    if not torch.allclose(own.view_as(ours), ours, rtol=1e-4, atol=1e-6, equal_nan=True):
-        return False
-    return not module.clip or torch.equal(module.rois(own_size), roi_bounds(own_size, module.loc, module.scale))
-
-
-def _batch_norm(module: Any) -> Operation | None:
-    if module.running_mean is None:
-        return None
-    scale = (module.running_var.double() + module.eps).rsqrt()
-    if module.weight is not None:
-        scale = scale * module.weight.double()
-    shift = -module.running_mean.double() * scale
-    return Affine(scale, shift if module.bias is None else shift + module.bias.double())
