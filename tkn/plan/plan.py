@@ -319,7 +319,7 @@ class Plan(nn.Module):
                 expected = "C, H, W] or [B, C, L" if shape is None else ", ".join(map(str, shape))
                 what = "images" if len(found) == 1 else f"as input {index + 1}"
                 raise ValueError(f"the plan takes {what} [B, {expected}], not {list(x.shape)}")
-        if any(len(x) != len(found[0]) for x in found):
+        if any(x.shape[0] != found[0].shape[0] for x in found[1:]):  # `len` would fix the number for torch.export
             raise ValueError(f"the plan takes as many images in each input, not {[len(x) for x in found]}")
         return found
 
