@@ -47,7 +47,7 @@ class TargetSequential(nn.Sequential):
                 x = run_sequence(padded, targets, engine)
                 linear = _linear(layers, position)
                 live = None if linear is None or engine.startswith("dense") else live_inputs(padded, targets)
-                if linear is not None and live is not None:
+                if linear is not None and live is not None and x[0].numel() == linear.weight.shape[1]:
                     x, position = linear_of_live(x.flatten(1), live, linear.weight, linear.bias), position + 2
         return x
 
@@ -114,7 +114,9 @@ def _linear(layers: list[nn.Module], position: int) -> nn.Linear | None:
 
 
 def _follows(layers: list[nn.Module], position: int, kind: type[nn.Module]) -> bool:
-    return position < len(layers) and type(layers[position]) is kind and not _hooked(layers[position])
+    if position >= len(layers) or type(layers[position]) is not kind:
+        return False
+    return not _hooked(layers[position]) and "forward" not in vars(layers[position])
 
 
 def _pool(layers: list[nn.Module], position: int, dims: int) -> Pool | None:

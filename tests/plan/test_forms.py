@@ -197,9 +197,9 @@ IMAGES, NUMBERS = torch.zeros(3, 2, 9, 8), torch.zeros(3, 4)
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
-        ((IMAGES,), {}, "the plan's arguments[0] must have 2 items, not 1"),
-        ((), {"image": IMAGES, "numbers": NUMBERS}, "the plan's arguments[0] must have 2 items, not 0"),
-        ((IMAGES, NUMBERS), {"more": NUMBERS}, "the plan's arguments[1] must have none, not 'more'"),
+        ((IMAGES,), {}, "the plan's arguments must have 2 items, not 1"),
+        ((), {"image": IMAGES, "numbers": NUMBERS}, "the plan's arguments must have 2 items, not 0"),
+        ((IMAGES, NUMBERS), {"more": NUMBERS}, "the plan's arguments by name must have none, not 'more'"),
         ((NUMBERS, IMAGES), {}, "the plan takes as input 1 [B, 2, 9, 8], not [3, 4]"),
         ((IMAGES, NUMBERS[:2]), {}, "as many images in each input, not [3, 2]"),
         ((IMAGES, 4), {}, "the plan takes tensors, not a int"),
@@ -214,7 +214,7 @@ def test_other_arguments_are_refused(args: tuple[object, ...], kwargs: dict[str,
 
 def test_missing_keys_are_named() -> None:
     plan = accelerate(made(TwoViews), 3, {"views": VIEWS, "weight": (3,)})
-    with pytest.raises(ValueError, match=re.escape("arguments[1]['views'] must have 'left', 'right', not 'left'")):
+    with pytest.raises(ValueError, match=re.escape("arguments by name['views'] must have 'left', 'right', not 'left'")):
         plan(views={"left": torch.rand(3, 2, 9, 8)}, weight=torch.rand(3, 3))
     unmade = accelerate(made(ImageAndNumbers), 3)
     with pytest.raises(ValueError, match="by their places, or all by name"):

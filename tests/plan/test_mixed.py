@@ -114,3 +114,13 @@ def test_what_is_left_to_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(iter(plan.timings)) == "torch"
     (part,) = plan.left_to_torch
     assert (part.first, part.last, part.engine, part.torch) == ("0.conv", "4.2", 2.0, 1.0)
+
+
+@torch.no_grad()
+def test_nothing_for_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrange, "_LONG", 0.0)
+    torch.manual_seed(0)
+    model, x = nn.ConvTranspose2d(3, 4, 4, 2).eval(), torch.rand(2, 3, 5, 5)
+    plan = accelerate(model, 2, (3, 5, 5))
+    assert plan.left_to_torch == ()
+    assert_near(plan(x), model(x))

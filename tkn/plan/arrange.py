@@ -86,9 +86,10 @@ def _mixed(
 ) -> Program:
     """The `fastest`, or the kernels and torch together, where they take about as long and together they are faster."""
     timings = fastest.timings
+    known = [way for way in programs if any(isinstance(part, KernelPart) for part in way.parts)]
     ours, theirs = (
         min((way for way in ways if way.way in timings), key=lambda way: timings[way.way], default=None)
-        for ways in (programs, by_torch)
+        for ways in (known, by_torch)
     )
     if ours is None or theirs is None:
         return fastest

@@ -44,7 +44,7 @@ from tkn.plan.moves import insert_numbers, is_pixels, moves, selection
 from tkn.plan.nonlinearity import Nonlinearity, call_nonlinearity
 from tkn.plan.resizing import mean_axis, resampling_module
 from tkn.plan.sizes import result_size
-from tkn.plan.torch_calls import has_hooks, torch_call
+from tkn.plan.torch_calls import has_hooks, torch_call, writes_over
 from tkn.plan.trace import BATCHES, Seen, activation_size, observe, trace
 from tkn.plan.vocabulary import Method, method_name
 
@@ -66,12 +66,12 @@ def build_graph(model: nn.Module, input_size: Any) -> Graph:
     ValueError if it fails on inputs [B, C, L], which may have been meant as one image of two dimensions.
     """
     arguments, shapes = called_with(input_size)
-    traced = trace(model, arguments, [1 + len(shape) for shape in shapes])
     lines = any(len(shape) == 2 for shape in shapes)
     try:
+        traced = trace(model, arguments, [1 + len(shape) for shape in shapes])
         seen = [observe(traced, random_inputs(batch, shapes)) for batch in BATCHES]
-    except (RuntimeError, ValueError) as error:  # torch's modules raise both
-        if all(len(shape) == 3 for shape in shapes):
+    except (RuntimeError, ValueError, TypeError) as error:  # torch's modules raise the first two
+        if all(len(shape) == 3 for shape in shapes) and not isinstance(error, TypeError):
             raise
         images = " and ".join(f"[B, {', '.join(map(str, shape))}]" for shape in shapes)
         cause = first_line(error)
@@ -242,11 +242,17 @@ class _Builder:
         selected = None if node.size is None else selection(moved, node.size, last=last, line=node.line)
         if selected is None or node.size is None:
             return False
+        axes = len(self.one[n].shape)
+        if node.flat and axes != 2:  # what is flat stays flat
+            return False
         whole = torch.equal(selected.channels, torch.arange(node.size[0], device="cpu"))
         if not (whole and selected.last):
-            operation = Same() if whole else Select(selected.channels.long())
             size = (len(selected.channels), *node.size[1:])
-            position = self._append(self._name(n), operation, (position,), size, len(self.one[n].shape))
+            if not whole:
+                select = Select(selected.channels.long())
+                position = self._append(self._name(n), select, (position,), size, 1 + len(node.shape))
+            if whole or (selected.flat and not node.flat):
+                position = self._append(self._name(n), Same(), (position,), size, axes)
         (self.last if selected.last else self.position)[n] = position
         return True
 
@@ -385,15 +391,18 @@ class _Builder:
         if not isinstance(source, fx.Node):
             return False
         if len(source.users) == 1:
-            while isinstance(self._operation_of(source), Same | Select) and len(source.users) == 1:
-                source = source.all_input_nodes[0]
-            alone = n.op == "call_module" or n.target in IN_PLACE
-            return len(source.users) == 1 and (alone or self._is_own(source))
+            return self._is_unseen(source)
         # An earlier reader may have made another name for it.
         earlier = [user for user in source.users if user is not n and (user in self.position or user in self.last)]
         return self._is_own(source) and not any(
             user in self.moved or isinstance(self._operation_of(user), Same | Call) for user in earlier
         )
+
+    def _is_unseen(self, source: fx.Node) -> bool:
+        """Whether nothing else reads the memory of a value, which may be that of what it is made of."""
+        if len(source.users) > 1 or source.op == "get_attr":
+            return False
+        return self._is_own(source) or all(map(self._is_unseen, source.all_input_nodes))
 
     def _operation_of(self, n: fx.Node) -> Operation:
         return self.nodes[self.last[n] if n in self.last else self.position[n]].operation
@@ -483,5 +492,4 @@ def _overwrites(n: fx.Node, module: nn.Module | None = None) -> bool:
         return False  # not in evaluation
     if module is not None:
         return bool(getattr(module, "inplace", False))
-    name = getattr(n.target, "__name__", str(n.target))
-    return bool(n.kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")) or n.target in IN_PLACE)
+    return writes_over(n)

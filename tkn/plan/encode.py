@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -72,6 +73,8 @@ def encoded(graph: Graph) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     nodes, refused = [], []
     for position, node in enumerate(graph.nodes):
         try:
+            if isinstance(node.operation, Call) and node.operation.overwrites and _is_seen(graph, node.inputs[:1]):
+                raise _NoPlace  # what a function writes into its input, a file's function returns
             nodes.append(encoder.node(position, node))
         except _NoPlace:
             assert isinstance(node.operation, Call | Constant)
@@ -79,6 +82,16 @@ def encoded(graph: Graph) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     if refused:
         raise ValueError(f"the plan can't be saved: a file can't hold what torch runs in {', '.join(refused)}")
     return nodes, encoder.tensors
+
+
+def _is_seen(graph: Graph, sources: Iterable[int]) -> bool:
+    """Whether others may read the memory of these values, which may be that of what they are made of."""
+    return any(
+        len(graph.nodes[source].users) > 1
+        or source in graph.outputs
+        or (isinstance(graph.nodes[source].operation, Call | Same) and _is_seen(graph, graph.nodes[source].inputs))
+        for source in sources
+    )
 
 
 def encoded_form(form: Form) -> dict[str, Any]:
@@ -142,7 +155,6 @@ class _Encoder:
         if isinstance(operation, Call):
             if operation.name is None:
                 raise _NoPlace
-            # What a function writes into its input, a file's function returns.
             kwargs = {key: value for key, value in operation.kwargs.items() if key != "inplace"}
             return {
                 "function": operation.name,

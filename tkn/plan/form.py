@@ -88,10 +88,18 @@ def only_slots(form: Any) -> bool:
     return isinstance(form, Slot) or (isinstance(form, list | tuple) and all(map(only_slots, form)))
 
 
-def taken(form: Any, given: Any, name: str = "") -> list[Any]:
+def taken(form: Any, given: Any, name: str) -> list[Any]:
     """What lies in `given` where `form` has slots, in their order; ValueError that says where the two differ."""
     found: dict[int, Any] = {}
     _take(form, given, name, found)
+    return [found[index] for index in range(len(found))]
+
+
+def inputs_of(form: Form, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The inputs among a call's arguments; ValueError for arguments of another form."""
+    found: dict[int, Any] = {}
+    _take(form.arguments[0], args, "the plan's arguments", found)
+    _take(form.arguments[1], kwargs, "the plan's arguments by name", found)
     return [found[index] for index in range(len(found))]
 
 
@@ -104,7 +112,7 @@ def _take(form: Any, given: Any, name: str, found: dict[int, Any]) -> None:
             raise ValueError(f"{name or 'it'} must have {_shown(form)}, not {_shown(given)}")
         parts = [(f"{name}[{key!r}]", form[key], given[key]) for key in form]
     elif not isinstance(form, list | tuple):
-        if type(given) is not type(form) or given != form:
+        if type(given) is not type(form) or (given != form and (given == given or form == form)):  # NaN is no other
             raise ValueError(f"{name} must be {form!r}, not {given!r}")
         return
     else:

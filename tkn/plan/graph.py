@@ -171,7 +171,7 @@ class Call:
     """Left to torch: `function` of arguments in which slots stand for the node's inputs.
 
     `kind`: what a reader knows it by, a module's class or a function's name; `name`: of the function in VOCABULARY,
-    None if it is not there: then no file can hold it.
+    None if it is not there: then no file can hold it. `overwrites`: it writes its result where its first input is.
     """
 
     function: Callable[..., Any]
@@ -179,6 +179,7 @@ class Call:
     kwargs: dict[str, Any]
     kind: str
     name: str | None = None
+    overwrites: bool = False
 
 
 Operation = (

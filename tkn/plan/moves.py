@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from tkn.plan.trace import Seen
+from tkn.plan.trace import BATCHES, Seen
 
 _METHODS = """
     chunk contiguous flatten movedim narrow permute reshape split squeeze swapaxes swapdims t tensor_split transpose
@@ -45,19 +45,24 @@ def insert_numbers(graph: fx.Graph, one: dict[fx.Node, Seen], other: dict[fx.Nod
         value = one[n].value if n in one else None
         if value is None or value != other[n].value:
             continue
-        # A number that is computed of others might be the same for these two batches by chance.
-        if all(_is_shape_of(n, source, one) for source in n.all_input_nodes):
+        # Another number might be the same for these two batches by chance.
+        if all(_is_shape_of(n, source, one, other) for source in n.all_input_nodes):
             known[n] = tuple(value) if isinstance(value, tuple) else value
     for n in reversed(graph.nodes):
         if n in known:
             graph.erase_node(n)
 
 
-def _is_shape_of(n: fx.Node, source: fx.Node, seen: dict[fx.Node, Seen]) -> bool:
-    """Whether n is a side, or several, of a tensor or of its shape."""
-    if seen[source].kind is Tensor:
-        return n.target in ("size", "dim") or (n.target is getattr and n.args[1] in ("shape", "ndim"))
-    return n.target is operator.getitem and seen[source].kind is torch.Size
+def _is_shape_of(n: fx.Node, source: fx.Node, one: dict[fx.Node, Seen], other: dict[fx.Node, Seen]) -> bool:
+    """Whether n is how many axes a tensor has, or a side, or several, of an activation or of a constant."""
+    if one[source].kind is Tensor:
+        name = n.args[1] if n.target is getattr else n.target
+        batches = one[source].shape[:1], other[source].shape[:1]
+        return name in ("dim", "ndim") or (
+            name in ("size", "shape") and (source.op == "get_attr" or batches == (BATCHES[:1], BATCHES[1:]))
+        )
+    of_shape = n.target is operator.getitem and one[source].kind is torch.Size
+    return of_shape and all(_is_shape_of(source, of, one, other) for of in source.all_input_nodes)
 
 
 def moves(

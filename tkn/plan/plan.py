@@ -19,7 +19,7 @@ from tkn.app.files import whole_file
 from tkn.plan.capture import build_graph, frozen
 from tkn.plan.compare import TOLERANCE, Error, compare
 from tkn.plan.file import json_value, plan_bytes, read_plan
-from tkn.plan.form import ONE_TENSOR, called_with, filled, only_slots, slotted, taken
+from tkn.plan.form import ONE_TENSOR, called_with, filled, inputs_of, only_slots, slotted, taken
 from tkn.plan.graph import Graph
 from tkn.plan.parts import PartCosts, Program
 from tkn.plan.place import CPU, Place
@@ -230,7 +230,7 @@ class Plan(nn.Module):
     @property
     def error(self) -> Error | None:
         """How far the results were from those of torch in float32 as the plan was made, on a CPU: (largest, mean) as
-        parts of the largest output, over seven random images within [0, 1). None on a GPU, and before a plan is
+        parts of the largest output, over three random images within [0, 1). None on a GPU, and before a plan is
         arranged."""
         return None if self._program is None else self._program.error
 
@@ -301,12 +301,12 @@ class Plan(nn.Module):
             found: list[Any] = []
             form = slotted((args, kwargs), lambda value: isinstance(value, Tensor), found)
             if not found or not only_slots(form[0]) or not only_slots(form[1]):
-                raise ValueError(f"the plan takes tensors, not {_types((*args, *kwargs.values()))}")
-        elif not kwargs and len(args) == 1 and graph.form.arguments == ONE_TENSOR.arguments:
-            found = [args[0]]
+                others = [value for value in (*args, *kwargs.values()) if not isinstance(value, Tensor)]
+                raise ValueError(f"the plan takes tensors, not {_types(others)}")
+        elif graph.form.arguments == ONE_TENSOR.arguments and (len(args), set(kwargs)) in ((1, set()), (0, {"x"})):
+            found = [*args, *kwargs.values()]
         else:
-            positional, named = graph.form.arguments
-            found = taken((positional, named), (args, kwargs), "the plan's arguments")
+            found = inputs_of(graph.form, args, kwargs)
         for index, x in enumerate(found):
             if not isinstance(x, Tensor):
                 wanted = "a tensor" if len(found) == 1 else "tensors"

@@ -96,6 +96,7 @@ def resampling_module(n: fx.Node, dims: int) -> nn.Module | None:
         return kinds[dims - 1](1) if _are_all_pixels(args, kwargs, dims) else None
     if n.target is F.interpolate:
         kwargs = {**dict(zip(("size", "scale_factor", "mode", "align_corners"), args, strict=False)), **kwargs}
+        kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
         return None if len(args) > 4 or kwargs.pop("antialias", False) else nn.Upsample(**kwargs)
     of, kind = _POOLINGS.get(n.target, (0, nn.Identity))
     if of != dims or not all(value is None or _is_side(value, dims) for value in (*args, *kwargs.values())):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
+from tkn.plan.arithmetic import IN_PLACE
 from tkn.plan.form import Slot
 from tkn.plan.graph import Call
 from tkn.plan.modules import as_function
@@ -16,6 +20,13 @@ from tkn.plan.vocabulary import Attribute, Method, function_name, method_name, o
 
 def torch_call(n: fx.Node, traced: fx.GraphModule, seen: dict[fx.Node, Seen]) -> Call:
     """What torch runs in a call's place; `seen`: what its values were for a batch."""
+    call = _call(n, traced, seen)
+    if n.op == "call_module":
+        return replace(call, overwrites=bool(getattr(traced.get_submodule(str(n.target)), "inplace", False)))
+    return replace(call, overwrites=writes_over(n))
+
+
+def _call(n: fx.Node, traced: fx.GraphModule, seen: dict[fx.Node, Seen]) -> Call:
     slots: dict[fx.Node, Any] = {source: Slot(index) for index, source in enumerate(n.all_input_nodes)}
     args = _plain(fx.map_arg(n.args, slots.__getitem__))
     kwargs = _plain(fx.map_arg(n.kwargs, slots.__getitem__))
@@ -57,6 +68,18 @@ def _plain(arguments: Any) -> Any:
 
 def _call_method(name: str, target: Any, *args: Any, **kwargs: Any) -> Any:
     return getattr(target, name)(*args, **kwargs)
+
+
+def writes_over(n: fx.Node) -> bool:
+    """Whether a call of a function or method writes its result where its first argument is."""
+    name = getattr(n.target, "__name__", str(n.target))
+    if (name.endswith("_") and not name.endswith("__")) or n.target in IN_PLACE or n.kwargs.get("inplace"):
+        return True
+    if getattr(n.target, "__module__", "") != F.__name__ or not inspect.isfunction(n.target):
+        return False
+    names = list(inspect.signature(n.target).parameters)
+    place = names.index("inplace") if "inplace" in names else len(n.args)
+    return place < len(n.args) and bool(n.args[place])
 
 
 def has_hooks(module: nn.Module) -> bool:
