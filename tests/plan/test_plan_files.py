@@ -218,7 +218,7 @@ def test_operations_in_place(tmp_path: Path) -> None:
     plan = accelerate(network, 3, (2, 7, 6))
     with torch.no_grad():
         assert_near(plan(inputs()), network(inputs()))
-    with pytest.raises(ValueError, match="can't be saved, for it would not be the same"):
+    with pytest.raises(ValueError, match=r"a file can't hold what torch runs in act \(Mish\)"):
         plan.save(tmp_path / "net.plan")
     plain = nn.Sequential(nn.Conv2d(2, 3, 3), nn.SiLU(inplace=True), nn.Hardswish(inplace=True))
     for known in (plain, WritesIntoAnother(nn.SiLU(inplace=True))):

@@ -243,7 +243,7 @@ class _Builder:
         if selected is None or node.size is None:
             return False
         axes = len(self.one[n].shape)
-        if node.flat and axes != 2:  # what is flat stays flat
+        if node.flat and axes != 2 and (axes, *node.size[1:]) != (4, 1, 1):  # but for maps of one pixel
             return False
         whole = torch.equal(selected.channels, torch.arange(node.size[0], device="cpu"))
         if not (whole and selected.last):
@@ -251,7 +251,7 @@ class _Builder:
             if not whole:
                 select = Select(selected.channels.long())
                 position = self._append(self._name(n), select, (position,), size, 1 + len(node.shape))
-            if whole or (selected.flat and not node.flat):
+            if whole or selected.flat != node.flat:
                 position = self._append(self._name(n), Same(), (position,), size, axes)
         (self.last if selected.last else self.position)[n] = position
         return True
