@@ -49,11 +49,7 @@ void map_select(const MapSelect& op, const REAL* src, REAL* dst, int begin, int 
       Vector value = gathered(src, load_places(op.first + k) + load_places(op.line + k) * y + load_places(op.pixel + k) * x);
       if (op.scale) value = value * load(op.scale + k) + load(op.shift + k);
       value = value_of(op.function, value);
-      const int count = std::min(WIDTH, op.channels - k);
-      REAL* out = dst + op.out[p] + k * op.out_channel;
-      if (op.out_channel == 1) store_first(out, value, count);
-      else
-        for (int i = 0; i < count; i++) out[i * op.out_channel] = value[i];
+      store_strided(dst + op.out[p] + k * op.out_channel, op.out_channel, value, std::min(WIDTH, op.channels - k));
     }
   }
 }
@@ -79,10 +75,7 @@ INLINE void map_norm_pixel(const MapNorm& op, const REAL* x, REAL* out) {
   const Vector factor = broadcast(1 / std::sqrt(sum(square) / channels + (REAL)op.eps));
   for (int k = 0; k < channels; k += WIDTH) {
     const Vector y = (load(x + k) - mean) * factor * load(op.scale + k) + load(op.shift + k);
-    const int count = std::min(WIDTH, channels - k);
-    if (op.out_channel == 1) store_first(out + k, y, count);
-    else
-      for (int i = 0; i < count; i++) out[(k + i) * op.out_channel] = y[i];
+    store_strided(out + k * op.out_channel, op.out_channel, y, std::min(WIDTH, channels - k));
   }
 }
 

@@ -253,9 +253,7 @@ void map_first_chunks(const MapFirst& op, const REAL* src, REAL* out, int pixel,
   for (int i = 0; i < N; i++) {
     const Vector y = op.pool.kind == MAP_MAX ? result[i] : result[i] * factor;
     const int first = chunk[i] * WIDTH, count = std::min(WIDTH, op.channels - first);
-    if (op.out_channel == 1) store_first(out + first, y, count);
-    else
-      for (int k = 0; k < count; k++) out[(first + k) * op.out_channel] = y[k];
+    store_strided(out + first * op.out_channel, op.out_channel, y, count);
   }
 }
 

@@ -88,6 +88,11 @@ INLINE Vector load_strided(const REAL* x, int64_t step, int count) {
   for (int i = 0; i < count; i++) v[i] = x[i * step];
   return v;
 }
+// The first `count` numbers, to places `step` apart.
+INLINE void store_strided(REAL* x, int64_t step, Vector v, int count) {
+  if (step == 1) return store_first(x, v, count);
+  for (int i = 0; i < count; i++) x[i * step] = v[i];
+}
 // As many places as a vector has numbers.
 typedef int32_t Places __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
 INLINE Places load_places(const int32_t* x) { return *reinterpret_cast<const Places*>(x); }
