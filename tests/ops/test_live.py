@@ -126,23 +126,13 @@ def of_small_rois(pixels: int) -> TargetSequential:
 
 
 def test_images_of_another_size_are_refused() -> None:
-    model = TargetSequential(
-        TargetConv2d(1, 8, 3, padding=1, engine="roi"), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 196, 5)
-    )
-    with torch.no_grad():
-        model[0].loc.fill_(0.3)
-        model[0].scale.fill_(0.1)
+    model = of_small_rois(196)
     for side in (12, 15):
         with pytest.raises(RuntimeError, match="mat1 and mat2"):
             model(torch.randn(2, 1, side, side))
 
 
 def test_a_layer_with_a_forward_of_its_own() -> None:
-    model = TargetSequential(
-        TargetConv2d(1, 8, 3, padding=1, engine="roi"), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)
-    )
-    with torch.no_grad():
-        model[0].loc.fill_(0.3)
-        model[0].scale.fill_(0.1)
+    model = of_small_rois(36)
     model[3].forward = lambda x: x.new_zeros(len(x), 5)
     assert not model(torch.randn(2, 1, 6, 6)).any()
