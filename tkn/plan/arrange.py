@@ -106,7 +106,7 @@ def _mixed(
     program, left = mixed(
         ours, make, partial(_part_seconds, batch_size=batch_size), channels_last=theirs is by_torch[-1]
     )
-    if program is None or whole.difference(program) > TOLERANCES[torch.bfloat16 if pairs else torch.float32]:
+    if program is None or whole.difference(program) > _tolerance(pairs=pairs):
         return fastest
     taken = _seconds(partial(program, *_images(ours.graph, batch_size)), timings[fastest.way])
     best = program if taken < timings[fastest.way] else fastest
@@ -123,11 +123,19 @@ def _images(graph: Graph, batch_size: int) -> list[Tensor]:
 
 
 def _part_seconds(part: Part, batch_size: int) -> float:
-    batch = min(batch_size, _MOST_IMAGES)
-    values: Values = {
-        position: random_images(batch, part.graph.nodes[position].shape, seed=position) for position in part.inputs
+    return _seconds(partial(part.run, _inputs_of(part, min(batch_size, _MOST_IMAGES))), inf)
+
+
+def _inputs_of(part: Part, batch: int) -> Values:
+    """Random ones, of both signs."""
+    return {
+        position: 2 * random_images(batch, part.graph.nodes[position].shape, seed=position) - 1
+        for position in part.inputs
     }
-    return _seconds(partial(part.run, values), inf)
+
+
+def _tolerance(*, pairs: bool) -> float:
+    return TOLERANCES[torch.bfloat16 if pairs else torch.float32]
 
 
 def _by_torch(graph: Graph, whole: _Whole) -> list[Program]:
@@ -146,7 +154,6 @@ def _by_kernels(
     graph = with_neighbours(graph)
     trials = _Trials(graph)
     wrong, programs = [], []
-    tolerance = TOLERANCES[torch.bfloat16 if pairs else torch.float32]
     # Over one image pairs are made in passes of their own, which can take longer than they save.
     ways = [(lanes, rounds) for lanes in _lanes(batch_size, small) for rounds in {pairs, pairs and lanes is not None}]
     for lanes, rounds in ways:
@@ -161,7 +168,7 @@ def _by_kernels(
             continue  # the same as without
         # Parts can be right where the whole is not: what torch overwrites in one may be read in another.
         differs = max(trials.difference(program), whole.difference(program))
-        if differs <= tolerance:
+        if differs <= _tolerance(pairs=pairs):
             programs.append(program)
         else:
             wrong.append(f"the engine's result differs by {differs:.1e}")
@@ -175,10 +182,10 @@ def _on_one_thread(program: Program) -> Program:
 
 
 def _fastest(programs: list[Program], graph: Graph, batch_size: int) -> Program:
-    inputs = _images(graph, batch_size)
     few = batch_size < torch.get_num_threads()
     if len(programs) == 1 and not few:
         return programs[0]
+    inputs = _images(graph, batch_size)
     timed: list[tuple[float, Program]] = []
 
     def time_way(program: Program) -> float:
@@ -303,10 +310,7 @@ class _Trials:
 
 def _trial(part: TorchPart, batch: int) -> tuple[Values, Values]:
     """Inputs and outputs of a part."""
-    inputs: Values = {
-        position: 2 * random_images(batch, part.graph.nodes[position].shape, seed=position) - 1
-        for position in part.inputs
-    }
+    inputs = _inputs_of(part, batch)
     values = dict(inputs)
     part.run(values)
     return inputs, {position: values[position] for position in part.outputs}

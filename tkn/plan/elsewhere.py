@@ -37,11 +37,7 @@ def left_to_torch(node: Node) -> bool:
 
 def moved(graph: Graph, device: torch.device, dtype: torch.dtype) -> Graph:
     """The same operations on a device, with weights of `dtype`."""
-    nodes = [
-        Node(node.name, _moved(node.operation, device, dtype), node.inputs, node.size, node.flat, node.line)
-        for node in graph.nodes
-    ]
-    return Graph(nodes, graph.outputs, graph.form)
+    return graph.with_operations(_moved(node.operation, device, dtype) for node in graph.nodes)
 
 
 def _moved(operation: Operation, device: torch.device, dtype: torch.dtype) -> Operation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 
@@ -20,6 +21,11 @@ class Form:
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     result: Any
+
+    @cached_property
+    def takes_one_tensor(self) -> bool:
+        """By its place."""
+        return self.arguments == ONE_TENSOR.arguments
 
 
 #: Of a network that takes one tensor and returns one.
@@ -109,7 +115,7 @@ def _take(form: Any, given: Any, name: str, found: dict[int, Any]) -> None:
         return
     if isinstance(form, dict):
         if not isinstance(given, dict) or set(given) != set(form):
-            raise ValueError(f"{name or 'it'} must have {_shown(form)}, not {_shown(given)}")
+            raise ValueError(f"{name} must have {_shown(form)}, not {_shown(given)}")
         parts = [(f"{name}[{key!r}]", form[key], given[key]) for key in form]
     elif not isinstance(form, list | tuple):
         if type(given) is not type(form) or (given != form and (given == given or form == form)):  # NaN is no other
@@ -117,7 +123,7 @@ def _take(form: Any, given: Any, name: str, found: dict[int, Any]) -> None:
         return
     else:
         if not isinstance(given, list | tuple) or len(given) != len(form):
-            raise ValueError(f"{name or 'it'} must have {len(form)} items, not {_shown(given)}")
+            raise ValueError(f"{name} must have {len(form)} items, not {_shown(given)}")
         parts = [(f"{name}[{index}]", part, given[index]) for index, part in enumerate(form)]
     for where, part, value in parts:
         _take(part, value, where, found)

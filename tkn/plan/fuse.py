@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import torch
@@ -161,7 +162,7 @@ class Following:
 def pool_struct(fused: Fused) -> MapPoolStruct:
     """What becomes of the sums, for kernels of maps."""
     average = fused.pool is not None and fused.pool.average
-    factor = 1 / (fused.pool.kernel[0] * fused.pool.kernel[1]) if average and fused.pool is not None else 1.0
+    factor = 1 / prod(fused.windows) if average else 1.0
     return MapPoolStruct(SUM if average else MAX, struct_of(fused.function), factor)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -252,6 +252,12 @@ class Graph:
         for position, node in enumerate(nodes):
             for source in node.inputs:
                 nodes[source].users.append(position)
+
+    def with_operations(self, operations: Iterable[Operation]) -> Graph:
+        """The same nodes, each with another operation."""
+        pairs = zip(self.nodes, operations, strict=True)
+        nodes = [replace(node, operation=operation) for node, operation in pairs]
+        return Graph(nodes, self.outputs, self.form)
 
     @cached_property
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:

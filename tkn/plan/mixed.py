@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from math import prod
 
@@ -37,10 +38,9 @@ def _own_graph(graph: Graph, part: Part) -> Graph:
     for position in place:
         node = graph.nodes[position]
         if position in part.inputs:
-            nodes.append(Node(node.name, Input(), (), node.size, node.flat, node.line))
+            nodes.append(replace(node, operation=Input(), inputs=()))
         else:
-            inputs = tuple(place[source] for source in node.inputs)
-            nodes.append(Node(node.name, node.operation, inputs, node.size, node.flat, node.line))
+            nodes.append(replace(node, inputs=tuple(place[source] for source in node.inputs)))
     arguments, result = (tuple(map(Slot, range(len(ends)))) for ends in (part.inputs, part.outputs))
     return Graph(nodes, [place[position] for position in part.outputs], Form((arguments, {}), result))
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from tkn.plan.torch_calls import has_hooks
 from tkn.plan.trace import BATCHES, Seen
 
 _METHODS = """
@@ -146,8 +147,7 @@ def _function(n: fx.Node, traced: fx.GraphModule) -> Callable[..., Any] | None:
     """What moves numbers as n does."""
     if n.op == "call_module":
         module = traced.get_submodule(str(n.target))
-        hooked = module._forward_hooks or module._forward_pre_hooks
-        return module if type(module) in _MODULES and not hooked else None
+        return module if type(module) in _MODULES and not has_hooks(module) else None
     if n.target is operator.getitem:
         return operator.getitem
     if n.target in (torch.channel_shuffle, F.channel_shuffle):

@@ -15,7 +15,6 @@ from tkn.plan.graph import (
     ChannelNorm,
     Convolve,
     Graph,
-    Node,
     Operation,
     Pooling,
     Resize,
@@ -45,11 +44,7 @@ def with_neighbours(graph: Graph) -> Graph:
         operations[position] = _outputs_reordered(operations[position], order)
         for reader in readers:
             operations[reader] = _inputs_reordered(operations[reader], order)
-    nodes = [
-        Node(node.name, operation, node.inputs, node.size, node.flat, node.line)
-        for node, operation in zip(graph.nodes, operations, strict=True)
-    ]
-    return Graph(nodes, graph.outputs, graph.form)
+    return graph.with_operations(operations)
 
 
 def _readers(graph: Graph, position: int) -> list[int] | None:

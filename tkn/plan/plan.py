@@ -19,7 +19,7 @@ from tkn.app.files import whole_file
 from tkn.plan.capture import build_graph, frozen
 from tkn.plan.compare import TOLERANCE, Error, compare
 from tkn.plan.file import json_value, plan_bytes, read_plan
-from tkn.plan.form import ONE_TENSOR, called_with, filled, inputs_of, only_slots, slotted, taken
+from tkn.plan.form import called_with, filled, inputs_of, only_slots, slotted, taken
 from tkn.plan.graph import Graph
 from tkn.plan.parts import PartCosts, Program
 from tkn.plan.place import CPU, Place
@@ -215,7 +215,7 @@ class Plan(nn.Module):
         args, kwargs = filled(graph.form.arguments, graph.input_shapes)
         if kwargs:
             return kwargs
-        return args[0] if graph.form.arguments == ONE_TENSOR.arguments else args
+        return args[0] if graph.form.takes_one_tensor else args
 
     @property
     def device(self) -> torch.device:
@@ -303,7 +303,7 @@ class Plan(nn.Module):
             if not found or not only_slots(form[0]) or not only_slots(form[1]):
                 others = [value for value in (*args, *kwargs.values()) if not isinstance(value, Tensor)]
                 raise ValueError(f"the plan takes tensors, not {_types(others)}")
-        elif graph.form.arguments == ONE_TENSOR.arguments and (len(args), set(kwargs)) in ((1, set()), (0, {"x"})):
+        elif graph.form.takes_one_tensor and len(args) + len(kwargs) == 1 and kwargs.keys() <= {"x"}:
             found = [*args, *kwargs.values()]
         else:
             found = inputs_of(graph.form, args, kwargs)
