@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tkn.app.messages import unknown
+from tkn.data.preparation import Preparation
 
 Task = Literal["classification", "regression"]
 
@@ -57,7 +58,9 @@ class DataSet:
     """A data set as the trainer sees it.
 
     `source` says where the samples come from ("full", "embedded: ...", "synthetic: ...") and is written into
-    every output of a run; `input_size` is (C, H, W) after `to_input`.
+    every output of a run; `input_size` is (C, H, W) after `to_input`. `classes` are a classification's names by
+    index. `preparation` makes of one image what `to_input` makes of the test images; None where an image alone does
+    not do, as with faces, whose landmarks are needed too.
     """
 
     name: str
@@ -68,6 +71,11 @@ class DataSet:
     train: Split
     test: Split
     to_input: ToInput = to_unit_range
+    classes: tuple[str, ...] = ()
+    preparation: Preparation | None = None
+
+    def __post_init__(self) -> None:
+        assert not self.classes or len(self.classes) == self.num_outputs
 
 
 def check_source(source: str, choices: tuple[str, ...] = SOURCES) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from tkn.data.base import DataSet, Split, check_source, describe_counts
 from tkn.data.download import fetch
+from tkn.data.preparation import Preparation
 
 BASE_URL = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 TRAIN, TEST, TEST_LABELS = "GTSRB/Training", "GTSRB/Final_Test/Images", "GT-final_test.csv"
@@ -26,7 +27,53 @@ ARCHIVES = {
     TEST_LABELS: ("GTSRB_Final_Test_GT.zip", "fe31e9c9270bbcd7b84b7f21a9d9d9e5"),
 }
 HEADER = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
-NUM_CLASSES = 43
+#: by ClassId
+CLASSES = (
+    "speed limit 20",
+    "speed limit 30",
+    "speed limit 50",
+    "speed limit 60",
+    "speed limit 70",
+    "speed limit 80",
+    "end of speed limit 80",
+    "speed limit 100",
+    "speed limit 120",
+    "no passing",
+    "no passing for lorries",
+    "right of way at the next crossing",
+    "priority road",
+    "yield",
+    "stop",
+    "no vehicles",
+    "no lorries",
+    "no entry",
+    "general caution",
+    "dangerous curve left",
+    "dangerous curve right",
+    "double curve",
+    "bumpy road",
+    "slippery road",
+    "road narrows on the right",
+    "road works",
+    "traffic signals",
+    "pedestrians",
+    "children crossing",
+    "bicycles crossing",
+    "ice or snow",
+    "wild animals",
+    "end of all limits",
+    "turn right ahead",
+    "turn left ahead",
+    "ahead only",
+    "straight or right",
+    "straight or left",
+    "keep right",
+    "keep left",
+    "roundabout",
+    "end of no passing",
+    "end of no passing for lorries",
+)
+NUM_CLASSES = len(CLASSES)
 FULL_COUNTS = (39_209, 12_630)
 SIDE = 32
 
@@ -86,6 +133,8 @@ def load_gtsrb(data_dir: Path, *, source: str = "auto") -> DataSet:
         num_outputs=NUM_CLASSES,
         train=train_split,
         test=test_split,
+        classes=CLASSES,
+        preparation=Preparation(3, (SIDE, SIDE)),  # of an image that is cropped to the sign's box
     )
 
 

@@ -15,6 +15,7 @@ from torchvision.datasets import MNIST
 
 from tkn.data.base import DataSet, Split, check_source
 from tkn.data.download import fetch
+from tkn.data.preparation import Preparation
 
 _log = logging.getLogger(__name__)
 
@@ -106,4 +107,14 @@ def _split(images: Tensor, labels: Tensor) -> Split:
 
 
 def _data_set(source: str, train: Split, test: Split) -> DataSet:
-    return DataSet("mnist", source, "classification", (1, 28, 28), 10, train, test)
+    return DataSet(
+        name="mnist",
+        source=source,
+        task="classification",
+        input_size=(1, 28, 28),
+        num_outputs=10,
+        train=train,
+        test=test,
+        classes=tuple(map(str, range(10))),
+        preparation=Preparation(1, (28, 28)),
+    )

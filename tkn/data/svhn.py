@@ -10,6 +10,7 @@ from scipy.io import loadmat
 
 from tkn.data.base import DataSet, Split, check_source, describe_counts
 from tkn.data.download import fetch
+from tkn.data.preparation import Preparation
 
 BASE_URL = "http://ufldl.stanford.edu/housenumbers"
 #: file name -> md5, as torchvision.datasets.SVHN lists them
@@ -45,6 +46,8 @@ def load_svhn(data_dir: Path, *, source: str = "auto") -> DataSet:
         num_outputs=10,
         train=train,
         test=test,
+        classes=tuple(map(str, range(10))),
+        preparation=Preparation(3, (32, 32)),
     )
 
 

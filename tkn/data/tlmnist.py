@@ -10,6 +10,7 @@ import torch
 
 from tkn.data.base import DataSet, Split
 from tkn.data.mnist import load_mnist
+from tkn.data.preparation import Preparation
 
 
 def load_tlmnist(data_dir: Path, *, source: str = "auto", distractor_seed: int = 0) -> DataSet:
@@ -29,6 +30,7 @@ def load_tlmnist(data_dir: Path, *, source: str = "auto", distractor_seed: int =
         input_size=(1, 56, 56),
         train=_with_distractors(mnist.train, random),
         test=_with_distractors(mnist.test, random),
+        preparation=Preparation(1, (56, 56)),
     )
 
 
