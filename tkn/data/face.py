@@ -8,7 +8,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.spatial import Delaunay
 from torch import Tensor
 
 # The landmarks are iBUG-68 without the inner mouth corners: jaw 0-16, brows 17-21 and 22-26, nose 27-35,
@@ -57,6 +56,8 @@ def pixel_weights(size: int, dtype: torch.dtype, device: torch.device) -> tuple[
     (and still piecewise affine). Rows sum to 1; those of pixels outside the hull are all zero. The matrix is kept
     dense: at this size (2304 x 66) its product is no slower than a sparse one's, and little beside the sampling.
     """
+    from scipy.spatial import Delaunay  # here, for it takes a second to import
+
     delaunay = Delaunay(REFERENCE.double().numpy())
     centres = (np.arange(size) + 0.5) / size
     pixels = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets import MNIST
 
 from tkn.data.base import DataSet, Split, check_source
 from tkn.data.download import fetch
@@ -62,6 +61,8 @@ def _find(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
+    from torchvision.datasets import MNIST  # here, for it takes seconds to import
+
     path = folder / f"{name}.gz"
     md5 = dict(MNIST.resources)[path.name]
     try:

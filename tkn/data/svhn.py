@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.io import loadmat
 
 from tkn.data.base import DataSet, Split, check_source, describe_counts
 from tkn.data.download import fetch
@@ -53,6 +52,8 @@ def load_svhn(data_dir: Path, *, source: str = "auto") -> DataSet:
 
 def _read(path: Path) -> Split:
     """X uint8 [32, 32, 3, N] (H, W, C, N) and y [N, 1] in 1..10 of one file, as a Split."""
+    from scipy.io import loadmat  # here, for it takes long to import
+
     try:
         content = loadmat(path, variable_names=["X", "y"])
         images, labels = content["X"], content["y"]
