@@ -168,6 +168,20 @@ def test_notes_for_users_of_the_file(tmp_path: Path) -> None:
     assert (lazy.classes, lazy.preprocessing) == ("any", None)
 
 
+def test_one_file_serves_every_batch_size(tmp_path: Path) -> None:
+    plan = accelerate(model(), 3, (2, 7, 6))
+    plan.save(tmp_path / "net.plan")
+    expected = plan(inputs())
+    for size in (1, 40):
+        loaded = load_plan(tmp_path / "net.plan", batch_size=size)
+        assert loaded.batch_size == size
+        assert_near(loaded(inputs()), expected)
+    assert load_plan(tmp_path / "net.plan").batch_size == 3
+    for wrong in (0, True, 1.5):
+        with pytest.raises(ValueError, match="batch_size=.* must be a whole number, at least 1"):
+            load_plan(tmp_path / "net.plan", batch_size=wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "value",
     [{1, 2}, torch.zeros(1), float("nan"), {"a": object()}],

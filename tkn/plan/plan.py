@@ -59,8 +59,7 @@ def accelerate(
     operations can't be followed, or that is not of float32, or for bfloat16 on a CPU without the instructions. Where
     the kernels can't be compiled, torch runs everything, after a warning.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
+    _check_batch_size(batch_size)
     if input_size is not None:
         called_with(input_size)  # or an error, before anything is done
     place = Place.of(device, dtype)
@@ -74,28 +73,50 @@ def accelerate(
         return Plan(_checked_graph(model, input_size), batch_size, place, **notes)
 
 
-def load_plan(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Plan:
+def load_plan(
+    path: str | Path,
+    *,
+    batch_size: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Plan:
     """A plan written by `Plan.save`; its first call arranges it anew for this machine, which may take seconds.
 
-    `device`, `dtype`: as `accelerate`'s, whatever the saved plan had. The file is data: nothing in it is executed, and
+    `batch_size`, `device`, `dtype`: as `accelerate`'s, whatever the saved plan had; a batch size of None is the saved
+    plan's. One file serves every batch size, device and type. The file is data: nothing in it is executed, and
     everything is checked before it is used. Loading takes no more of the CPU's memory than twice the file's size and
     64 MiB: large images are computed for a check at the first call. FileNotFoundError; ValueError for a file that is no
     plan, is damaged, of another version, or does not compute what it says.
     """
+    if batch_size is not None:
+        _check_batch_size(batch_size)
     path, place = Path(path), Place.of(device, dtype)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a plan")
     with path.open("rb") as file:
-        return _read(file, path.stat().st_size, str(path), place)
+        return _read(file, path.stat().st_size, str(path), place, batch_size=batch_size)
 
 
-def _read(file: BinaryIO, size: int, name: str, place: Place, small: bool | None = None) -> Plan:
+def _check_batch_size(batch_size: int) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
+
+
+def _read(
+    file: BinaryIO,
+    size: int,
+    name: str,
+    place: Place,
+    *,
+    batch_size: int | None = None,
+    small: bool | None = None,
+) -> Plan:
     with _undisturbed():
         contents = read_plan(file, size, name)
         checked = contents.check_now(name)
         plan = Plan(
             contents.graph,
-            contents.batch_size,
+            batch_size or contents.batch_size,
             place,
             small=small,
             classes=contents.classes,
@@ -108,7 +129,7 @@ def _read(file: BinaryIO, size: int, name: str, place: Place, small: bool | None
 
 
 def _unpickled(data: bytes, device: str, dtype: torch.dtype, small: bool | None) -> Plan:
-    return _read(BytesIO(data), len(data), "the plan", Place.of(device, dtype), small)
+    return _read(BytesIO(data), len(data), "the plan", Place.of(device, dtype), small=small)
 
 
 @contextmanager
