@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -16,20 +17,28 @@ def option_types(function: Callable[..., Any], not_options: Iterable[str] = ()) 
 
 
 def check_options(group: str, name: str, options: Mapping[str, Any], accepted: Mapping[str, Any]) -> None:
-    """ValueError if one of `options` of `group`=`name` is not `accepted` (types by name), or not of its type."""
+    """ValueError if one of `options` of `group`=`name` is not `accepted` (types by name), or not of its type.
+
+    A dataclass as a type accepts a mapping with its fields' names and types too.
+    """
     for option, value in options.items():
         if option not in accepted:
             raise ValueError(unknown(f"key of {group}={name}", option, accepted))
-        if not _fits(value, accepted[option]):
-            hint = accepted[option]
+        hint = accepted[option]
+        if is_dataclass(hint) and isinstance(value, Mapping):
+            inside = {f"{option}.{key}": kind for key, kind in get_type_hints(hint).items()}
+            check_options(group, name, {f"{option}.{key}": inner for key, inner in value.items()}, inside)
+        elif not _fits(value, hint):
             raise ValueError(f"{group}.{option}={value!r} must be of type {getattr(hint, '__name__', hint)}")
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether `value` is of the type `hint`: a class, list[class], or a union of these."""
+    """Whether `value` is of the type `hint`: a class, list[class], dict, or a union of these."""
     if isinstance(hint, UnionType):
         return any(_fits(value, part) for part in get_args(hint))
     if get_origin(hint) is list:
         return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict)
     # A bool is an int to Python, and an int does for a float.
     return type(value) is hint or (hint is float and type(value) is int)
