@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tkn.data.face import MIRROR, REFERENCE, FaceWarp, pixel_weights
+from tkn.data.face import MIRROR, PAIN_FACE, REFERENCE, FaceWarp, pixel_weights
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ def test_reference_is_symmetric_and_fills_the_crop() -> None:
 
 @pytest.mark.parametrize("size", [7, 48, 96])
 def test_pixel_weights(size: int) -> None:
-    weights, inside = pixel_weights(size, torch.float64, CPU)
+    weights, inside = pixel_weights(PAIN_FACE, size, torch.float64, CPU)
     assert torch.equal(inside, weights.any(dim=1).view(size, size))
     assert 0.7 < inside.double().mean() < 0.85
     assert (weights >= -1e-12).all()
@@ -63,7 +63,7 @@ def test_pixel_weights(size: int) -> None:
 def test_reference_onto_itself_is_the_picture_inside_the_hull() -> None:
     images = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     faces = FaceWarp(48)(images, (REFERENCE * 48).expand(2, -1, -1))
-    _, inside = pixel_weights(48, torch.float32, CPU)
+    _, inside = pixel_weights(PAIN_FACE, 48, torch.float32, CPU)
     torch.testing.assert_close(faces, images * inside, rtol=0, atol=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_affine_landmarks_sample_at_affine_places() -> None:
     faces = FaceWarp(size)(images, (REFERENCE.double() @ matrix.T + offset)[None])
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) / size
     pixels = torch.cartesian_prod(centres, centres).flip(-1)
-    _, inside = pixel_weights(size, torch.float64, CPU)
+    _, inside = pixel_weights(PAIN_FACE, size, torch.float64, CPU)
     expected = (pixels @ matrix.T + offset) * inside.view(-1, 1)
     torch.testing.assert_close(faces, expected.T.reshape(1, 2, size, size), rtol=0, atol=1e-9)
 

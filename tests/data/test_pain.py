@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from tkn.data.base import DataSet
-from tkn.data.face import REFERENCE, pixel_weights
-from tkn.data.pain import CROP, WarpFaces, load_pain
+from tkn.data.face import PAIN_FACE, REFERENCE, WarpFaces, pixel_weights
+from tkn.data.pain import CROP, load_pain
 
 SUBJECTS = ["042-ll042", "043-jh043", "047-jl047", "048-aa048"]
 SIZE = (100, 80)
@@ -99,7 +99,7 @@ def test_faces_are_warped_to_the_reference(archive: Path, shift: float) -> None:
     data = load_pain(archive, test_subjects=1)
     faces = 255 * data.to_input(data.train.select(slice(0, 1)).inputs, False)
     centres = (torch.arange(48) + 0.5) / 48
-    _, inside = pixel_weights(48, torch.float32, torch.device("cpu"))
+    _, inside = pixel_weights(PAIN_FACE, 48, torch.float32, torch.device("cpu"))
     x = (10 + 60 * centres + shift - 0.5).clamp(0, SIZE[0] - 1).expand(48, 48) * inside
     y = (15 + 50 * centres - 0.5)[:, None].expand(48, 48) * inside
     torch.testing.assert_close(faces[0, :2], torch.stack([x, y]), rtol=0, atol=1)
@@ -134,7 +134,7 @@ def test_noise_is_a_fraction_of_the_face(archive: Path) -> None:
     batch = tuple(tensor[:1].expand(500, *tensor.shape[1:]) for tensor in data.train.inputs)
     torch.manual_seed(0)
     x, y = 255 * data.to_input(batch, True)[:, :2].flatten(2).permute(1, 0, 2)
-    weights, _ = pixel_weights(48, torch.float32, torch.device("cpu"))
+    weights, _ = pixel_weights(PAIN_FACE, 48, torch.float32, torch.device("cpu"))
     pixel = weights[:, 30].argmax()  # the nose's tip
     expected = 0.02 * weights[pixel].norm().item()
     assert x[:, pixel].std().item() == pytest.approx(60 * expected, rel=0.15)

@@ -16,7 +16,7 @@ def _split(count: int) -> Split:
 
 @pytest.fixture
 def data() -> DataSet:
-    return DataSet("digits", "full", "classification", (1, 4, 4), 10, _split(100), _split(30))
+    return DataSet("digits", "full", "classification", (1, 4, 4), 100, _split(100), _split(30))
 
 
 def _to_input(batch: tuple[torch.Tensor, ...], augment: bool) -> torch.Tensor:

@@ -11,11 +11,18 @@ from tkn.app.command import CONFIG_DIR
 from tkn.cli import compose
 from tkn.training.config import check_config
 
+#: What a user must say of his own data.
+REQUIRED = {
+    "folder": ["data.path=parts"],
+    "faces": ["data.path=people", "data.target=age"],
+    "python": ["data.factory=shapes:load"],
+}
+
 
 @pytest.mark.parametrize("model", [path.stem for path in sorted((CONFIG_DIR / "model").glob("*.yaml"))])
 @pytest.mark.parametrize("data", [path.stem for path in sorted((CONFIG_DIR / "data").glob("*.yaml"))])
 def test_every_model_and_data_set_composes(model: str, data: str) -> None:
-    config = check_config(compose(f"model={model}", f"data={data}"))
+    config = check_config(compose(f"model={model}", f"data={data}", *REQUIRED.get(data, ())))
     assert (config.model.name, config.data.name) == (model, data)
 
 

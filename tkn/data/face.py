@@ -1,14 +1,24 @@
-"""66 facial landmarks and the piecewise affine warp to a frontal, upright reference face (Sec. 4.1, Pain)."""
+"""Facial landmarks and the piecewise affine warp to a frontal, upright reference face (Sec. 4.1, Pain)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+
+from tkn.data.augment import flip_half
+from tkn.data.base import to_unit_range
+from tkn.data.preparation import normalise
+
+#: Kept around the landmarks' bounding box, in its width and height: room for the landmarks' noise.
+MARGIN = 0.1
 
 # The landmarks are iBUG-68 without the inner mouth corners: jaw 0-16, brows 17-21 and 22-26, nose 27-35,
 # eyes 36-41 and 42-47, outer mouth 48-59, inner mouth 60-65. "Left" is the picture's left.
@@ -46,9 +56,26 @@ for _index, (_x, _y) in _HALF.items():
     REFERENCE[MIRROR[_index]] = torch.tensor([256 - _x, _y]) / 256
 
 
+@dataclass(frozen=True, eq=False)
+class ReferenceFace:
+    """Where a warp puts a face's landmarks.
+
+    points: float32 [n, 2], (x, y) in [0, 1] of the crop, from its top left corner; touching all four sides.
+    mirror: int64 [n], the landmark that each becomes when the picture is flipped horizontally; the points are then
+        exactly their own mirror image. None: they have none.
+    """
+
+    points: Tensor
+    mirror: Tensor | None
+
+
+#: The pain archive's 66 landmarks.
+PAIN_FACE = ReferenceFace(REFERENCE, MIRROR)
+
+
 @lru_cache(maxsize=8)
-def pixel_weights(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The warp as one matrix [size * size, 66], a row of weights over the landmarks per output pixel (row-major),
+def pixel_weights(face: ReferenceFace, size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The warp as one matrix [size * size, n], a row of weights over the n landmarks per output pixel (row-major),
     and bool [size, size]: is the pixel inside the reference's convex hull?
 
     A row holds the pixel centre's barycentric coordinates in the reference's Delaunay triangle around it, averaged
@@ -58,18 +85,20 @@ def pixel_weights(size: int, dtype: torch.dtype, device: torch.device) -> tuple[
     """
     from scipy.spatial import Delaunay  # here, for it takes a second to import
 
-    delaunay = Delaunay(REFERENCE.double().numpy())
+    points = face.points.double().numpy()
+    delaunay = Delaunay(points)
     centres = (np.arange(size) + 0.5) / size
     pixels = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
     triangle = delaunay.find_simplex(pixels)
     to_barycentric = delaunay.transform[triangle]
     first_two = np.einsum("nij,nj->ni", to_barycentric[:, :2], pixels - to_barycentric[:, 2])
-    weights = np.zeros((size * size, len(REFERENCE)))
+    weights = np.zeros((size * size, len(points)))
     corners = delaunay.simplices[triangle]
     np.put_along_axis(weights, corners, np.c_[first_two, 1 - first_two.sum(axis=1)], axis=1)
     weights[triangle < 0] = 0
-    mirrored = weights.reshape(size, size, -1)[:, ::-1].reshape(weights.shape)[:, MIRROR.numpy()]
-    weights = (weights + mirrored) / 2
+    if face.mirror is not None:
+        mirrored = weights.reshape(size, size, -1)[:, ::-1].reshape(weights.shape)[:, face.mirror.numpy()]
+        weights = (weights + mirrored) / 2
     inside = weights.sum(axis=1) > 0.75  # half where the hull's very edge is inside on one side only
     weights[~inside] = 0
     with torch.inference_mode(False):  # cached: made while testing, it must still serve training
@@ -79,7 +108,7 @@ def pixel_weights(size: int, dtype: torch.dtype, device: torch.device) -> tuple[
 
 @dataclass(frozen=True)
 class FaceWarp:
-    """Warps faces so that their 66 landmarks land on `REFERENCE`: [B, C, H, W] -> [B, C, size, size] (Sec. 4.1).
+    """Warps faces so that their n landmarks land on the reference's: [B, C, H, W] -> [B, C, size, size] (Sec. 4.1).
 
     Coordinates are in pixels, (x, y) from the picture's top left corner: the first pixel covers [0, 1] and has its
     centre at 0.5. Piecewise affine, sampled bilinearly; the border's pixels go on beyond the picture, and output
@@ -87,11 +116,12 @@ class FaceWarp:
     """
 
     size: int = 48
+    face: ReferenceFace = PAIN_FACE
 
     def __call__(self, images: Tensor, landmarks: Tensor) -> Tensor:
-        """Floating images [B, C, H, W] and landmarks [B, 66, 2] of one dtype -> [B, C, size, size]."""
+        """Floating images [B, C, H, W] and landmarks [B, n, 2] of one dtype -> [B, C, size, size]."""
         height, width = images.shape[-2:]
-        weights, inside = pixel_weights(self.size, landmarks.dtype, landmarks.device)
+        weights, inside = pixel_weights(self.face, self.size, landmarks.dtype, landmarks.device)
         x, y = landmarks.unbind(-1)
         # grid_sample without aligned corners: -1 and 1 are the outer edges of the border's pixels
         corners = torch.stack((2 * x / width - 1, 2 * y / height - 1), dim=1)
@@ -99,3 +129,51 @@ class FaceWarp:
             grid = (corners @ weights.T).view(-1, 2, self.size, self.size).permute(0, 2, 3, 1)
             faces = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         return faces * inside
+
+
+@dataclass(frozen=True)
+class WarpFaces:
+    """Crops uint8 [B, 3, H, W] and landmarks float32 [B, n, 2] in pixels -> float32 [B, 3, size, size].
+
+    Augmenting adds Gaussian noise to the landmarks before the warp, its standard deviation `landmark_noise` times
+    the face's width (x) and height (y), and flips half of the faces after it (Sec. 4.1), with random numbers of the
+    tensors' device's default generator. The pixels are in [0, 1], or else of the normalisation `mean`, `std`.
+    """
+
+    landmark_noise: float
+    flip: bool
+    warp: FaceWarp = FaceWarp()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __call__(self, batch: tuple[Tensor, ...], augment: bool) -> Tensor:
+        crops, landmarks = batch
+        if augment and self.landmark_noise:
+            face = landmarks.amax(dim=1, keepdim=True) - landmarks.amin(dim=1, keepdim=True)
+            landmarks = landmarks + self.landmark_noise * face * torch.randn_like(landmarks)
+        faces = self.warp(to_unit_range((crops,), augment), landmarks)
+        if augment and self.flip:
+            faces = flip_half(faces)
+        return normalise(faces, self.mean, self.std)
+
+
+def crop_face(
+    image: Image.Image, landmarks: NDArray[np.float64], side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """A face's surroundings [3, side, side], and its landmarks [n, 2] in their pixels.
+
+    They are the landmarks' bounding box with a margin, cut to the picture. ValueError where that leaves nothing.
+    """
+    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
+    margin = MARGIN * (high - low)
+    low, high = np.maximum(low - margin, 0), np.minimum(high + margin, image.size)
+    if not (high - low >= 1).all():
+        raise ValueError(f"its landmarks do not span a face on the image of {image.width}x{image.height}")
+    crop = image.resize((side, side), Image.Resampling.BILINEAR, box=(*low, *high))
+    return np.asarray(crop).transpose(2, 0, 1), (landmarks - low) * side / (high - low)
+
+
+def check_landmark_noise(noise: float) -> None:
+    """ValueError for a `data.landmark_noise` that can't be."""
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"data.landmark_noise={noise}: must be a number >= 0")

@@ -3,51 +3,24 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from tkn.app.messages import unknown
-from tkn.data.base import DataSet, Split, to_unit_range
-from tkn.data.face import REFERENCE, FaceWarp
+from tkn.data.base import DataSet, Split
+from tkn.data.face import REFERENCE, FaceWarp, WarpFaces, check_landmark_noise, crop_face
+from tkn.data.images import for_each
 
 #: Side in pixels of the crops kept in memory: all 48,398 frames take 1.3 GB.
 CROP = 96
-#: Kept around the landmarks' bounding box, in its width and height: room for the landmarks' noise.
-MARGIN = 0.1
 MAX_PAIN = 16
 FULL_COUNT = 48_398
-WARP = FaceWarp(48)
-
-
-@dataclass(frozen=True)
-class WarpFaces:
-    """Crops uint8 [B, 3, H, W] and landmarks float32 [B, 66, 2] in pixels -> float32 [B, 3, 48, 48] in [0, 1].
-
-    Augmenting adds Gaussian noise to the landmarks before the warp, its standard deviation `landmark_noise` times
-    the face's width (x) and height (y), and flips half of the faces after it (Sec. 4.1), with random numbers of the
-    tensors' device's default generator.
-    """
-
-    landmark_noise: float
-    flip: bool
-
-    def __call__(self, batch: tuple[Tensor, ...], augment: bool) -> Tensor:
-        crops, landmarks = batch
-        if augment and self.landmark_noise:
-            face = landmarks.amax(dim=1, keepdim=True) - landmarks.amin(dim=1, keepdim=True)
-            landmarks = landmarks + self.landmark_noise * face * torch.randn_like(landmarks)
-        faces = WARP(to_unit_range((crops,), augment), landmarks)
-        if augment and self.flip:
-            flipped = torch.rand(len(faces), 1, 1, 1, device=faces.device) < 0.5
-            faces = torch.where(flipped, faces.flip(-1), faces)
-        return faces
+SIDE = 48
 
 
 def load_pain(
@@ -79,13 +52,12 @@ def read_archive(
     `Images/<subject>/<sequence>/<frame>.png`, `AAM_landmarks/<subject>/<sequence>/<frame>_aam.txt` (66 lines "x y",
     pixels), `Frame_Labels/PSPI/<subject>/<sequence>/<frame>_facs.txt` (one number, 0-16). The test partition is all
     sequences of `test_subjects`, the last n of the sorted subjects or those named; the rest is for training.
-    `landmark_noise` and `flip` are for training only (see `WarpFaces`).
+    `landmark_noise` and `flip` are for training only (see `tkn.data.face.WarpFaces`).
 
     Raises ValueError for an option that cannot be, a subject or sequence on both sides, and a malformed file;
     FileNotFoundError for a frame without landmarks or label. The message names the file.
     """
-    if not 0 <= landmark_noise < math.inf:
-        raise ValueError(f"data.landmark_noise={landmark_noise}: must be a number >= 0")
+    check_landmark_noise(landmark_noise)
     images = sorted(path for path in (root / "Images").glob("*/*/*.png") if not path.name.startswith("."))
     if not images:
         raise ValueError(f"{root / 'Images'}: no subject with frames (<subject>/<sequence>/<frame>.png)")
@@ -97,11 +69,11 @@ def read_archive(
         name=name,
         source=source,
         task="regression",
-        input_size=(3, WARP.size, WARP.size),
+        input_size=(3, SIDE, SIDE),
         num_outputs=1,
         train=_read_split(root, train_images),
         test=_read_split(root, test_images),
-        to_input=WarpFaces(landmark_noise, flip),
+        to_input=WarpFaces(landmark_noise, flip, FaceWarp(SIDE)),
     )
 
 
@@ -142,9 +114,7 @@ def _read_split(root: Path, images: list[Path]) -> Split:
     def read(index: int) -> None:
         crops[index], landmarks[index], labels[index] = _read_frame(root, images[index])
 
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
-        for _ in pool.map(read, range(len(images))):
-            pass
+    for_each(read, len(images), None)
     return Split((torch.from_numpy(crops), torch.from_numpy(landmarks)), torch.from_numpy(labels))
 
 
@@ -158,13 +128,10 @@ def _read_frame(root: Path, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.f
             image = file.convert("RGB")
     except Exception as error:  # Pillow's plugins raise nearly anything
         raise ValueError(f"{path}: cannot decode the image ({error})") from error
-    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
-    margin = MARGIN * (high - low)
-    low, high = np.maximum(low - margin, 0), np.minimum(high + margin, image.size)
-    if not (high - low >= 1).all():
-        raise ValueError(f"{path}: its landmarks do not span a face on the image of {image.width}x{image.height}")
-    crop = image.resize((CROP, CROP), Image.Resampling.BILINEAR, box=(*low, *high))
-    return np.asarray(crop).transpose(2, 0, 1), (landmarks - low) * CROP / (high - low), label
+    try:
+        return *crop_face(image, landmarks, CROP), label
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_landmarks(path: Path, image: Path) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor
 
 #: Modes of Pillow's images that hold more than 8 bits a channel: which of them are black and white nobody can tell.
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+#: Mean and deviation of ImageNet's channels: what torchvision's and timm's pretrained weights were trained with.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,10 @@ class Preparation:
         array = np.asarray(upright)
         return array[None].copy() if self.channels == 1 else array.transpose(2, 0, 1).copy()
 
-    def to_input(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float32 [B, C, H, W]."""
-        return normalise(pixels.float().div_(255), self.mean, self.std)
+    def to_input(self, pixels: Tensor, augmentation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """uint8 [B, C, H, W] -> float32 [B, C, H, W], augmented between 0-1 and normalised."""
+        images = pixels.float().div_(255)
+        return normalise(images if augmentation is None else augmentation(images), self.mean, self.std)
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, lists and None alone, as JSON holds them."""
@@ -89,9 +94,14 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
 
     CMYK, palettes and the like are converted by Pillow; transparency is dropped.
     """
+    check_depth(image)
+    return ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+
+
+def check_depth(image: Image.Image) -> None:
+    """ValueError for an image of more than 8 bits a channel."""
     if image.mode in _DEEP_MODES:
         raise ValueError(f"it has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits first")
-    return ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
 
 
 def normalise(x: Tensor, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tkn.data.base import is_whole
+from tkn.data.base import is_own, is_whole
 from tkn.macs import MacsReport
 
 
@@ -61,6 +61,6 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     table.add_row("times fewer than the baseline", f"{summary['macs_dense'] / summary['macs_roi']:.2f}")
     table.add_row("epochs", str(summary["epochs"]))
     table.add_row("wall time", f"{summary['wall_seconds']:.1f} s")
-    partial = not is_whole(summary["data_source"])
+    partial = not (is_whole(summary["data_source"]) or is_own(summary["data_source"]))
     table.add_row("data", summary["data_source"], style="bold red" if partial else None)
     return table

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from math import ceil
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from tkn.data.base import DataSet, Split, ToInput
+from tkn.data.base import DataSet, Read, Split, ToInput
 
 #: An evaluation keeps no activations, and a GPU is busy with larger batches: so many times the training's.
 _GPU_EVALUATION = 4
@@ -23,6 +26,8 @@ def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 
 class Batches:
     """Iterates a split in batches (input float32 [B, C, H, W], targets [B, ...]), with no worker processes.
+
+    With `read`, the images of the next batch are read from their files, in another thread, while a batch is worked on.
 
     With `seed`, for training: augmented, and in an order drawn from (seed, epoch) alone. Torch's random numbers are
     seeded anew before every batch, so that a run that is continued at any step draws what an uninterrupted one would
@@ -38,6 +43,8 @@ class Batches:
         batch_size: int,
         to_input: ToInput,
         *,
+        read: Read | None = None,
+        device: torch.device | None = None,
         seed: int | None = None,
         epoch: Callable[[], int] = lambda: 0,
         rank: int = 0,
@@ -45,6 +52,9 @@ class Batches:
     ) -> None:
         self.batch_size = batch_size
         self.to_input = to_input
+        self.read = read
+        #: where batches go that are read from files; others are where the split is
+        self.device = device
         self.seed = seed
         self.epoch = epoch
         self.rank = rank
@@ -65,25 +75,45 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.seed is None:
-            for start in range(0, self.count, self.batch_size):
-                yield self._batch(slice(start, min(start + self.batch_size, self.count)), augment=False)
+            starts = range(0, self.count, self.batch_size)
+            for part in self._parts(slice(start, min(start + self.batch_size, self.count)) for start in starts):
+                yield self._batch(part, augment=False)
             return
         epoch = self.epoch()
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         shuffled = torch.randperm(len(self.split), generator=generator).to(self.split.targets.device)
         first, self._first = self._first, 0
-        for step in range(first, len(self)):
+        steps = range(first, len(self))
+        edges = ((step * self.batch_size, min((step + 1) * self.batch_size, self.count)) for step in steps)
+        indices = (shuffled[_part(start, end, self.rank, self.world)] for start, end in edges)
+        for step, part in zip(steps, self._parts(indices), strict=True):
             torch.manual_seed(_step_seed(self.seed, epoch, step, self.rank))
             self._given = step + 1
-            start, end = step * self.batch_size, min((step + 1) * self.batch_size, self.count)
-            yield self._batch(shuffled[_part(start, end, self.rank, self.world)], augment=True)
+            yield self._batch(part, augment=True)
 
     def images(self, step: int) -> int:
         """How many images the training batch of this step has, in all processes together."""
         return min(self.batch_size, self.count - step * self.batch_size)
 
-    def _batch(self, index: Tensor | slice, *, augment: bool) -> tuple[Tensor, Tensor]:
-        batch = self.split.select(index)
+    def _parts(self, indices: Iterable[Tensor | slice]) -> Iterator[Split]:
+        """The samples at each of the indices, with their images."""
+        selected = (self.split.select(index) for index in indices)
+        if self.read is None:
+            yield from selected
+            return
+        with ThreadPoolExecutor(1) as reader:
+            ahead = deque(reader.submit(self._load, part) for part in islice(selected, 1))
+            while ahead:
+                present = ahead.popleft().result()
+                ahead.extend(reader.submit(self._load, part) for part in islice(selected, 1))
+                yield present
+
+    def _load(self, part: Split) -> Split:
+        assert self.read is not None
+        return Split(self.read(part.inputs), part.targets)
+
+    def _batch(self, part: Split, *, augment: bool) -> tuple[Tensor, Tensor]:
+        batch = part if self.device is None else part.to(self.device)
         x = self.to_input(batch.inputs, augment)
         return x.contiguous(memory_format=torch.channels_last), batch.targets
 
@@ -122,6 +152,11 @@ class TensorDataModule(pl.LightningDataModule):
         kept = available if limit is None else limit
         if not 0 <= validation < kept:
             raise ValueError(f"data.validation={validation} must be 0 to {kept - 1:,}, less than the training images")
+        if validation and data.grouped:
+            raise ValueError(
+                f"data.validation={validation} must be 0 where images come in groups, as those of a subject: "
+                "what is held out would be of groups that are trained on"
+            )
         self.data = data
         self.batch_size = batch_size
         self.seed = seed
@@ -146,7 +181,7 @@ class TensorDataModule(pl.LightningDataModule):
 
     def _on_device(self, split: Split) -> Split:
         assert self.trainer is not None
-        return split.to(self.trainer.strategy.root_device)
+        return split if self.data.read else split.to(self.trainer.strategy.root_device)
 
     def _batches(self, split: Split, seed: int | None = None) -> Batches:
         trainer = self.trainer
@@ -156,6 +191,8 @@ class TensorDataModule(pl.LightningDataModule):
             split,
             self.batch_size * (_GPU_EVALUATION if larger else 1),
             self.data.to_input,
+            read=self.data.read,
+            device=trainer.strategy.root_device if self.data.read else None,
             seed=seed,
             epoch=lambda: trainer.current_epoch,
             rank=trainer.global_rank,

@@ -203,6 +203,10 @@ def _data(config: DictConfig) -> TensorDataModule:
     options: dict[str, Any] = OmegaConf.to_container(config.data)  # type: ignore[assignment]
     limit, validation = options.pop("limit", None), options.pop("validation", 0)
     data = load_data(options.pop("name"), config.data_dir, **options)
+    if data.task == "regression" and config.recipe.label_smoothing:
+        raise ValueError(
+            f"recipe.label_smoothing={config.recipe.label_smoothing} must be 0: a regression has no labels"
+        )
     return TensorDataModule(data, config.recipe.batch_size, limit=limit, validation=validation, seed=config.seed)
 
 

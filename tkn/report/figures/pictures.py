@@ -12,7 +12,7 @@ from tkn.data.base import DataSet, is_whole
 from tkn.report.figures.animation import save_animation
 from tkn.report.figures.attention import SCALE_UNIT, attention_functions
 from tkn.report.figures.rois import attention_pages
-from tkn.report.figures.samples import data_samples
+from tkn.report.figures.samples import data_samples, data_title
 from tkn.report.figures.style import Picture, save_print, slug
 from tkn.report.figures.tradeoff import tradeoff_pages
 from tkn.report.figures.tradeoff_points import Panel, operations_gain, panels
@@ -20,6 +20,9 @@ from tkn.report.runs.groups import Group, Section
 from tkn.report.runs.roi_states import read_states
 from tkn.report.runs.run import Run, short_source
 from tkn.report.timing import time_gain
+
+#: Options that samples are shown without; so are those of a group, as augmentation is for training.
+_NOT_OF_SAMPLES = ("name", "limit", "validation", "normalise")
 
 
 def attention_picture(folder: Path) -> Picture:
@@ -37,7 +40,10 @@ def attention_picture(folder: Path) -> Picture:
 
 def sample_pictures(runs: Iterable[Run], data_dir: Path, folder: Path, notes: list[str]) -> Iterator[Picture]:
     """Figure 3: samples of tlMNIST and of every data set among the runs with a summary; `notes` gets what failed."""
-    for name, options in _data_options(runs, data_dir).items():
+    for name, options in _data_options(runs, data_dir):
+        if name == "python":
+            notes.append(f"No samples of {options.get('factory')}: a report runs no code of a run's")
+            continue
         try:
             data = load_data(name, data_dir, **options)
         except (OSError, ValueError) as error:
@@ -49,34 +55,39 @@ def sample_pictures(runs: Iterable[Run], data_dir: Path, folder: Path, notes: li
 
 
 def _sample_picture(data: DataSet, folder: Path) -> Picture:
-    png, pdf = save_print(data_samples(data), folder, f"figure3_{slug(data.name)}")
-    caption = f"Test images of {data.name} as the network gets them, evenly spaced over the set. Data: {data.source}."
+    name = data_title(data)
+    png, pdf = save_print(data_samples(data), folder, f"figure3_{slug(name)}")
+    caption = f"Test images of {name} as the network gets them, evenly spaced over the set. Data: {data.source}."
     if data.name == "tlmnist":
         caption += " The label is the top left digit's; the other three distract."
-    alt = f"Fourteen test images of {data.name} in two rows, each with its label above it."
-    return Picture(f"Figure 3: samples of {data.name}", caption, alt, png, (pdf,))
+    alt = f"Fourteen test images of {name} in two rows, each with its label above it."
+    return Picture(f"Figure 3: samples of {name}", caption, alt, png, (pdf,))
 
 
-def _data_options(runs: Iterable[Run], data_dir: Path) -> dict[str, dict[str, Any]]:
-    """The options to load each data set with: those of the first run on it; embedded digits where the run had them."""
-    found: dict[str, dict[str, Any]] = {}
+def _data_options(runs: Iterable[Run], data_dir: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Each data set's name and options: those of the first run on it; embedded digits where the run had them.
+
+    Own data are of one set if they are at one place.
+    """
+    found: dict[tuple[str, Any], dict[str, Any]] = {}
     for run in runs:
         if run.summary is None:
             continue
         name = run.result["data"]
         prefix = "data."
         options = {key.removeprefix(prefix): v for key, v in (run.config or {}).items() if key.startswith(prefix)}
-        options = {key: v for key, v in options.items() if key not in ("name", "limit", "validation")}
+        options = {key: v for key, v in options.items() if key not in _NOT_OF_SAMPLES and "." not in key}
         if "embedded" in run.result["data_source"]:
             options["source"] = "embedded"
         try:
             check_data_options(name, options)
         except ValueError:  # a configuration of another version
             options = {}
-        found.setdefault(name, options)
+        found.setdefault((name, options.get("path", options.get("factory"))), options)
     here = (data_dir / "MNIST" / "raw").is_dir()
-    found.setdefault("tlmnist", {"source": "auto" if here else "embedded"})
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "tlmnist", item[0])))
+    found.setdefault(("tlmnist", None), {"source": "auto" if here else "embedded"})
+    ordered = sorted(found.items(), key=lambda item: (item[0][0] != "tlmnist", item[0][0], str(item[0][1])))
+    return [(name, options) for (name, _), options in ordered]
 
 
 def attention_pictures(sections: Iterable[Section], folder: Path, notes: list[str]) -> Iterator[Picture]:

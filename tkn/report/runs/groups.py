@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tkn.app.schema import flatten
+from tkn.data.base import is_own
 from tkn.models import BASE
 from tkn.report.paper import PAPER, PaperRow, paper_experiment
 from tkn.report.runs.run import Run, clipped_errors, short_source
@@ -105,7 +106,7 @@ class Group:
 
 def _belongs_in_row(remark: str) -> bool:
     """Whether neither the section's heading nor the row's own figures say the remark."""
-    return not remark.startswith(("not the whole data set", "the error is without clipping"))
+    return not remark.startswith(("not the whole data set", "own data", "the error is without clipping"))
 
 
 @cache
@@ -138,7 +139,11 @@ class Section:
 
     @property
     def title(self) -> str:
-        return "Whole data sets" if self.whole else f"Not the whole data set: {short_source(self.source)}"
+        if self.whole:
+            return "Whole data sets"
+        if is_own(self.source):
+            return f"Own data: {self.source.removeprefix('own: ')}"
+        return f"Not the whole data set: {short_source(self.source)}"
 
 
 def plus_minus(statistic: Statistic, name: str) -> str:

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from tkn.app.messages import message
 from tkn.app.schema import flatten
 from tkn.attention import ATTENTION
-from tkn.data.base import is_whole
+from tkn.data import HOW_READ
+from tkn.data.base import is_own, is_whole
 from tkn.data.mnist import EMBEDDED_SOURCE
 from tkn.training.config import RunConfig
 
@@ -46,6 +47,7 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
 _NO_DIFFERENCE = (
     *("seed", "mode", "checkpoint", "experiment", "data_dir", "data.source"),
     *("trainer.accelerator", "trainer.enable_progress_bar"),
+    *(f"data.{key}" for key in HOW_READ),
 )
 _NO_DIFFERENCE_GROUPS = ("logger.", "prune.")
 #: How they begin that a dense network does not use.
@@ -202,7 +204,9 @@ def _wrong_key(summary: object) -> str | None:
 
 
 def _remarks(run: Run, summary: Mapping[str, Any], config_text: str) -> Iterator[str]:
-    if not is_whole(summary["data_source"]):
+    if is_own(summary["data_source"]):
+        yield f"own data: {summary['data_source'].removeprefix('own: ')}"
+    elif not is_whole(summary["data_source"]):
         yield f"not the whole data set ({summary['data_source'].split(':')[0]})"
     elif summary["data_source"] != "full":
         yield f"data: {summary['data_source']}"

@@ -12,6 +12,7 @@ from torch import nn
 
 from tkn.app.messages import first_line
 from tkn.app.schema import flatten
+from tkn.data import HOW_READ
 from tkn.models import build_model
 
 _log = logging.getLogger(__name__)
@@ -78,8 +79,10 @@ def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: Dic
 
     The penalty, the schedule and the loss may change, with a warning; the optimiser goes on with its state.
     """
-    before: dict[str, Any] = checkpoint["tkn"]["config"]
+    before: dict[str, Any] = {**checkpoint["tkn"]["config"]}
     now: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    for side in (before, now):
+        side["data"] = {key: value for key, value in side["data"].items() if key not in HOW_READ}
     for group in ("seed", "model", "data", "attention"):
         _require_same(path, group, before[group], now[group])
     if before["recipe"].keys() != now["recipe"].keys():

@@ -10,9 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tkn.app.schema import flatten
+from tkn.data import HOW_READ
 
 #: Keys that say where and how a run shows itself, not what it is.
-_FREE_KEYS = ("data_dir", "logger", "trainer.enable_progress_bar")
+_FREE_KEYS = ("data_dir", "logger", "trainer.enable_progress_bar", *(f"data.{key}" for key in HOW_READ))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tkn.app.versions import package_versions
 from tkn.backends.torch.fourier import uses_fourier
-from tkn.data.base import is_whole
+from tkn.data.base import is_own, is_whole
 from tkn.training.batches import TensorDataModule
 from tkn.training.cuda_graphs import supports_cuda_graphs
 from tkn.training.module import TargetedTraining
@@ -30,6 +30,8 @@ def describe_source(source: str, config: DictConfig) -> str:
 
 def run_title(model: str, data: str, source: str) -> str:
     """What a run's pictures are called: its model and data, and where these came from if they are not whole."""
+    if is_own(source):
+        return f"{model} on {source.removeprefix('own: ').split(',')[0]}"
     return f"{model} on {data}" + ("" if is_whole(source) else f" ({source.split(':')[0]} data)")
 
 
