@@ -32,9 +32,9 @@ import tkn  # noqa: E402
 from tkn.backends.cuda import backend  # noqa: E402
 from tkn.backends.cuda.check import wrong_results  # noqa: E402
 from tkn.bench.on_gpu import gpu_seconds, graphed  # noqa: E402
-from tkn.bench.thin import thin  # noqa: E402
 from tkn.layers import roi_layers  # noqa: E402
 from tkn.macs import count_macs  # noqa: E402
+from tkn.models.thin import thin  # noqa: E402
 from tkn.ops import engines, sticky  # noqa: E402
 from tkn.plan import place  # noqa: E402
 from tkn.plan.compare import difference  # noqa: E402

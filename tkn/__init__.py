@@ -22,6 +22,7 @@ from tkn.penalty import scale_penalty
 from tkn.plan.plan import accelerate, load_plan
 
 if TYPE_CHECKING:
+    from tkn.training.records.checkpoint import load_model
     from tkn.training.run import run
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "accelerate",
     "build_model",
     "count_macs",
+    "load_model",
     "load_plan",
     "parameter_groups",
     "run",
@@ -51,4 +53,8 @@ def __getattr__(name: str) -> Any:
         from tkn.training.run import run
 
         return run
+    if name == "load_model":
+        from tkn.training.records.checkpoint import load_model
+
+        return load_model
     raise AttributeError(f"module 'tkn' has no attribute {name!r}")

@@ -18,10 +18,10 @@ from torchvision.models import get_model
 from tkn.bench.config import KEYWORDS, TORCHVISION
 from tkn.bench.rois import generate_rois, load_rois, read_rois
 from tkn.bench.tc_resnet import TcResNet8
-from tkn.bench.thin import thin
 from tkn.convert import targetize
 from tkn.macs import count_macs
 from tkn.models import build_model
+from tkn.models.thin import thin
 from tkn.training.records.checkpoint import checkpoint_network
 
 _log = logging.getLogger(__name__)

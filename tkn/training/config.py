@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,9 +12,9 @@ from tkn.app.messages import unknown
 from tkn.app.schema import check_rules, typed
 from tkn.attention import ATTENTION
 from tkn.data import check_data_options
-from tkn.models import MODEL_NAMES
 from tkn.ops.engines import ENGINES
 from tkn.training.loggers.config import check_logger
+from tkn.training.networks import check_model
 from tkn.training.recipe import LR_SCHEDULES, WEIGHT_DECAY_FACTOR, check_optimizer
 
 #: The arguments of Lightning's Trainer that a run leaves to the user.
@@ -40,13 +40,6 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 #: How several processes train: each on its share of every batch, with the mean of the gradients.
 STRATEGIES = ("auto", "ddp")
 MODES = ("train", "test")
-
-
-@dataclass
-class ModelConfig:
-    name: str
-    dropout: float | None
-    gradient_clip_norm: float | None
 
 
 @dataclass
@@ -88,10 +81,18 @@ class PruneConfig:
 
 
 @dataclass
-class RunConfig:
-    """`data`, `trainer` and `logger` are open: the loader's arguments, TRAINER_KEYS, a logger's keys."""
+class ChannelsConfig:
+    checkpoint: str | None = None
+    macs: float | None = None
+    lr_factor: float = 0.1
 
-    model: ModelConfig
+
+@dataclass
+class RunConfig:
+    """`model`, `data`, `trainer` and `logger` are open: a network's options, the loader's arguments, TRAINER_KEYS, a
+    logger's keys. What has a default may be missing: configurations of earlier versions lack it."""
+
+    model: dict[str, Any]
     data: dict[str, Any]
     recipe: RecipeConfig
     attention: AttentionConfig
@@ -105,11 +106,13 @@ class RunConfig:
     engine: str
     data_dir: str
     experiment: str | None
+    channels: ChannelsConfig = field(default_factory=ChannelsConfig)
 
 
 def check_config(config: DictConfig) -> DictConfig:
     """The configuration, typed and checked. ValueError naming the first wrong key or value."""
     checked = typed(RunConfig, config)
+    check_model(checked)
     check_rules(checked, _rules(checked))
     data: dict[str, Any] = OmegaConf.to_container(checked.data)  # type: ignore[assignment]
     check_data_options(data.pop("name"), {k: v for k, v in data.items() if k not in ("limit", "validation")})
@@ -128,10 +131,6 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     yield "mode", config.mode in MODES, " or ".join(MODES)
     yield "engine", config.engine in ENGINES, f"one of {', '.join(ENGINES)}"
     yield "seed", 0 <= config.seed < 2**32, "a whole number from 0 to 2^32 - 1"
-    yield "model.name", config.model.name in MODEL_NAMES, f"one of {', '.join(MODEL_NAMES)}"
-    yield "model.dropout", config.model.dropout is None or 0 <= config.model.dropout < 1, "null or within [0, 1)"
-    clip_norm = config.model.gradient_clip_norm
-    yield "model.gradient_clip_norm", clip_norm is None or clip_norm > 0, "null or positive"
     yield "attention.name", config.attention.name in ATTENTION, f"one of {', '.join(ATTENTION)}"
     yield "attention.scale_unit", config.attention.scale_unit > 0, "positive"
     yield (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -17,6 +17,8 @@ from torchmetrics import Metric
 from tkn.data.base import Task
 from tkn.layers import clipped, roi_layers
 from tkn.macs import MacsReport, count_macs
+from tkn.models import Architecture
+from tkn.models.freezing import frozen_norms
 from tkn.penalty import scale_penalty
 from tkn.training.averaging import MovingAverage
 from tkn.training.batches import Batches
@@ -91,6 +93,10 @@ class TargetedTraining(pl.LightningModule):
         recipe: optimizer, weight_decay_as and the schedule's keys (Sec. 4.2), attention_lr_factor, label_smoothing,
             ema_decay.
         identity: plain data that tells what a checkpoint is of (see `tkn.training.records.checkpoint`).
+        frozen: names or patterns of what does not learn (see `freeze_`), whose normalisations then keep their
+            statistics too.
+        pretrained, pretrained_lr_factor: the names of parameters that learn at so many times the rate; None: at the
+            rate.
         cuda_graphs: on a CUDA GPU, start the kernels of the forward and backward pass at once; for one process only.
     """
 
@@ -104,6 +110,9 @@ class TargetedTraining(pl.LightningModule):
         penalty: dict[str, float],
         recipe: dict[str, Any],
         identity: dict[str, Any],
+        frozen: Sequence[str] = (),
+        pretrained: Collection[str] = (),
+        pretrained_lr_factor: float | None = None,
         cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
@@ -117,6 +126,10 @@ class TargetedTraining(pl.LightningModule):
         self.penalty = penalty
         self.recipe = recipe
         self.identity = identity
+        self.frozen = frozen
+        self.pretrained = pretrained
+        self.pretrained_lr_factor = 1.0 if pretrained_lr_factor is None else pretrained_lr_factor
+        self._learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self.cuda_graphs = cuda_graphs
         self._forget_tensors()
         counted = self.count_macs()
@@ -129,6 +142,11 @@ class TargetedTraining(pl.LightningModule):
         self.train_means = _means(names)
         self.eval_means = _means([*names, *(f"{name}_clipped" for name in self.error_names)])
         self.project()
+
+    @property
+    def architecture(self) -> Architecture:
+        """What network it is."""
+        return Architecture.from_dict(self.identity["architecture"])
 
     @property
     def error_names(self) -> tuple[str, ...]:
@@ -171,11 +189,16 @@ class TargetedTraining(pl.LightningModule):
         self._replayed = False
 
     def on_train_start(self) -> None:
+        for norm in frozen_norms(self.learning, self.frozen):
+            norm.eval()
         # From now on the tensors stay where they are.
         if self.raw is not None:
             self._average = MovingAverage(self.model, self.raw, self.recipe["ema_decay"])
         if self.cuda_graphs and supports_cuda_graphs(self.device):
-            self._graphs = StepGraphs(self._losses, self.project, self.learning.parameters())
+            self._graphs = StepGraphs(self._losses, self.project, self._parameters_that_learn())
+
+    def _parameters_that_learn(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.learning.parameters() if parameter.requires_grad]
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.raw is not None:
@@ -184,7 +207,8 @@ class TargetedTraining(pl.LightningModule):
     def teardown(self, stage: str) -> None:
         self._forget_tensors()
         if stage == "fit" and self.raw is not None:
-            self.model.requires_grad_(True)
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(self._learns[name])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tkn"] = self.identity
@@ -311,7 +335,12 @@ class TargetedTraining(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         recipe, epochs = self.recipe, self.trainer.max_epochs
         optimizer = build_optimizer(
-            self.learning, recipe["optimizer"], recipe["weight_decay_as"], recipe["attention_lr_factor"]
+            self.learning,
+            recipe["optimizer"],
+            recipe["weight_decay_as"],
+            recipe["attention_lr_factor"],
+            self.pretrained,
+            self.pretrained_lr_factor,
         )
         assert epochs is not None
         schedule = build_schedule(optimizer, recipe, epochs, self._epoch_steps)

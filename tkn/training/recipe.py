@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import ceil, cos, pi
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from tkn.app.messages import unknown
-from tkn.layers import roi_layers
+from tkn.decay import attention_parameters
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "SGD": torch.optim.SGD,
@@ -40,29 +40,38 @@ def check_optimizer(options: dict[str, Any]) -> None:
 
 
 def build_optimizer(
-    model: nn.Module, options: dict[str, Any], weight_decay_as: str, attention_lr_factor: float = 1.0
+    model: nn.Module,
+    options: dict[str, Any],
+    weight_decay_as: str,
+    attention_lr_factor: float = 1.0,
+    pretrained: Collection[str] = (),
+    pretrained_lr_factor: float = 1.0,
 ) -> Optimizer:
-    """The optimiser `options["name"]` with the other options as its arguments.
+    """The optimiser `options["name"]` with the other options as its arguments, for the parameters that learn.
 
-    `loc`, `scale` and a learned `rho` form a second group with `attention_lr_factor` times the rate and without weight
-    decay: the scale penalty is theirs.
+    The first group has the recipe's rate. `loc`, `scale` and a learned `rho` form a second group with
+    `attention_lr_factor` times the rate and without weight decay: the scale penalty is theirs. The other parameters
+    that `pretrained` names form one with `pretrained_lr_factor` times the rate, unless that is 1.
     """
     check_optimizer(options)
     arguments = {key: value for key, value in options.items() if key != "name"}
     if arguments.get("weight_decay"):
         arguments["weight_decay"] *= WEIGHT_DECAY_FACTOR[weight_decay_as]
-    attention = {
-        id(parameter)
-        for layer in roi_layers(model).values()
-        for name, parameter in layer.named_parameters(recurse=False)
-        if name in ("loc", "scale", "rho")
-    }
-    groups = [{"params": [p for p in model.parameters() if id(p) not in attention]}]
-    if attention:
-        groups.append({"params": [p for p in model.parameters() if id(p) in attention], "weight_decay": 0.0})  # type: ignore[dict-item]
-    optimizer = OPTIMIZERS[options["name"]](groups, **arguments)
-    for group in optimizer.param_groups[1:]:
-        group["lr"] *= attention_lr_factor
+    attention = attention_parameters(model)
+    slower = set() if pretrained_lr_factor == 1 else set(pretrained) - attention
+    learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in learning.items() if name not in attention | slower], "factor": 1.0},
+        {"params": [p for name, p in learning.items() if name in attention], "factor": attention_lr_factor},
+        {"params": [p for name, p in learning.items() if name in slower], "factor": pretrained_lr_factor},
+    ]
+    groups[1]["weight_decay"] = 0.0
+    factors = [group.pop("factor") for group in groups]
+    # The first one stays, for its rate is the one that is logged.
+    kept = [position for position, group in enumerate(groups) if group["params"] or position == 0]
+    optimizer = OPTIMIZERS[options["name"]]([groups[position] for position in kept], **arguments)
+    for group, position in zip(optimizer.param_groups, kept, strict=True):
+        group["lr"] *= factors[position]
     return optimizer
 
 

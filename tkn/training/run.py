@@ -28,20 +28,28 @@ from tkn.app.memory import keep_freed_memory
 from tkn.app.signals import Interrupted, Signals
 from tkn.backends.torch.fourier import use_fourier
 from tkn.data import load_data
+from tkn.data.base import DataSet
 from tkn.drawing.figures import attention_maps, save_figure, training_curves
 from tkn.drawing.tables import layers_table, results_table
 from tkn.layers import roi_layers
-from tkn.models import build_model
+from tkn.models.names import as_patterns
 from tkn.training.batches import TensorDataModule
 from tkn.training.config import LIGHTNING_KEYS, check_config
 from tkn.training.cuda_graphs import may_capture
 from tkn.training.loggers.log import RunLog
 from tkn.training.loggers.trackers import open_log
 from tkn.training.module import TargetedTraining
+from tkn.training.networks import architecture_of, start_network
 from tkn.training.processes import run_processes
 from tkn.training.progress import ProgressBar
 from tkn.training.prune import Prune
-from tkn.training.records.checkpoint import check_continuation, identify, load_weights, read_checkpoint
+from tkn.training.records.checkpoint import (
+    check_continuation,
+    identify,
+    load_weights,
+    read_checkpoint,
+    require_same_thinning,
+)
 from tkn.training.records.earlier import earlier_run
 from tkn.training.records.history import History
 from tkn.training.records.roi_history import RoiHistory
@@ -127,14 +135,12 @@ def _train_and_test(
     trainer = _trainer(config, folder, callbacks, rank)
 
     datamodule = _data(config)
-    module = _module(config, datamodule)
-    checkpoint = read_checkpoint(continued, module.identity) if continued else None
-    if checkpoint is not None and config.mode == "train":
-        check_continuation(str(continued), checkpoint, config)
+    checkpoint = _checkpoint(config, datamodule.data, continued) if continued else None
+    module = _module(config, datamodule, checkpoint)
     source = describe_source(datamodule.data.source, config)
     # A log file has no width to fit.
     console = Console(width=None if sys.stdout.isatty() else 120, quiet=rank > 0)
-    console.print(layers_table(module.count_macs(), f"{config.model.name} on {config.data.name} ({source})"))
+    console.print(layers_table(module.count_macs(), f"{module.architecture.title} on {config.data.name} ({source})"))
     if module.soft:
         _log.warning(
             "attention.clip=false: the reported error is measured without clipping; the clipped error stands beside it"
@@ -147,7 +153,7 @@ def _train_and_test(
             if config.mode == "train":
                 trainer.fit(module, datamodule, ckpt_path=continued)
                 if datamodule.eval_name == "valid":
-                    load_weights(module.model, read_checkpoint(checkpoints.best, module.identity))
+                    load_weights(module.model, read_checkpoint(checkpoints.best, module.architecture))
             elif checkpoint is not None:
                 load_weights(module.model, checkpoint)
             tested = trainer.test(module, datamodule, verbose=False)[0]
@@ -210,31 +216,35 @@ def _data(config: DictConfig) -> TensorDataModule:
     return TensorDataModule(data, config.recipe.batch_size, limit=limit, validation=validation, seed=config.seed)
 
 
-def _module(config: DictConfig, datamodule: TensorDataModule) -> TargetedTraining:
+def _checkpoint(config: DictConfig, data: DataSet, path: Path) -> dict[str, Any]:
+    """The checkpoint that is continued or tested, if it is of the configuration's network, and can be."""
+    checkpoint = read_checkpoint(path, architecture_of(config, data.input_size, data.num_outputs))
+    require_same_thinning(path, checkpoint, config)
+    if config.mode == "train":
+        check_continuation(str(path), checkpoint, config)
+    return checkpoint
+
+
+def _module(config: DictConfig, datamodule: TensorDataModule, checkpoint: dict[str, Any] | None) -> TargetedTraining:
     data = datamodule.data
     pl.seed_everything(config.seed, verbose=False)
-    model = build_model(
-        config.model.name,
-        data.input_size,
-        data.num_outputs,
-        dropout=config.model.dropout,
-        attention=config.attention.name,
-        scale_unit=config.attention.scale_unit,
-        min_size=config.attention.min_size,
-        clip=config.attention.clip,
-        # The compiler joins dense layers with what is around them, which most networks gain more by.
-        engine="dense" if config.trainer.compile and config.engine == "auto" else config.engine,
-    )
+    start = start_network(config, data.input_size, data.num_outputs, checkpoint)
     if config.trainer.fourier:
-        use_fourier(model)
+        use_fourier(start.model)
+    recipe: dict[str, Any] = OmegaConf.to_container(config.recipe)  # type: ignore[assignment]
+    if config.channels.checkpoint is not None:
+        recipe["optimizer"]["lr"] *= config.channels.lr_factor
     module = TargetedTraining(
-        model.to(memory_format=torch.channels_last),  # faster on CPUs and with tensor cores
+        start.model.to(memory_format=torch.channels_last),  # faster on CPUs and with tensor cores
         data.input_size,
         task=data.task,
         eval_name=datamodule.eval_name,
         penalty=dict(config.penalty),
-        recipe=OmegaConf.to_container(config.recipe),  # type: ignore[arg-type]
-        identity=identify(config, data.input_size, data.num_outputs),
+        recipe=recipe,
+        identity=identify(config, start.architecture, start.pretrained),
+        frozen=as_patterns(OmegaConf.to_container(config.model).get("freeze")),  # type: ignore[union-attr]
+        pretrained=start.pretrained,
+        pretrained_lr_factor=config.model.get("pretrained_lr_factor"),
         cuda_graphs=may_capture(config.trainer),
     )
     if config.trainer.compile:

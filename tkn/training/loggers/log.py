@@ -19,6 +19,7 @@ from tkn.app.messages import message
 from tkn.drawing.figures import attention_maps
 from tkn.training.batches import TensorDataModule
 from tkn.training.module import TargetedTraining
+from tkn.training.networks import model_title
 from tkn.training.records.history import History
 from tkn.training.records.summary import describe_source, run_title
 
@@ -84,17 +85,18 @@ class RunLog(Callback):
     @property
     def described(self) -> dict[str, str]:
         """What a run is looked for by."""
-        names = {"model": self.config.model.name, "data": self.config.data.name, "experiment": self.config.experiment}
+        names = {"model": model_title(self.config), "data": self.config.data.name, "experiment": self.config.experiment}
         return {key: name for key, name in names.items() if name is not None}
 
     @_own_random_numbers
-    def setup(self, trainer: pl.Trainer, _module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(module, TargetedTraining)
         if stage == "test" and self.config.mode == "train":
             return  # the test at the end of a training
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, TensorDataModule)
         source = describe_source(datamodule.data.source, self.config)
-        self.title = run_title(self.config.model.name, self.config.data.name, source)
+        self.title = run_title(module.architecture.title, self.config.data.name, source)
         config: dict[str, Any] = OmegaConf.to_container(self.config)  # type: ignore[assignment]
         self.log_config({**config, "data_source": source, "folder": str(self.folder.resolve())})
         self.logger.save()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,59 +11,90 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from tkn.app.messages import first_line
+from tkn.app.messages import first_line, message
 from tkn.app.schema import flatten
 from tkn.data import HOW_READ
-from tkn.models import build_model
+from tkn.models import Architecture
+from tkn.models.factory import Factory
+from tkn.models.weights import run_weights
 
 _log = logging.getLogger(__name__)
 
 
-def identify(config: DictConfig, input_size: tuple[int, ...], num_outputs: int) -> dict[str, Any]:
-    """What a checkpoint is a checkpoint of: the network, and the configuration that trained it, as plain data."""
+def identify(config: DictConfig, architecture: Architecture, pretrained: Collection[str] = ()) -> dict[str, Any]:
+    """What a checkpoint is a checkpoint of: the network, and the configuration that trained it, as plain data.
+
+    pretrained: the names of the parameters that had been trained before.
+    """
     return {
-        "model": config.model.name,
-        "input_size": list(input_size),
-        "num_outputs": num_outputs,
-        "attention": f"{config.attention.name}, scale_unit {config.attention.scale_unit}",
+        "model": architecture.name,
+        "input_size": list(architecture.input_size),
+        "num_outputs": architecture.num_outputs,
+        "architecture": architecture.to_dict(),
+        "pretrained": sorted(pretrained),
         "config": OmegaConf.to_container(config, resolve=True),
     }
 
 
-def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """A run's checkpoint, which must be one of the network that `identity` (see `identify`) tells of.
+def read_checkpoint(path: Path, architecture: Architecture, option: str = "checkpoint=") -> dict[str, Any]:
+    """A run's checkpoint, which must be one of the network `architecture`, or of that one made narrower.
 
-    FileNotFoundError if it is not there, ValueError if it is damaged, foreign or of another network.
+    FileNotFoundError if it is not there, ValueError if it is damaged, foreign or of another network; `option`: what
+    messages put before the path.
     """
-    checkpoint = _read(path, "checkpoint=")
-    for key in ("model", "input_size", "num_outputs", "attention"):
-        _require_same(path, key, checkpoint["tkn"][key], identity[key])
+    checkpoint = _read(path, option)
+    theirs = Architecture.from_dict(checkpoint["tkn"]["architecture"])
+    named = f"{option}{path}"
+    _require_same(named, "model", theirs.name, architecture.name)
+    _require_same(named, "input_size", list(theirs.input_size), list(architecture.input_size))
+    _require_same(named, "num_outputs", theirs.num_outputs, architecture.num_outputs)
+    if architecture.targeted:
+        _require_same(named, "attention.name", theirs.attention["attention"], architecture.attention["attention"])
+        _require_same(
+            named, "attention.scale_unit", theirs.attention["scale_unit"], architecture.attention["scale_unit"]
+        )
+    for key in sorted(theirs.options.keys() | architecture.options.keys()):
+        if key != "dropout":  # evaluation has none
+            _require_same(named, f"model.{key}", theirs.options.get(key), architecture.options.get(key))
     return checkpoint
 
 
-def checkpoint_network(path: Path, option: str = "") -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a run's checkpoint, in evaluation mode, clipped to its ROIs, and its identity (see `identify`).
+def require_same_thinning(path: Path, checkpoint: dict[str, Any], config: DictConfig) -> None:
+    """ValueError if a checkpoint's network is thinner, or less thin, than the configuration says."""
+    theirs = checkpoint["tkn"]["config"]["model"].get("thin")
+    _require_same(f"checkpoint={path}", "model.thin", theirs, config.model.get("thin"))
 
-    FileNotFoundError if it is not there, ValueError if it is damaged or not of tkn-run; `option`: what messages put
-    before the path, such as "rois.path=".
+
+def load_model(path: str | Path, *, factory: Factory | str | None = None) -> nn.Module:
+    """The trained network of a run's checkpoint (last.ckpt, best.ckpt), in evaluation mode, clipped to its ROIs.
+
+    Reads tensors and plain data only. A network that a user's own code makes (model=python) needs `factory`: the
+    function that makes it, or its name "package.module:function", which is then imported; what a file names is never
+    imported unasked. FileNotFoundError if there is no such file, ValueError, one line, if it is damaged or not of
+    tkn-run, or if `factory` is not given or makes another network.
+    """
+    return checkpoint_network(Path(path).expanduser(), factory=factory)[0]
+
+
+def checkpoint_network(
+    path: Path, option: str = "", factory: Factory | str | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """As `load_model`, with the checkpoint's identity (see `identify`).
+
+    option: what messages put before the path, such as "rois.path=".
     """
     checkpoint = _read(path, option)
-    identity = checkpoint["tkn"]
-    attention = identity["config"]["attention"]
-    model = build_model(
-        identity["model"],
-        tuple(identity["input_size"]),
-        identity["num_outputs"],
-        attention=attention["name"],
-        scale_unit=attention["scale_unit"],
-        min_size=attention["min_size"],
-        clip=True,
-    )
-    load_weights(model, checkpoint)
-    return model.eval(), identity
+    try:
+        architecture = Architecture.from_dict(checkpoint["tkn"]["architecture"])
+        model = architecture.build(clip=True, factory=factory)
+        load_weights(model, checkpoint)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{option}{path}: {message(error)}") from error
+    return model.eval(), checkpoint["tkn"]
 
 
 def _read(path: Path, option: str) -> dict[str, Any]:
+    """The content of a checkpoint, with an `architecture` in it also if an earlier version wrote it."""
     if not path.is_file():
         raise FileNotFoundError(f"{option}{path} is not a file")
     try:
@@ -71,6 +103,15 @@ def _read(path: Path, option: str) -> dict[str, Any]:
         raise ValueError(f"{option}{path} is damaged or not a checkpoint: {first_line(error)}") from error
     if not isinstance(checkpoint, dict) or "config" not in checkpoint.get("tkn", ()):
         raise ValueError(f"{option}{path} was not written by tkn-run")
+    identity = checkpoint["tkn"]
+    if "architecture" not in identity:
+        attention = identity["config"]["attention"]
+        identity["architecture"] = Architecture(
+            identity["model"],
+            tuple(identity["input_size"]),
+            identity["num_outputs"],
+            attention={"attention": attention["name"], **{key: attention[key] for key in ("scale_unit", "min_size")}},
+        ).to_dict()
     return checkpoint
 
 
@@ -83,13 +124,18 @@ def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: Dic
     now: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for side in (before, now):
         side["data"] = {key: value for key, value in side["data"].items() if key not in HOW_READ}
-    for group in ("seed", "model", "data", "attention"):
-        _require_same(path, group, before[group], now[group])
+    named = f"checkpoint={path}"
+    for group in ("seed", "data", "attention"):
+        _require_same(named, group, before[group], now[group])
+    # Earlier versions lack keys that now are null.
+    for key in sorted(before["model"].keys() | now["model"].keys()):
+        _require_same(named, f"model.{key}", before["model"].get(key), now["model"].get(key))
+    _require_same(named, "channels.macs", before.get("channels", {}).get("macs"), now["channels"]["macs"])
     if before["recipe"].keys() != now["recipe"].keys():
         raise ValueError(f"checkpoint={path} was written by another version: it can be tested, but not continued")
     # The first are part of the optimiser's state; with and without an average there are different networks.
     for key in ("optimizer", "weight_decay_as", "attention_lr_factor", "ema_decay"):
-        _require_same(path, f"recipe.{key}", before["recipe"][key], now["recipe"][key])
+        _require_same(named, f"recipe.{key}", before["recipe"][key], now["recipe"][key])
     earlier, later = (flatten({group: side[group] for group in ("penalty", "recipe")}) for side in (before, now))
     for key, value in later.items():
         if earlier.get(key) != value:
@@ -98,18 +144,14 @@ def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: Dic
             )
 
 
-def _require_same(path: str | Path, key: str, theirs: Any, ours: Any) -> None:
+def _require_same(named: str, key: str, theirs: Any, ours: Any) -> None:
     if isinstance(theirs, dict) and isinstance(ours, dict) and theirs.keys() == ours.keys():
         for inner in theirs:
-            _require_same(path, f"{key}.{inner}", theirs[inner], ours[inner])
+            _require_same(named, f"{key}.{inner}", theirs[inner], ours[inner])
     elif theirs != ours:
-        raise ValueError(f"checkpoint={path} is of {key}={theirs}, but this run is of {key}={ours}")
+        raise ValueError(f"{named} is of {key}={theirs}, but this run is of {key}={ours}")
 
 
 def load_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
     """Put a checkpoint's weights into the model that it was made of."""
-    prefix = "model."
-    weights = {
-        name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
-    }
-    model.load_state_dict(weights)
+    model.load_state_dict(run_weights(checkpoint))

@@ -53,11 +53,14 @@ def summarise(
     ended a hopeless run.
     """
     report = module.count_macs()
+    architecture = module.architecture
+    narrowed = architecture.narrowed
     name = module.error_names[0]
     column = f"{module.eval_name}/{name}"
     best = min(history.rows, key=lambda row: row[column]) if history.rows else None
     return {
-        "model": config.model.name,
+        "model": architecture.title,
+        "base_model": architecture.base_title,
         "data": config.data.name,
         "experiment": trained.experiment,
         "mode": config.mode,
@@ -71,6 +74,7 @@ def summarise(
         "parameters": report.parameters,
         "macs_dense": report.total_dense,
         "macs_roi": report.total_roi,
+        "narrowed": narrowed and {key: getattr(narrowed, key) for key in ("by", "wanted", "macs", "baseline_macs")},
         "data_source": source,
         "train_images": len(datamodule.train_split),
         "test_images": len(datamodule.data.test),

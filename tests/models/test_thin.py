@@ -9,7 +9,7 @@ from torchvision.models import get_model
 
 from tkn import build_model, count_macs
 from tkn.bench.tc_resnet import TcResNet8
-from tkn.bench.thin import thin
+from tkn.models.thin import thin
 
 
 @pytest.mark.parametrize(("name", "size"), [("cnn6", 12), ("dn10", 12), ("dn40", 8), ("stn", 16)])

@@ -16,8 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from tkn.app.messages import first_line
 from tkn.macs import count_macs
-from tkn.models.common import initialise
-from tkn.models.stn import SpatialTransformer
+from tkn.models.paper import initialise_all
 
 #: Equal convolutions take their steps one after the other, at these distances.
 _GOLDEN = 0.6180339887
@@ -46,11 +45,8 @@ def thin(model: nn.Module, input_size: tuple[int, ...], macs: int, multiple: int
         nearest = min((low, high), key=lambda factor: abs(_macs(scaled(factor), input_size) - macs))
     except RuntimeError as error:
         raise _refusal(model, error) from error
-    thinned = scaled(nearest)
-    initialise(thinned)
-    for module in thinned.modules():
-        if isinstance(module, SpatialTransformer):
-            module.reset_transform()
+    thinned = scaled(nearest).train(model.training)
+    initialise_all(thinned)
     return thinned
 
 

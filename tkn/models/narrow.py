@@ -1,0 +1,69 @@
+"""Dense networks made narrower, and what they then are as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from tkn.macs import count_macs
+from tkn.models.architecture import Architecture, Narrowed
+from tkn.models.channels import prune_channels
+from tkn.models.factory import Factory
+from tkn.models.thin import thin
+from tkn.models.widths import changed_widths
+
+
+def thin_network(
+    architecture: Architecture, wanted: float, factory: Factory | str | None = None
+) -> tuple[nn.Module, Architecture]:
+    """The freshly initialised network with every convolution thinner, and its architecture.
+
+    wanted: multiply-adds for one image, or below 1 the share of the whole network's. The nearest that whole widths
+    allow is taken. ValueError for a targeted network, and if the whole network has fewer, or the thinnest one more.
+    """
+    if architecture.targeted:
+        raise ValueError(f"model.thin={wanted:g} is for dense networks: {architecture.title} has target layers")
+    base, size = architecture.build(factory=factory), architecture.input_size
+    whole = count_macs(base, size).total_dense
+    macs = round(wanted * whole if wanted < 1 else wanted)
+    if macs >= whole:
+        raise ValueError(f"model.thin={wanted:g} must be below the {whole} multiply-adds of {architecture.title}")
+    least = count_macs(thin(base, size, 0), size).total_dense
+    if macs < least:
+        raise ValueError(
+            f"model.thin={wanted:g}: the least that {architecture.title} can have is {least} multiply-adds"
+        )
+    model = thin(base, size, macs)
+    return model, _described(architecture, "thin", macs, base, model, factory)
+
+
+def pruned_network(
+    architecture: Architecture, weights: Mapping[str, Tensor], macs: int, factory: Factory | str | None = None
+) -> tuple[nn.Module, Architecture]:
+    """The network of `weights` without its least channels (see `prune_channels`), and its architecture."""
+    if architecture.targeted:
+        raise ValueError(f"channels.macs={macs} is for dense networks: {architecture.title} has target layers")
+    base = architecture.build(factory=factory)
+    base.load_state_dict(weights)
+    model = prune_channels(base, architecture.input_size, macs)
+    return model, _described(architecture, "channels", macs, base, model, factory)
+
+
+def _described(
+    architecture: Architecture, by: str, wanted: int, base: nn.Module, model: nn.Module, factory: Factory | str | None
+) -> Architecture:
+    size = architecture.input_size
+    narrowed = Narrowed(
+        by,
+        wanted,
+        count_macs(model, size).total_dense,
+        count_macs(base, size).total_dense,
+        changed_widths(base, model),
+    )
+    described = replace(architecture, narrowed=narrowed)
+    remade = {name: value.shape for name, value in described.build(factory=factory).state_dict().items()}
+    if remade != {name: value.shape for name, value in model.state_dict().items()}:
+        raise ValueError(f"{architecture.title} made narrower can't be made again from its widths")
+    return described
