@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -55,7 +54,7 @@ def _mark_duplicates(runs: Sequence[Run]) -> list[Run]:
 
 
 def _key(run: Run) -> str:
-    return json.dumps([run.identity(), run.result["seed"]], sort_keys=True, default=str)
+    return f"{run.settings()} {run.result['seed']}"
 
 
 def natural(text: str) -> list[tuple[int, str]]:

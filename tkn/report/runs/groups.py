@@ -58,8 +58,9 @@ class Group:
 
     @property
     def base_model(self) -> str:
-        """The dense network that a targeted one is made of; of a dense one itself."""
-        return BASE.get(self.common["model"], self.common["model"])
+        """The dense network that a targeted or narrower one is made of; of a whole dense one itself."""
+        # Earlier versions' summaries do not say it.
+        return str(self.common.get("base_model") or BASE.get(self.common["model"], self.common["model"]))
 
     @property
     def targeted(self) -> bool:
@@ -167,7 +168,7 @@ def sections(runs: Iterable[Run]) -> list[Section]:
 def _groups(runs: Iterable[Run]) -> tuple[Group, ...]:
     alike: dict[str, list[Run]] = {}
     for run in runs:
-        alike.setdefault(_text(run.identity()), []).append(run)
+        alike.setdefault(run.settings(), []).append(run)
     rows = [sorted(members, key=lambda run: run.result["seed"]) for members in alike.values()]
     names = _labels([_base_label(row) for row in rows], [row[0].identity() for row in rows])
     groups = [Group(name, tuple(row)) for name, row in zip(names, rows, strict=True)]

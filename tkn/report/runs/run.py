@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -115,13 +115,24 @@ class Run:
         if self.config is None or "model.name" not in self.config:  # moved results, damaged configurations
             return identity | flatten({**shared, **{n: summary.get(n) for n in ("engine", "precision", "tested")}})
         dense = not summary.get("attention")
+        unpruned = self.config.get("channels.macs") is None
         return identity | {
             key: value
             for key, value in self.config.items()
             if key not in _NO_DIFFERENCE
             and not key.startswith(_NO_DIFFERENCE_GROUPS)
             and not (dense and key.startswith(_OF_TARGETS))
+            and key != "channels.checkpoint"
+            and not (unpruned and key.startswith("channels."))
         }
+
+    def settings(self) -> str:
+        """`identity` as a text that is the same for runs that differ only in the seed, of earlier versions too.
+
+        These lack keys that now are null.
+        """
+        stated = {key: value for key, value in self.identity().items() if value is not None}
+        return json.dumps(stated, sort_keys=True, default=str)
 
 
 def short_source(source: str) -> str:
@@ -225,12 +236,15 @@ def _remarks(run: Run, summary: Mapping[str, Any], config_text: str) -> Iterator
 def _other_keys(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Keys that the configuration has and the present one has not, and the other way around."""
     known = dict(_schema_keys(RunConfig))
+    optional = tuple(f"{item.name}." for item in fields(RunConfig) if item.default_factory is not MISSING)
     opened = tuple(f"{key}." for key, is_open in known.items() if is_open)
     has = [key for key in config if key not in known and not key.startswith(opened)]
     lacks = [
         key
         for key, is_open in known.items()
-        if key not in config and not (is_open and any(name.startswith(f"{key}.") for name in config))
+        if key not in config
+        and not key.startswith(optional)
+        and not (is_open and any(name.startswith(f"{key}.") for name in config))
     ]
     return has, lacks
 
