@@ -88,6 +88,7 @@ def test_a_failed_run_tells_why(tmp_path: Path) -> None:
         (json.dumps({k: v for k, v in summary_of().items() if k != "error"}), "has neither error nor mse and mae"),
         (json.dumps(summary_of(attention="cauchy")), "has attention='cauchy'"),
         (json.dumps(summary_of(attention={"name": "box"})), "has attention={'name': 'box'}"),
+        (json.dumps(summary_of(commit=1)), "has commit=1"),
         (json.dumps(summary_of(penalty={"l2": 1e-4})), "has penalty={'l2': 0.0001}"),
         (json.dumps(summary_of(target_layers=[3])), "has target_layers=[3]"),
         (json.dumps(summary_of(macs_roi=0)), "has macs_roi=0"),

@@ -12,14 +12,13 @@ from made_runs import LAYERS, write_rois, write_run
 from omegaconf import OmegaConf
 
 from tkn.cli import compose
+from tkn.report.claims import claims_table, difference
 from tkn.report.page import fill, main
+from tkn.report.runs.groups import Statistic
 
 ROOT = Path(__file__).parents[2]
 PAGE = "# Results\n\n<!-- paper 2 -->\nold\n<!-- end -->\n\nbetween\n\n<!-- runs factors -->\n<!-- end -->\n"
-HEADINGS = (
-    "error (%) | lowest of an epoch | multiply-adds | by the author's counter | n | seeds | precision, device | "
-    "time a run | command |"
-)
+HEADINGS = "error (%) | 95 % | multiply-adds | n | seeds |"
 
 
 @pytest.fixture
@@ -50,19 +49,24 @@ def test_tables_of_the_paper_and_of_other_runs(results: Path, tmp_path: Path) ->
         *("# Results", "", "<!-- paper 2 -->", ""),
         f"| row | paper's error (%) | paper's multiply-adds | {HEADINGS}",
     ]
-    rows = {line.split(" | ")[0]: line for line in lines if line.startswith("| ")}
+    rows: dict[str, list[str]] = {}
+    for line in lines:
+        if line.startswith("| "):
+            rows.setdefault(line.split(" | ")[0], []).append(line)
     device = "32-true, x86_64 cpu, 2 threads"
-    assert rows["| TDN10, Cauchy, 0.0001, β = 4"] == (
-        "| TDN10, Cauchy, 0.0001, β = 4 | 0.38 | 6.26M | 0.50 ± 0.14 | 0.40 ± 0.00 | 5.00M | 10.1M | 2 | "
-        "[0](../results/table2_tdn10_cauchy/seed0/summary.json), [1](../results/table2_tdn10_cauchy/seed1/summary.json)"
-        f" | {device} | 110.0 s | `tkn-run -m experiment=table2_tdn10_cauchy trainer=fast seed=0,1` |"
-    )
-    assert rows["| CNN6"] == "| CNN6 | 0.42 | 368M | not run |  |  |  |  |  |  |  |  |"
-    assert rows["| clip_off"] == (
-        "| clip_off | 0.50 (clipped: 7.12) | 0.40 | 5.00M | 10.1M | 1 | "
-        f"[3](../results/factors/clip_off/seed3/summary.json) | {device} | 110.0 s | "
-        "`tkn-run experiment=table2_tdn10_cauchy recipe.weight_decay_as=keras attention.clip=false seed=3` |"
-    )
+    assert rows["| TDN10, Cauchy, 0.0001, β = 4"] == [
+        "| TDN10, Cauchy, 0.0001, β = 4 | 0.38 | 6.26M | 0.50 ± 0.14 | ± 1.27 | 5.00M | 2 | "
+        "[0](../results/table2_tdn10_cauchy/seed0/summary.json), "
+        "[1](../results/table2_tdn10_cauchy/seed1/summary.json) |",
+        f"| TDN10, Cauchy, 0.0001, β = 4 | 0.40 ± 0.00 | 10.1M | {device} | 110.0 s | "
+        "`tkn-run -m experiment=table2_tdn10_cauchy trainer=fast seed=0,1` |",
+    ]
+    assert rows["| CNN6"] == ["| CNN6 | 0.42 | 368M | not run |  |  |  |  |"]
+    assert rows["| clip_off"] == [
+        "| clip_off | 0.50 (clipped: 7.12) |  | 5.00M | 1 | [3](../results/factors/clip_off/seed3/summary.json) |",
+        f"| clip_off | 0.40 | 10.1M | {device} | 110.0 s | "
+        "`tkn-run experiment=table2_tdn10_cauchy recipe.weight_decay_as=keras attention.clip=false seed=3` |",
+    ]
     assert "old" not in lines
     assert "between" in lines
 
@@ -78,8 +82,33 @@ def test_runs_tested_with_their_best_epoch_on_held_out_images(tmp_path: Path) ->
         )
         write_rois(run, 20)
     lines = fill("<!-- runs better -->\n<!-- end -->", tmp_path / "runs", tmp_path / "page.md").splitlines()
-    assert lines[4].startswith("| held_out | 0.50 ± 0.00 | 0.30 ± 0.00 (held-out images) | ")
-    assert lines[4].endswith(f"| `tkn-run -m {row} data.validation=9 seed=0,1` |")
+    shown, folded = (line for line in lines if line.startswith("| held_out"))
+    assert shown.startswith("| held_out | 0.50 ± 0.00 | ± 0.00 | ")
+    assert folded.startswith("| held_out | 0.30 ± 0.00 (held-out images) | ")
+    assert folded.endswith(f"| `tkn-run -m {row} data.validation=9 seed=0,1` |")
+
+
+def test_claims_have_the_interval_of_the_difference(results: Path) -> None:
+    for seed, error in enumerate((0.45, 0.5, 0.55)):
+        arguments = ("experiment=table2_dn10", "trainer=fast")
+        summary = {"seed": seed, "error": error, "experiment": "table2_dn10", "target_layers": []}
+        write_run(results / "table2_dn10" / f"seed{seed}", *arguments, model="dn10", **summary)
+    rows = [line for line in claims_table(2, results).splitlines() if line.startswith("| T")]
+    assert rows[2] == (
+        "| TDN10, Gaussian, 0.0001, β = 2, against DN10 | 0.42 against 0.48 %, 1.6 times fewer | not run |  |  |  |"
+    )
+    # Welch's t-test of [0.4, 0.6] against [0.45, 0.5, 0.55]: 0.1041 by 1.17 degrees of freedom.
+    assert rows[3].endswith(" | 0.50 against 0.50 %, 2.3 times fewer | +0.00 ± 0.95 | 2, 3 | not shown |")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [((0.2, 0.3, 0.4), (0.6, 0.7, 0.8), (-0.4, 0.2267)), ((0.2,), (0.6, 0.7), (-0.45, None))],
+)
+def test_differences(one: tuple[float, ...], other: tuple[float, ...], expected: tuple[float, float | None]) -> None:
+    between, half = difference(Statistic.of(one), Statistic.of(other))
+    assert between == pytest.approx(expected[0])
+    assert half is None if expected[1] is None else half == pytest.approx(expected[1], abs=1e-4)
 
 
 def test_filling_twice_changes_nothing(results: Path, tmp_path: Path) -> None:
@@ -103,7 +132,8 @@ def test_a_printed_command_makes_the_same_configuration(tmp_path: Path, argument
     run = write_run(tmp_path / "runs" / "one" / "seed0", "model=tkn6", *arguments, target_layers=[])
     write_rois(run, 20)
     lines = fill("<!-- runs one -->\n<!-- end -->", tmp_path / "runs", tmp_path / "page.md").splitlines()
-    command = shlex.split(lines[4].split("`")[1])
+    (written,) = (line for line in lines if "`" in line)
+    command = shlex.split(written.split("`")[1])
     assert command[0] == "tkn-run"
     composed = OmegaConf.to_container(compose(*command[1:]), resolve=True)
     assert composed == OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))

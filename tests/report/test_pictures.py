@@ -19,6 +19,7 @@ from PIL import Image
 
 from tkn.data import load_data
 from tkn.data.base import DataSet
+from tkn.drawing.coverage import coverage
 from tkn.layers import AttentiveRegularization2d
 from tkn.report.figures.animation import save_animation
 from tkn.report.figures.attention import attention_functions
@@ -27,7 +28,7 @@ from tkn.report.figures.rois import attention_pages, shown_epochs
 from tkn.report.figures.samples import data_samples
 from tkn.report.figures.style import save_print
 from tkn.report.figures.tradeoff import tradeoff_figure, tradeoff_pages
-from tkn.report.figures.tradeoff_points import operations_gain, panels, pareto_front
+from tkn.report.figures.tradeoff_points import operations_gain, panels, pareto_front, published_operations
 from tkn.report.runs.collect import collect
 from tkn.report.runs.groups import sections
 from tkn.report.runs.roi_states import RoiStates, read_states
@@ -122,13 +123,31 @@ def test_attention_maps_stand_by_layer_and_epoch(tmp_path: Path) -> None:
     assert mosaic.image[13, 13] > 0.9
 
 
-def test_many_kernels_get_larger_maps_and_many_layers_more_figures() -> None:
-    (wide,) = attention_pages(_states(kernels=130, epochs=8), "title")
-    assert [axis.get_title() for axis in wide.axes if axis.get_title()] == ["start", "epoch 2", "epoch 7"]
+def test_many_kernels_are_one_map_of_coverage_and_many_layers_more_figures() -> None:
+    states = _states(kernels=130, epochs=8)
+    (wide,) = attention_pages(states, "title")
+    assert [axis.get_title() for axis in wide.axes if axis.get_title()] == [
+        "start",
+        "epoch 1",
+        "epoch 2",
+        "epoch 5",
+        "epoch 7",
+    ]
+    assert any(axis.get_ylabel() == "kernels whose ROI covers the pixel" for axis in wide.axes)
+    start, *_, end = (np.asarray(axis.images[0].get_array()) for axis in wide.axes[:5])
+    assert start.shape == (14, 14)
+    assert start.min() == 1
+    assert end[7, 7] == 1
+    assert end[0, 0] == 0
     pages = attention_pages(_states(layers=8), "title")
     assert [page.get_suptitle() for page in pages] == ["title (1 of 2)", "title (2 of 2)"]
     for page in (*pages, wide):
         _assert_legible(page)
+
+
+def test_coverage_is_the_share_of_the_kernels() -> None:
+    rois = torch.tensor([[[0, 2], [0, 3]], [[1, 2], [2, 4]], [[0, 0], [0, 0]], [[0, 2], [0, 4]]])
+    np.testing.assert_array_equal(coverage(rois, (2, 4)), [[0.5, 0.5, 0.5, 0.25], [0.5, 0.5, 0.75, 0.5]])
 
 
 def test_the_animation_has_a_frame_an_epoch(tmp_path: Path) -> None:
@@ -285,6 +304,22 @@ def test_the_tradeoff_has_a_panel_for_each_data_model_and_source(tmp_path: Path)
     assert not any(one.overlaps(other) for one in labels for other in labels if one is not other)
     _assert_legible(figure)
     assert [page.get_suptitle() for page in tradeoff_pages(found * 3, "t", "x")] == ["t (1 of 2)", "t (2 of 2)"]
+
+
+def test_the_papers_points_are_hollow_and_one_l2_is_in_the_legend(tmp_path: Path) -> None:
+    write_run(tmp_path / "dense", "experiment=table2_dn10", model="dn10", experiment="table2_dn10")
+    write_run(tmp_path / "one", "experiment=table2_tdn10_cauchy", experiment="table2_tdn10_cauchy")
+    found = panels(sections(collect([tmp_path])[0]), operations_gain, published_operations)
+    assert found[0].targeted[0].published == (pytest.approx(11.317030 / 6.26), 0.38)
+    figure = tradeoff_figure(found, "a title", "times fewer")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *("cauchy, β = 4", "dense network", "hollow: the paper", "l2 = 0.0001"),
+    ]
+    assert not figure.axes[0].findobj(AnnotationBbox)
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
+    assert [list(line.get_ydata()) for line in hollow] == [[0.38], [0.48]]
+    _assert_legible(figure)
 
 
 def test_many_betas_are_written_at_the_points(tmp_path: Path) -> None:

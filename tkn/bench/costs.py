@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tkn import costs
 from tkn.app.files import write_whole
 from tkn.backends.torch.fourier import use_fourier
+from tkn.bench.alone import alone
 from tkn.geometry import Pool
 from tkn.layers import TargetConv2d
 from tkn.ops.segments import Call, work_of
@@ -158,7 +159,8 @@ def main() -> None:
     """As the module says."""
     action, *rest = sys.argv[1:] or [""]
     if action == "sample" and len(rest) in (2, 3):
-        sample(Path(rest[0]), int(rest[1]), int(rest[2]) if len(rest) > 2 else 0)
+        with alone():
+            sample(Path(rest[0]), int(rest[1]), int(rest[2]) if len(rest) > 2 else 0)
     elif action == "fit" and rest:
         found, known = fit([Path(path) for path in rest]), costs.constants()
         # Kinds without a sample keep what they had.

@@ -22,6 +22,7 @@ from tkn.app.command import output_folder
 from tkn.app.files import write_whole
 from tkn.app.messages import message
 from tkn.app.versions import package_versions
+from tkn.bench.alone import alone
 from tkn.bench.config import check_config, place_of
 from tkn.bench.engines import TIMED_ENGINES, Prepared, prepare_inference, prepare_training
 from tkn.bench.machine import describe_device, describe_machine, load_average
@@ -61,6 +62,7 @@ def bench(config: DictConfig | Mapping[str, Any], output_dir: str | Path | None 
     config_path = folder / "config.yaml"
     write_whole(config_path, OmegaConf.to_yaml(config))
     with (
+        alone(),
         _threads(config.threads) as threads,
         torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
     ):

@@ -3,7 +3,8 @@
     python -m tkn.report.page results docs/results.md
 
 Between `<!-- paper 2 -->` and `<!-- end -->` stand the rows of the paper's Table 2 with the runs in
-results/<experiment>/, or "not run"; between `<!-- runs factors -->` and `<!-- end -->` all runs in results/factors/.
+results/<experiment>/, or "not run"; between `<!-- claims 2 -->` and `<!-- end -->` what its targeted rows claim against
+the dense one; between `<!-- runs factors -->` and `<!-- end -->` all runs in results/factors/.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from typing import Any
 from tkn.app.command import one_line
 from tkn.app.files import write_whole
 from tkn.report.author_count import author_count
-from tkn.report.paper import PAPER, PaperRow
-from tkn.report.runs.collect import collect
-from tkn.report.runs.groups import Group, Statistic, composed, plus_minus, sections
+from tkn.report.claims import claims_table, half_width, paper_rows, recorded, row_name
+from tkn.report.runs.groups import Group, Statistic, composed, plus_minus
 from tkn.report.tables.formats import markdown_rows
 from tkn.report.tables.sheets import Column, duration, millions
 
-_BLOCK = re.compile(r"(<!-- (paper|runs) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (paper|claims|runs) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 #: Keys that a command need not repeat: where a run was, and what it showed.
 _NOT_SAID = (
     "seed",
@@ -51,68 +51,84 @@ def fill(text: str, results: Path, page: Path) -> str:
         begin, kind, name, before, end = match.groups()
         if "<!--" in before:
             raise ValueError(f"{begin.strip()} has no end before the next")
-        table = _paper_table(int(name), results, page) if kind == "paper" else _runs_table(results / name, page)
-        return f"{begin}\n{table}\n{end}"
+        if kind == "runs":
+            tables = _runs_tables(results / name, page)
+        else:
+            tables = _paper_tables(int(name), results, page) if kind == "paper" else claims_table(int(name), results)
+        return f"{begin}\n{tables}\n{end}"
 
     return _BLOCK.sub(block, text)
 
 
-_COLUMNS = (
-    *(Column("error (%)"), Column("lowest of an epoch"), Column("multiply-adds"), Column("by the author's counter")),
-    *(Column("n"), Column("seeds"), Column("precision, device", right=False), Column("time a run")),
-    Column("command", right=False),
+_FIGURES = (Column("error (%)"), Column("95 %"), Column("multiply-adds"), Column("n"), Column("seeds"))
+_DETAILS = (
+    *(Column("lowest of an epoch"), Column("by the author's counter"), Column("precision, device", right=False)),
+    *(Column("time a run"), Column("command", right=False)),
 )
 
 
-def _paper_table(number: int, results: Path, page: Path) -> str:
-    experiments = {name: row for name, row in PAPER.items() if row.table == number and "error" in row.errors}
-    if not experiments:
-        raise ValueError(f"the paper has no error rates in a Table {number}")
-    columns = (Column("row", right=False), Column("paper's error (%)"), Column("paper's multiply-adds"), *_COLUMNS)
-    rows = []
-    for name, paper in experiments.items():
-        figures = (f"{paper.errors['error']:.2f}", f"{paper.macs:g}M")
-        groups = _groups(results / name) if (results / name).is_dir() else []
-        ours = [_cells(group, page) for group in groups] or [("not run", *[""] * (len(_COLUMNS) - 1))]
-        rows += [(_row_name(paper), *figures, *cells) for cells in ours]
-    return markdown_rows(columns, rows)
+def _paper_tables(number: int, results: Path, page: Path) -> str:
+    columns = (Column("row", right=False), Column("paper's error (%)"), Column("paper's multiply-adds"), *_FIGURES)
+    rows, details = [], []
+    for name, paper in paper_rows(number).items():
+        label, figures = row_name(paper), (f"{paper.errors['error']:.2f}", f"{paper.macs:g}M")
+        groups = recorded(results / name)
+        rows += [(label, *figures, *_figures(group, page)) for group in groups]
+        details += [(label, *_details(group)) for group in groups]
+        if not groups:
+            rows.append((label, *figures, "not run", *[""] * (len(_FIGURES) - 1)))
+    return _with_details(columns, rows, details)
 
 
-def _runs_table(folder: Path, page: Path) -> str:
-    groups = _groups(folder)
+def _runs_tables(folder: Path, page: Path) -> str:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist")
+    groups = recorded(folder)
     if not groups:
         raise ValueError(f"{folder} holds no finished run")
-    columns = (Column("runs", right=False), *_COLUMNS)
-    return markdown_rows(columns, [(group.first.folder.parent.name, *_cells(group, page)) for group in groups])
+    names = [group.first.folder.parent.name for group in groups]
+    rows = [(name, *_figures(group, page)) for name, group in zip(names, groups, strict=True)]
+    details = [(name, *_details(group)) for name, group in zip(names, groups, strict=True)]
+    return _with_details((Column("runs", right=False), *_FIGURES), rows, details)
 
 
-def _row_name(paper: PaperRow) -> str:
-    name = paper.model.upper()
-    return name if paper.attention is None else f"{name}, {paper.attention.title()}, {paper.l2:g}, β = {paper.beta:g}"
+def _with_details(columns: Sequence[Column], rows: Sequence[Sequence[str]], details: Sequence[Sequence[str]]) -> str:
+    """A table, and under it what not everybody asks for, folded away."""
+    if not details:
+        return markdown_rows(columns, rows)
+    folded = markdown_rows((columns[0], *_DETAILS), details)
+    return (
+        f"{markdown_rows(columns, rows)}\n<details><summary>commands, devices, times, lowest errors</summary>\n\n"
+        f"{folded}\n</details>\n"
+    )
 
 
-def _groups(folder: Path) -> list[Group]:
-    """The rows of the counted runs on whole data below the folder, in the order of their folders' names."""
-    runs, _ = collect([folder])
-    groups = [group for section in sections(runs) if section.whole for group in section.groups]
-    for group in groups:
-        if group.first.config is None:
-            raise ValueError(f"{group.first.folder} has no config.yaml: how was it made?")
-    return sorted(groups, key=lambda group: group.first.folder)
-
-
-def _cells(group: Group, page: Path) -> tuple[str, ...]:
+def _figures(group: Group, page: Path) -> tuple[str, ...]:
     (name,) = group.errors
-    statistics = [group.statistic(key) for key in (name, f"best_{name}", "macs_roi", "wall_seconds")]
-    error, best, macs, seconds = (statistic for statistic in statistics if statistic is not None)
-    clipped = group.statistic(f"{name}_clipped")
-    counted = Statistic.of([author_count(run) for run in group.runs]) if group.targeted else macs
+    error, macs, clipped = (group.statistic(key) for key in (name, "macs_roi", f"{name}_clipped"))
+    assert error is not None
+    assert macs is not None
     links = [f"[{run.result['seed']}]({os.path.relpath(run.folder, page.parent)}/summary.json)" for run in group.runs]
+    half = half_width(error)
     return (
         plus_minus(error, name) + (f" (clipped: {plus_minus(clipped, name)})" if clipped else ""),
+        "" if half is None else f"± {half:.2f}",
+        millions(macs.mean, macs.deviation),
+        *(str(len(group.runs)), ", ".join(links)),
+    )
+
+
+def _details(group: Group) -> tuple[str, ...]:
+    (name,) = group.errors
+    best, macs, seconds = (group.statistic(key) for key in (f"best_{name}", "macs_roi", "wall_seconds"))
+    assert best is not None
+    assert seconds is not None
+    counted = Statistic.of([author_count(run) for run in group.runs]) if group.targeted else macs
+    assert counted is not None
+    return (
         plus_minus(best, name) + (" (held-out images)" if group.first.tests_best else ""),
-        *(millions(macs.mean, macs.deviation), millions(counted.mean, counted.deviation)),
-        *(str(len(group.runs)), ", ".join(links), "; ".join(group.devices), duration(seconds.mean)),
+        millions(counted.mean, counted.deviation),
+        *("; ".join(group.devices), duration(seconds.mean)),
         f"`{_command(group)}`",
     )
 

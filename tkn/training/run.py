@@ -26,6 +26,7 @@ from tkn.app.command import output_folder
 from tkn.app.files import own_folder, write_whole
 from tkn.app.memory import keep_freed_memory
 from tkn.app.signals import Interrupted, Signals
+from tkn.app.versions import project_commit
 from tkn.backends.torch.fourier import use_fourier
 from tkn.data import load_data
 from tkn.data.base import DataSet
@@ -128,6 +129,7 @@ def _train_and_test(
     signals: Signals,
     rank: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
+    commit = project_commit()  # now, for the checkout may change while this runs
     checkpoints = LastAndBest(folder, history, continued, signals)
     prune = Prune(folder, history, config)
     # Before the data are loaded: it may refuse its arguments.
@@ -164,7 +166,7 @@ def _train_and_test(
 
     # A tested network's penalty and seed are those it was trained with.
     trained = OmegaConf.create(checkpoint["tkn"]["config"]) if checkpoint and config.mode == "test" else config
-    summary = summarise(config, trained, source, module, datamodule, history, prune.epoch, tested, trainer)
+    summary = summarise(config, trained, source, module, datamodule, history, prune.epoch, tested, trainer, commit)
     if rank == 0:
         _draw(folder, module, history, summary)
         if log is not None:

@@ -15,9 +15,9 @@ from tkn.report.figures.rois import attention_pages
 from tkn.report.figures.samples import data_samples, data_title
 from tkn.report.figures.style import Picture, save_print, slug
 from tkn.report.figures.tradeoff import tradeoff_pages
-from tkn.report.figures.tradeoff_points import Panel, operations_gain, panels
+from tkn.report.figures.tradeoff_points import Panel, operations_gain, panels, published_operations
 from tkn.report.runs.groups import Group, Section
-from tkn.report.runs.roi_states import read_states
+from tkn.report.runs.roi_states import MANY_KERNELS, read_states
 from tkn.report.runs.run import Run, short_source
 from tkn.report.timing import time_gain
 
@@ -115,13 +115,18 @@ def _attention_pictures(
     for page, figure in enumerate(pages, 1):
         suffix, of_pages = (f"_{page}", f", part {page} of {len(pages)}") if len(pages) > 1 else ("", "")
         png, pdf = save_print(figure, folder, f"{name}{suffix}")
-        caption = (
-            "Each kernel's attention map (white: 1, black: 0) with its ROI's box in orange, a row a target layer, a "
-            f"column an epoch. Run: {group.first.name}."
+        shown = (
+            "For each pixel the share of the layer's kernels whose ROIs cover it"
+            if states.kernels > MANY_KERNELS
+            else "Each kernel's attention map (white: 1, black: 0) with its ROI's box in orange"
         )
+        caption = f"{shown}, a row a target layer, a column an epoch. Run: {group.first.name}."
         if len(states.epochs) == 1:
             caption += " This run recorded no ROIs by epoch: only the checkpoint's are shown."
-        alt = f"Mosaics of gray attention maps with orange boxes, for {title}."
+        what = (
+            "Maps of coverage" if states.kernels > MANY_KERNELS else "Mosaics of gray attention maps with orange boxes"
+        )
+        alt = f"{what}, for {title}."
         yield Picture(f"Figure 4: attention maps of {title}{of_pages}", caption, alt, png, (pdf,))
     if len(states.epochs) > 1:
         path = folder / f"{name}.gif"
@@ -135,7 +140,7 @@ def tradeoff_pictures(
     sections: Sequence[Section], timings: Mapping[str, Any] | None, report: Path, folder: Path
 ) -> Iterator[Picture]:
     """Figure 5: error against multiply-adds, and against measured time where there are timings."""
-    found = panels(sections, operations_gain)
+    found = panels(sections, operations_gain, published_operations)
     yield from _tradeoff_pictures(found, "operations", "multiply-adds", "times fewer multiply-adds than dense", folder)
     if timings is not None:
         found = panels(sections, time_gain(timings, report))
@@ -151,8 +156,9 @@ def _tradeoff_pictures(found: Sequence[Panel], suffix: str, what: str, xlabel: s
         title = f"Figure 5: error against {what}{f', part {page} of {len(figures)}' if number else ''}"
         caption = (
             "A point a row of the tables: the mean over its seeds, with the sample standard deviation if there are two "
-            "or more. The numbers at the points are l2 (and beta, where there are many). The front joins the points "
-            "that no other beats in both. Rows of soft windows (clip=false) are left out: their errors are not of "
-            "networks that cost so little."
+            "or more; hollow, what the paper reports of the same rows. The numbers at the points are l2 where it "
+            "differs (and beta, where there are many). The front joins the points that no other beats in both, where "
+            "each is of several seeds or there are many. Rows of soft windows (clip=false) are left out: their errors "
+            "are not of networks that cost so little."
         )
         yield Picture(title, caption, f"{xlabel} on the horizontal axis, error on the vertical one.", png, (pdf,))

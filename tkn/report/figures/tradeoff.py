@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from math import ceil
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -32,6 +33,8 @@ _PLACES += [(0, y) for y in (13, -13, 24, -24)]
 _KINDS = 6
 #: A figure has at most so many panels, then it goes on in the next.
 _PANELS = 4
+#: A panel has a front where each of its points is of several seeds, or where it has so many.
+_FRONT = 6
 
 
 def tradeoff_pages(panels: Sequence[Panel], title: str, xlabel: str) -> list[Figure]:
@@ -42,14 +45,15 @@ def tradeoff_pages(panels: Sequence[Panel], title: str, xlabel: str) -> list[Fig
 
 
 def tradeoff_figure(panels: Sequence[Panel], title: str, xlabel: str) -> Figure:
-    """A plot for each panel: a marker and colour for each attention and beta, l2 written at the points.
+    """A plot for each panel: a marker and colour for each attention and beta, l2 written at the points if it differs.
 
-    Of many betas, as of a random search: a marker and colour for each attention, l2 and beta at the points.
+    Of many betas, as of a random search: a marker and colour for each attention, l2 and beta at the points. Hollow
+    markers are what the paper reports of the same rows.
     """
     pairs = sorted({_pair(point) for panel in panels for point in panel.targeted})
     kinds: list[_Kind] = list(pairs) if len(pairs) <= _KINDS else [(name, None) for name in sorted(dict(pairs))]
     styles = {kind: (COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, kind in enumerate(kinds)}
-    has_dense = any(panel.dense for panel in panels)
+    alike = _only_l2(panels, styles)
     columns = min(2, len(panels))
     rows = ceil(len(panels) / columns)
     with print_style():
@@ -58,7 +62,7 @@ def tradeoff_figure(panels: Sequence[Panel], title: str, xlabel: str) -> Figure:
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         figure.suptitle(wrapped(title, width))
         figure.legend(
-            handles=_handles(styles, has_dense),
+            handles=_handles(panels, styles, alike),
             loc="outside lower center",
             ncols=3 if columns > 1 else 2,
             frameon=False,
@@ -69,10 +73,11 @@ def tradeoff_figure(panels: Sequence[Panel], title: str, xlabel: str) -> Figure:
             axis.set_ylabel(_ERRORS[panel.error_name])
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        # The labels' places are chosen in pixels, which the layout decides.
-        figure.draw_without_rendering()
-        for axis, panel in zip(axes, panels, strict=False):
-            _label(axis, panel, styles)
+        if alike is None:
+            # The labels' places are chosen in pixels, which the layout decides.
+            figure.draw_without_rendering()
+            for axis, panel in zip(axes, panels, strict=False):
+                _label(axis, panel, styles)
     return figure
 
 
@@ -81,27 +86,52 @@ def _pair(point: Point) -> tuple[str, float]:
     return common["attention"].get("name", ""), (common.get("penalty") or {}).get("beta", 0)
 
 
+def _l2(point: Point) -> float:
+    value: float = (point.group.common.get("penalty") or {}).get("l2", 0)
+    return value
+
+
+def _only_l2(panels: Sequence[Panel], styles: _Styles) -> float | None:
+    """The l2 that all points have, None if it has to be written at them."""
+    values = {_l2(point) for panel in panels for point in panel.targeted}
+    return values.pop() if len(values) == 1 and all(beta is not None for _, beta in styles) else None
+
+
+def _has_front(panel: Panel) -> bool:
+    return len(panel.targeted) >= _FRONT or all(point.error.n > 1 for point in panel.targeted)
+
+
 def _style(point: Point, styles: _Styles) -> tuple[str, str]:
     name, beta = _pair(point)
     return styles[(name, beta) if (name, beta) in styles else (name, None)]
 
 
-def _handles(styles: _Styles, has_dense: bool) -> list[Line2D]:
+def _handles(panels: Sequence[Panel], styles: _Styles, alike: float | None) -> list[Line2D]:
     handles = []
     for (name, beta), (colour, marker) in styles.items():
         label = name if beta is None else f"{name}, β = {beta:g}"
         handles.append(Line2D([], [], linestyle="", color=colour, marker=marker, markersize=_SIZE, label=label))
-    if has_dense:
+    if any(panel.dense for panel in panels):
         handles.append(Line2D([], [], linestyle="", color="black", marker="*", markersize=10, label="dense network"))
-    handles.append(Line2D([], [], color="0.45", linewidth=1, label="Pareto front"))
-    written = "l2" if all(beta is not None for _, beta in styles) else "l2, β"
-    handles.append(Line2D([], [], linestyle="", label=f"numbers: {written}"))
+    if any(point.published for panel in panels for point in panel.targeted):
+        handles.append(
+            Line2D(
+                [], [], linestyle="", color="0.3", marker="o", markersize=_SIZE, mfc="none", label="hollow: the paper"
+            )
+        )
+    if any(map(_has_front, panels)):
+        handles.append(Line2D([], [], color="0.45", linewidth=1, label="Pareto front"))
+    if alike is not None:
+        written = f"l2 = {alike:g}"
+    else:
+        written = f"numbers: {'l2' if all(beta is not None for _, beta in styles) else 'l2, β'}"
+    handles.append(Line2D([], [], linestyle="", label=written))
     return handles
 
 
 def _text(point: Point, styles: _Styles) -> str:
     """What is written at a point."""
-    l2 = (point.group.common.get("penalty") or {}).get("l2", 0)
+    l2 = _l2(point)
     pair = _pair(point)
     return f"{l2:.2g}" if pair in styles else f"{l2:.2g}, {pair[1]:.2g}"
 
@@ -110,9 +140,12 @@ def _draw(axis: Axes, panel: Panel, styles: _Styles) -> None:
     for point in panel.targeted:
         colour, marker = _style(point, styles)
         _errorbar(axis, point, colour, marker, _SIZE)
+        _published(axis, point, colour, marker, _SIZE)
     for point in panel.dense:
         _errorbar(axis, point, "black", "*", 10)
-    axis.plot(*zip(*_front(panel), strict=True), color="0.45", linewidth=1, zorder=1)
+        _published(axis, point, "black", "*", 10)
+    if _has_front(panel):
+        axis.plot(*zip(*_front(panel), strict=True), color="0.45", linewidth=1, zorder=1)
     axis.axvline(1, color="0.6", linewidth=0.8, linestyle=":", zorder=0)  # the dense network's cost
     # Room for the labels at the outer points.
     axis.margins(0.16, 0.2)
@@ -144,6 +177,11 @@ def _errorbar(axis: Axes, point: Point, colour: str, marker: str, size: float) -
     )
 
 
+def _published(axis: Axes, point: Point, colour: str, marker: str, size: float) -> None:
+    if point.published is not None:
+        axis.plot(*point.published, color=colour, marker=marker, markersize=size, mfc="none", linestyle="", zorder=3)
+
+
 def _label(axis: Axes, panel: Panel, styles: _Styles) -> None:
     """Write at each point, where nothing else is."""
     figure = axis.get_figure(root=True)
@@ -151,7 +189,7 @@ def _label(axis: Axes, panel: Panel, styles: _Styles) -> None:
     pixels = figure.dpi / 72
     everything = [*panel.targeted, *panel.dense]
     taken = [box for point in everything for box in _extents(axis, point, (_SIZE / 2 + 1) * pixels)]
-    line = Path(axis.transData.transform(_front(panel)))
+    line = Path(axis.transData.transform(_front(panel) if _has_front(panel) else np.empty((0, 2))))
     for point in panel.targeted:
         texts = [
             AnnotationBbox(

@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tkn.app.messages import message
+from tkn.drawing.coverage import coverage
 from tkn.drawing.mosaic import Mosaic, make_mosaic
 from tkn.layers import AttentiveRegularization2d, roi_layers
 from tkn.report.runs.run import Run
 from tkn.training.records.checkpoint import checkpoint_network
 
-#: Layers of more than these need larger pictures.
+#: Of layers of more than these no picture shows each.
 MANY_KERNELS = 64
 
 
@@ -42,12 +44,21 @@ class RoiStates:
 
     def mosaic(self, layer: str, state: int) -> Mosaic:
         """The layer's attention maps (Eq. 13) and ROIs (Eq. 15) at epoch `epochs[state]`."""
+        window, size = self._window(layer, state)
+        return make_mosaic(window.window(size), window.rois(size))
+
+    def coverage(self, layer: str, state: int) -> NDArray[np.float64]:
+        """[H, W]: the share of the layer's kernels whose ROI covers each pixel at epoch `epochs[state]`."""
+        window, size = self._window(layer, state)
+        return coverage(window.rois(size), size)
+
+    def _window(self, layer: str, state: int) -> tuple[AttentiveRegularization2d, tuple[int, int]]:
         loc, scale, size = self.layers[layer]
         window = AttentiveRegularization2d(loc.shape[2], attention=self.attention, scale_unit=self.scale_unit)
         with torch.no_grad():
             window.loc.copy_(loc[state])
             window.scale.copy_(scale[state])
-        return make_mosaic(window.window(size), window.rois(size))
+        return window, size
 
 
 def layer_title(name: str) -> str:

@@ -29,6 +29,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
 }
 #: What it may have, or null, and what is valid then.
 _OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "commit": lambda value: isinstance(value, str),
     "attention": lambda value: (
         isinstance(value, dict)
         and value.get("name") in ATTENTION

@@ -45,12 +45,13 @@ def summarise(
     pruned_epoch: int | None,
     tested: Mapping[str, float],
     trainer: pl.Trainer,
+    commit: str | None,
 ) -> dict[str, Any]:
     """The content of summary.json.
 
     `config` is this run's configuration, `trained` that of the training, which for mode=test was another run's;
     `source` says where the data came from, `tested` are Lightning's test metrics, `pruned_epoch` is the one that
-    ended a hopeless run.
+    ended a hopeless run, `commit` is the project's when this process began (`project_commit`).
     """
     report = module.count_macs()
     architecture = module.architecture
@@ -90,6 +91,7 @@ def summarise(
         "fourier": _in_frequencies(config, module, trainer),
         "cuda_graphs": module.cuda_graphs and supports_cuda_graphs(trainer.strategy.root_device),
         "device": _device(trainer),
+        "commit": commit,
         "versions": package_versions(*_PACKAGES),
         "target_layers": [
             {
