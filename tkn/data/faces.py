@@ -171,7 +171,7 @@ def _check_apart(table: FaceTable, groups: Labels | None, chosen: tuple[Labels, 
         return
     train, test = chosen
     first = {int(groups[index]): int(index) for index in train[::-1]}
-    for index in test:
+    for index in np.sort(test):
         if (other := first.get(int(groups[index]))) is not None:
             column = "group" if "group" in table.columns else "file"
             name = table.columns[column][index]

@@ -18,6 +18,7 @@ Permutation = NDArray[np.int64]
 #: How far a mean face may be from its mirror image: the root mean square, in its own.
 _ASYMMETRY = 0.15
 _ROUNDS = 20
+_GRID = 2**20
 
 
 def mean_face(landmarks: Points, *, symmetric: bool, pairs: Sequence[Sequence[int]] | None = None) -> ReferenceFace:
@@ -36,7 +37,9 @@ def mean_face(landmarks: Points, *, symmetric: bool, pairs: Sequence[Sequence[in
     low, high = points.min(axis=0), points.max(axis=0)
     points = (points - low) / (high - low)
     if mirror is not None:
-        points[:, 0] = (points[:, 0] + 1 - points[mirror, 0]) / 2  # rounding apart, it is so already
+        # In binary fractions the right half is exactly 1 - the left one.
+        points = np.rint(points * _GRID) / _GRID
+        points[:, 0] = (points[:, 0] + 1 - points[mirror, 0]) / 2
     return ReferenceFace(torch.from_numpy(points).float(), None if mirror is None else torch.from_numpy(mirror))
 
 

@@ -49,7 +49,8 @@ def _parts_of_groups(strata: Labels, groups: Labels, shares: NDArray[np.float64]
     """The part of each group: the largest first, each to where the strata are then spread best."""
     counts = np.zeros((groups.max() + 1, strata.max() + 1))
     np.add.at(counts, (groups, strata), 1)
-    counts /= counts.sum(axis=0)
+    # The number of samples counts as much as all strata: few, large groups would follow these alone.
+    counts = np.c_[counts / counts.sum(axis=0), counts.sum(axis=1) / counts.sum() * counts.shape[1]]
     filled = np.zeros((len(shares), counts.shape[1]))
     part_of = np.empty(len(counts), np.int64)
     shuffled = random.permutation(len(counts))
