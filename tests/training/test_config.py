@@ -17,12 +17,15 @@ REQUIRED = {
     "faces": ["data.path=people", "data.target=age"],
     "python": ["data.factory=shapes:load"],
 }
+#: What these networks can't be without.
+NEEDED = {"timm": ("model.network=resnet18",), "python": ("model.factory=torchvision.models:resnet18",)}
 
 
 @pytest.mark.parametrize("model", [path.stem for path in sorted((CONFIG_DIR / "model").glob("*.yaml"))])
 @pytest.mark.parametrize("data", [path.stem for path in sorted((CONFIG_DIR / "data").glob("*.yaml"))])
 def test_every_model_and_data_set_composes(model: str, data: str) -> None:
-    config = check_config(compose(f"model={model}", f"data={data}", *REQUIRED.get(data, ())))
+    needed = [*REQUIRED.get(data, ()), *NEEDED.get(model, ())]
+    config = check_config(compose(f"model={model}", f"data={data}", *needed))
     assert (config.model.name, config.data.name) == (model, data)
 
 
@@ -83,9 +86,41 @@ def test_an_experiment_can_be_overridden() -> None:
         ("data.distractor_seed=1.5", r"data\.distractor_seed=1\.5 must be of type int"),
         ("+recipe.optimizer.momentun=1", "recipe.optimizer 'momentun'; did you mean 'momentum'"),
         ("recipe.optimizer.name=SDG", r"unknown recipe\.optimizer\.name 'SDG'; did you mean 'SGD'"),
-        ("model.name=tdn11", r"model\.name=tdn11 must be one of cnn6"),
-        ("model.dropout=1", r"model\.dropout=1\.0 must be null or within \[0, 1\)"),
-        ("model.gradient_clip_norm=0", r"model\.gradient_clip_norm=0\.0 must be null or positive"),
+        ("model.name=tdn11", "unknown model 'tdn11'; did you mean 'tdn10'"),
+        ("model.dropout=1", r"model\.dropout=1 must lie within \[0, 1\)"),
+        ("model.dropout=much", r"model\.dropout='much' must be of type float"),
+        ("+model.layer=all", "unknown key of model=tdn10 'layer'; did you mean 'layers'"),
+        ("model=dn10 +model.layers=all", "unknown key of model=dn10 'layers'"),
+        ("model.layers=0.5", r"model\.layers=0\.5 must be of type str"),
+        ("model.gradient_clip_norm=0", r"model\.gradient_clip_norm=0 must be null or positive"),
+        ("model.pretrained_lr_factor=0.1", r"model\.pretrained_lr_factor=0\.1 has no effect without model\.weights"),
+        ("+model.thin=0.5", r"model\.thin=0\.5 is for dense networks, and this one has target layers"),
+        ("model=dn10 model.thin=0", r"model\.thin=0 must be null or positive"),
+        (
+            "model=dn10 model.thin=0.5 model.weights=x",
+            r"model\.thin=0\.5 makes a network that model\.weights can't fit",
+        ),
+        (
+            "model=torchvision model.network=resnet",
+            r"unknown model\.network of torchvision 'resnet'; did you mean 'resnet",
+        ),
+        (
+            "model=torchvision model.layers=all",
+            r"model\.layers=all chooses target layers: it needs model\.targeted=true",
+        ),
+        ("model=torchvision model.stem=tiny", r"model\.stem=tiny must be null or small"),
+        ("model=torchvision +model.dropout=0.1", "unknown key of model=torchvision 'dropout'"),
+        ("model=timm", r"key 'model\.network' is missing"),
+        ("model=python", r"key 'model\.factory' is missing"),
+        ("model=python model.factory=nets", r"model\.factory=nets must be"),
+        ("model=python model.factory=no_such:net", r"model\.factory=no_such:net.* can't be imported"),
+        ("model=python model.factory=math:pi", r"model\.factory=math:pi"),
+        ("model=python model.factory=math:sine", "math has no function sine"),
+        ("channels.macs=1e6", r"channels\.macs=1000000\.0 and channels\.checkpoint need each other"),
+        ("channels.checkpoint=x", r"channels\.macs=None and channels\.checkpoint need each other"),
+        ("channels.checkpoint=x channels.macs=1e6", r"channels\.checkpoint=x is for dense networks"),
+        ("model=dn10 model.thin=.5 channels.checkpoint=x channels.macs=1e6", "both make the network narrower"),
+        ("channels.lr_factor=0", r"channels\.lr_factor=0\.0 must be positive"),
         ("attention.name=boxcar", r"attention\.name=boxcar must be one of gaussian, cauchy"),
         ("attention.scale_unit=0", r"attention\.scale_unit=0\.0 must be positive"),
         ("attention.min_size=0", r"attention\.min_size=0 must be 'kernel' or a whole number"),

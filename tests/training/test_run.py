@@ -296,7 +296,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("overrides", "message"),
     [
         (("model=dn10",), "is of model=tdn10, but this run is of model=dn10"),
-        (("model=tdn10", "attention=gaussian"), "is of attention="),
+        (
+            ("model=tdn10", "attention=gaussian"),
+            r"is of attention\.name=cauchy, but this run is of attention\.name=gaussian",
+        ),
         (
             ("model=tdn10", "data=tlmnist"),
             r"is of input_size=\[1, 28, 28\], but this run is of input_size=\[1, 56, 56\]",

@@ -13,13 +13,13 @@ from tkn.app.options import check_options, option_types
 from tkn.layers import MinSize
 from tkn.models import factory as own_code
 from tkn.models import library, paper
+from tkn.models.names import Names
 from tkn.models.stem import STEMS, keep_size_, take_channels_
 from tkn.models.targeting import target
 from tkn.ops.engines import Engine
 
 _NOT_OPTIONS = ("name", "input_size", "_input_size", "num_outputs", "_num_outputs", "attention")
-_LAYERS = str | list[str] | None
-_OWN = {"stem": str | None, "targeted": bool, "layers": _LAYERS}
+_OWN = {"stem": str | None, "targeted": bool, "layers": Names}
 
 #: The types of each network's options.
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -32,7 +32,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "python": {"factory": str, **_OWN},
 }
 
-MODEL_NAMES = tuple(_OPTIONS)
+#: The paper's networks.
+MODEL_NAMES = tuple(paper.PAPER)
 
 
 def check_model_options(name: str, options: Mapping[str, Any]) -> None:
@@ -41,14 +42,14 @@ def check_model_options(name: str, options: Mapping[str, Any]) -> None:
     Imports the module of a `factory`.
     """
     if name not in _OPTIONS:
-        raise ValueError(unknown("model.name", name, _OPTIONS))
+        raise ValueError(unknown("model", name, _OPTIONS))
     check_options("model", name, options, _OPTIONS[name])
     for key in {"network", "factory"} & _OPTIONS[name].keys():
         if key not in options:
             raise ValueError(f"model={name} needs model.{key}=...")
     dropout, stem = options.get("dropout"), options.get("stem")
     if dropout is not None and not 0 <= dropout < 1:
-        raise ValueError(f"model.dropout={dropout} must be null or lie within [0, 1)")
+        raise ValueError(f"model.dropout={dropout} must lie within [0, 1)")
     if stem is not None and stem not in STEMS:
         raise ValueError(f"model.stem={stem} must be null or {' or '.join(STEMS)}")
     if options.get("layers") is not None and not is_targeted(name, options):

@@ -35,7 +35,7 @@ def prune_channels(model: nn.Module, input_size: tuple[int, ...], macs: int) -> 
     dense = count_macs(model, input_size).total_dense
     if not 0 < macs < dense:
         raise ValueError(f"channels.macs={macs} must lie between 0 and {dense}, those of the whole network")
-    low, high = 0.0, 1.0
+    low, high = 0.0, _MOST
     found: dict[float, nn.Module] = {}
 
     def cost(share: float) -> int:
@@ -55,8 +55,7 @@ def prune_channels(model: nn.Module, input_size: tuple[int, ...], macs: int) -> 
         raise ValueError(f"{type(model).__name__} can't be pruned: {first_line(error)}") from error
     nearest = min(costs, key=lambda share: abs(costs[share] - macs))
     if abs(costs[nearest] - macs) > TOLERANCE * macs:
-        least = f"; the least is {costs[1.0]}" if costs[1.0] > macs else ""
-        raise ValueError(f"channels.macs={macs}: the nearest that pruning comes to is {costs[nearest]}{least}")
+        raise ValueError(f"channels.macs={macs}: the nearest that pruning comes to is {costs[nearest]}")
     return found[nearest].train(model.training)
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
 
 from torch import nn
 
-from tkn.app.messages import message, unknown
+from tkn.app.factory import import_function
+from tkn.app.messages import message
 
 Factory = Callable[..., nn.Module]
 
@@ -18,27 +16,9 @@ Factory = Callable[..., nn.Module]
 def import_factory(name: str) -> Factory:
     """The function that "package.module:function" names. This runs the module's code.
 
-    The module is found where Python finds it, and in the working folder. ValueError if there is no such module or
-    function, if the module fails, or if what is there cannot be called.
+    ValueError if it is not to be had (see `import_function`).
     """
-    module_name, _, function_name = name.partition(":")
-    if not (module_name and function_name):
-        raise ValueError(f"model.factory={name} must be of the form package.module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # last: it hides nothing
-    try:
-        module = import_module(module_name)
-    except Exception as error:  # the module's own kinds
-        raise ValueError(f"model.factory={name} can't be imported: {message(error) or type(error).__name__}") from error
-    try:
-        factory = getattr(module, function_name)
-    except AttributeError as error:
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ValueError(unknown(f"function in {module_name}: model.factory", function_name, names)) from error
-    if not callable(factory):
-        raise ValueError(f"model.factory={name} is a {type(factory).__name__}, which can't be called")
-    return factory
+    return import_function("model.factory", name)
 
 
 def call_factory(factory: Factory, input_size: tuple[int, int, int], num_outputs: int) -> nn.Module:

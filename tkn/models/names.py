@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from tkn.app.messages import unknown
 
 
-def as_patterns(value: str | Sequence[str] | None) -> list[str]:
-    """A configuration's one name, several, or none."""
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
+#: A configuration's one name or pattern, several, or none. Layers of an `nn.Sequential` have numbers.
+Names = str | int | list[str | int] | None
+
+
+def as_patterns(value: Names) -> list[str]:
+    """The names and patterns as texts."""
+    return [] if value is None else [str(name) for name in (value if isinstance(value, list) else [value])]
 
 
 def is_chosen(name: str, patterns: Iterable[str]) -> bool:

@@ -11,6 +11,7 @@ from tkn.models.cnn6 import cnn6
 from tkn.models.common import Convolutions, initialise
 from tkn.models.densenet import dn10, dn40
 from tkn.models.stn import SpatialTransformer, stn
+from tkn.models.names import Names
 from tkn.models.targeting import blocks_of, target
 
 #: name -> (builder, targeted)
@@ -42,7 +43,7 @@ def targeted_network(
     attention: Mapping[str, Any],
     *,
     dropout: float | None = None,
-    layers: str | list[str] | None = None,
+    layers: Names = None,
 ) -> nn.Module:
     """tkn6, tdn10, tdn40 or tstn; `layers`: other target layers than the paper's (see `target`).
 

@@ -10,7 +10,7 @@ from torch import nn
 from tkn.convert import targetize
 from tkn.layers import roi_layers
 from tkn.macs import count_macs
-from tkn.models.names import as_patterns, is_chosen, require_matches
+from tkn.models.names import Names, as_patterns, is_chosen, require_matches
 
 #: The paper's networks have three blocks (Sec. 4.3).
 _BLOCKS = 3
@@ -20,7 +20,7 @@ ALL = "all"
 def target(
     model: nn.Module,
     input_size: tuple[int, ...],
-    layers: str | Sequence[str] | None,
+    layers: Names,
     attention: Mapping[str, Any],
     blocks: Mapping[str, int] | None = None,
 ) -> nn.Module:

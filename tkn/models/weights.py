@@ -66,9 +66,9 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> s
         _log.info("%s: the classifier %s starts anew, for it is of other classes", what, ", ".join(sorted(new)))
     optional = attention_parameters(model) | new
     differences = [
-        *_named("has no", sorted(own.keys() - given.keys() - optional)),
-        *_named("has", sorted(given.keys() - own.keys())),
-        *_named("has another shape of", sorted(n for n in own.keys() & given.keys() - new if _differs(own, given, n))),
+        *_named("has no", [name for name in own if name not in given.keys() | optional]),
+        *_named("has", [name for name in given if name not in own]),
+        *_named("has another shape of", [n for n in own if n in given.keys() - new and _differs(own, given, n)]),
     ]
     if differences:
         raise ValueError(f"{what} is not of this network: it {', '.join(differences)}")

@@ -15,7 +15,7 @@ from tkn.models import Architecture, check_model_options
 from tkn.models.build import default_weights, is_targeted
 from tkn.models.channels import require_library
 from tkn.models.freezing import freeze_
-from tkn.models.names import as_patterns
+from tkn.models.names import Names, as_patterns
 from tkn.models.narrow import pruned_network, thin_network
 from tkn.models.weights import fit_weights, read_weights, run_weights
 from tkn.training.records.checkpoint import read_checkpoint
@@ -24,7 +24,7 @@ from tkn.training.records.checkpoint import read_checkpoint
 _TRAINING: dict[str, Any] = {
     "gradient_clip_norm": float | None,
     "weights": str | None,
-    "freeze": str | list[str] | None,
+    "freeze": Names,
     "pretrained_lr_factor": float | None,
     "thin": float | None,
 }
