@@ -1,39 +1,120 @@
-"""The README's own Python: its section "In your own code", block by block, on images of several sizes."""
+"""The README's and the guides' own commands and Python: what they show works, and the README stays short."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tkn.bench import config as bench_config
+from tkn.bench.cli import TKN_BENCH
 from tkn.layers import roi_layers
+from tkn.report.cli import _parser as report_parser
+from tkn.sweep.rows import find_rows
+from tkn.training.compose import TKN_RUN
+from tkn.training.config import check_config
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+#: Pages whose commands are for everybody: no extra, cluster or file of one's own.
+GUIDES = [README, *(ROOT / "docs" / f"{name}.md" for name in ("command", "recipes", "report"))]
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
 BATCH = 2
 
 
-def blocks() -> list[str]:
-    """The Python blocks of the section, in their order."""
-    section = re.search(r"^## In your own code$(.*?)^## ", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert section is not None
-    return re.findall(r"^```python\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: Path) -> list[str]:
+    """The page's blocks of a language, in their order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> Iterator[list[str]]:
+    """The words of each command of the guides; without comments, and without what is left to the reader ("...")."""
+    for page in GUIDES:
+        for line in "".join(blocks("sh", page)).splitlines():
+            for part in line.split(" && "):
+                words = shlex.split(part, comments=True)
+                yield [word for word in words if "..." not in word]
+
+
+COMMANDS = list(commands())
+
+
+def checked_run(arguments: list[str]) -> None:
+    """tkn-run and tkn-bench check their arguments, sweeps too, before they make a folder."""
+    TKN_RUN._check_overrides(arguments, lambda: check_config)
+
+
+def checked_bench(arguments: list[str]) -> None:
+    TKN_BENCH._check_overrides(arguments, lambda: bench_config.check_config)
+
+
+def checked_report(arguments: list[str]) -> None:
+    report_parser().parse_args(arguments)
+
+
+def checked_fill(arguments: list[str]) -> None:
+    assert arguments[:3] == ["-m", "tkn.sweep.fill", "results"]
+    assert find_rows("table*", [])
+
+
+CHECKS: dict[str, Callable[[list[str]], None]] = {
+    "tkn-run": checked_run,
+    "tkn-bench": checked_bench,
+    "tkn-report": checked_report,
+}
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] in CHECKS], ids=" ".join)
+def test_commands(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    CHECKS[words[0]](words[1:])
+
+
+def test_all_commands_are_known() -> None:
+    assert {words[0] for words in COMMANDS} <= {*CHECKS, "pip", "python", "cd"}
+    modules = {words[2] for words in COMMANDS if words[:2] == ["python", "-m"]}
+    assert modules
+    for module in modules:
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in anchors(there), target
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize(("pixels", "steps"), [(32, 2), (64, 2), (224, 1)])
-def test_in_your_own_code(pixels: int, steps: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_your_own_cnn(pixels: int, steps: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The section's blocks, one after the other, on images of several sizes."""
     torch.manual_seed(0)
     labels = torch.tensor([3, 999])
-    text = "\n".join(blocks())
+    (text,) = blocks("python", README)
     for written, here in [("(3, 224, 224)", f"(3, {pixels}, {pixels})"), ("batch_size=128", f"batch_size={BATCH}")]:
         assert written in text
         text = text.replace(written, here)
     variables: dict[str, Any] = {"batches": [(torch.randn(BATCH, 3, pixels, pixels), labels) for _ in range(steps)]}
     exec(compile(text, str(README), "exec"), variables)
 
-    assert variables["y"].shape == (8, 32, 28, 28)
     model, sizes = variables["model"], variables["sizes"]
     layers = roi_layers(model)
     assert sizes.keys() == layers.keys()

@@ -10,13 +10,14 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tkn.drawing.figures import COLOURS
 from tkn.report.figures.rois import attention_pages
@@ -105,13 +106,16 @@ def fastest(timings: Iterable[Mapping[str, Any]], kind: str) -> dict[str, float]
 
 def error_against_time() -> Figure:
     """A panel for each network and data set."""
+    timed = [(title, BENCHMARKS / bench, *rows) for title, bench, *rows in TIMES]
+    panels = [(title, networks(bench, *rows)) for title, bench, *rows in timed if (bench / "bench.json").is_file()]
     with print_style():
-        figure = Figure(figsize=(PAGE, 5.2), layout="constrained")
-        for axis, (title, bench, dense, targeted) in zip(figure.subplots(2, 2).flat, TIMES, strict=True):
-            shown = networks(BENCHMARKS / bench, dense, targeted)
+        rows = ceil(len(panels) / 2)
+        figure = Figure(figsize=(PAGE, 2.4 * rows + 0.4), layout="constrained")
+        for axis, (title, shown) in zip(figure.subplots(rows, 2, squeeze=False).flat, panels, strict=False):
             for network in shown:
                 _draw(axis, network)
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.margins(0.15, 0.25)
@@ -124,8 +128,9 @@ def error_against_time() -> Figure:
             for label, colour, marker, size in KINDS.values()
         ]
         hollow = Line2D([], [], linestyle="", color="0.3", marker="o", mfc="none", label="hollow: in bfloat16")
+        untold = any(network.error is None for _title, shown in panels for network in shown)
         line = Line2D([], [], color=KINDS["thinned"][1], linestyle=":", label="thin: error not recorded yet")
-        figure.legend(handles=[*handles, hollow, line], loc="outside lower center", ncols=5, frameon=False)
+        figure.legend(handles=[*handles, hollow, *[line] * untold], loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 

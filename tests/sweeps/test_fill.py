@@ -78,9 +78,9 @@ class FakeChild:
     def wait(self, seconds: float) -> bool:
         self.now[0] += seconds
         numbers = [number for _, number in self.signals]
-        if signal.SIGINT in numbers:
+        if signal.SIGTERM in numbers:
             self.slow -= 1
-        return self.now[0] >= self.at or signal.SIGKILL in numbers or (signal.SIGINT in numbers and self.slow < 0)
+        return self.now[0] >= self.at or signal.SIGKILL in numbers or (signal.SIGTERM in numbers and self.slow < 0)
 
     def signal(self, number: int) -> None:
         self.signals.append((self.now[0], number))
@@ -88,7 +88,7 @@ class FakeChild:
 
 @pytest.mark.parametrize(
     ("slow", "expected"),
-    [(2, [(8.0, signal.SIGINT)]), (100, [(8.0, signal.SIGINT), (10.0, signal.SIGKILL)])],
+    [(2, [(8.0, signal.SIGTERM)]), (100, [(8.0, signal.SIGTERM), (10.0, signal.SIGKILL)])],
 )
 def test_it_is_interrupted_in_time_and_killed_at_the_end(slow: int, expected: list[tuple[float, int]]) -> None:
     now = [0.0]
@@ -105,7 +105,7 @@ def test_it_pauses_while_it_must_but_not_beyond_its_time() -> None:
     now = [0.0]
     child = FakeChild(now)
     supervise(child, 8, 10, lambda: now[0], lambda: now[0] >= 3)
-    assert child.signals == [(3.0, signal.SIGSTOP), (8.0, signal.SIGCONT), (8.0, signal.SIGINT)]
+    assert child.signals == [(3.0, signal.SIGSTOP), (8.0, signal.SIGCONT), (8.0, signal.SIGTERM)]
 
 
 def test_it_is_interrupted_with_its_parent() -> None:
@@ -116,7 +116,7 @@ def test_it_is_interrupted_with_its_parent() -> None:
     child = FakeChild(now, slow=3)
     with pytest.raises(KeyboardInterrupt):
         supervise(child, 8, 10, lambda: now[0], stopped)
-    assert [number for _, number in child.signals] == [signal.SIGINT, signal.SIGCONT]
+    assert [number for _, number in child.signals] == [signal.SIGTERM, signal.SIGCONT]
     assert child.slow < 0  # it was waited for
 
 

@@ -17,12 +17,14 @@ from typing import Protocol
 
 from tkn.app.command import one_line
 from tkn.app.memory import keep_freed_memory
-from tkn.app.signals import Interrupted
+from tkn.app.signals import Interrupted, interrupt
 from tkn.training.compose import compose
 from tkn.training.run import run
 
 #: Seconds between two looks at the clock and the lock.
 _TICK = 0.5
+#: A run saves and ends on it as on Ctrl-C's, which a shell's background jobs ignore.
+_STOP = signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,11 @@ def supervise(
                 child.signal(signal.SIGSTOP if paused else signal.SIGCONT)
             if stopping and not interrupted:
                 interrupted = True
-                child.signal(signal.SIGINT)
+                child.signal(_STOP)
             if now >= end_at:
                 child.signal(signal.SIGKILL)
     except (KeyboardInterrupt, Interrupted):
-        child.signal(signal.SIGINT)
+        child.signal(_STOP)
         child.signal(signal.SIGCONT)
         while not child.wait(_TICK):
             pass
@@ -110,6 +112,7 @@ def supervise(
 
 
 def _run(arguments: tuple[str, ...], folder: Path, outcome: Connection) -> None:
+    signal.signal(_STOP, interrupt)  # before and after the run has handlers of its own
     os.setpgid(0, 0)  # Ctrl-C in a terminal goes to the parent alone, which hands it on
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
@@ -130,4 +133,4 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), _STOP)

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 
 from tkn.app.command import CONFIG_DIR
 from tkn.macs import count_macs
-from tkn.models import MODEL_NAMES, build_model
+from tkn.models import build_model
+from tkn.models.paper import PAPER
 from tkn.training.compose import compose
 from tkn.training.config import check_config
 
@@ -77,7 +78,7 @@ def _row(name: str, overrides: Sequence[str]) -> Row:
 
 def _work(config: DictConfig) -> float:
     images = _IMAGES.get(config.data.name)
-    if images is None or config.model.name not in MODEL_NAMES:
+    if images is None or config.model.name not in PAPER:
         return inf
     macs = count_macs(build_model(config.model.name, images.size, images.outputs), images.size).total_dense
     return float(macs) * min(images.training, config.data.limit or images.training) * config.trainer.max_epochs
