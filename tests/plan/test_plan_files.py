@@ -178,7 +178,7 @@ def test_one_file_serves_every_batch_size(tmp_path: Path) -> None:
         assert_near(loaded(inputs()), expected)
     assert load_plan(tmp_path / "net.plan").batch_size == 3
     for wrong in (0, True, 1.5):
-        with pytest.raises(ValueError, match="batch_size=.* must be a whole number, at least 1"):
+        with pytest.raises(ValueError, match=r"batch_size=.* must be a whole number, at least 1"):
             load_plan(tmp_path / "net.plan", batch_size=wrong)  # type: ignore[arg-type]
 
 
