@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tkn.app.memory import keep_freed_memory
-from tkn.app.messages import message, unknown
+from tkn.app.messages import FULL_ERROR, error_line, unknown
 from tkn.app.signals import Interrupted, interrupt
 
 _log = logging.getLogger(__name__)
@@ -30,8 +30,6 @@ _log = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).parents[1]
 #: In a wheel the configs lie inside the package, in a checkout beside it.
 CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
-
-FULL_ERROR = "HYDRA_FULL_ERROR"
 
 #: The extras that install Hydra's plugins, by the configurations that these bring along.
 _EXTRAS = {
@@ -181,11 +179,8 @@ def output_folder(folder: str | Path | None) -> Path:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message in one line; the names of unexpected kinds are kept, with the way to see more."""
-    text = message(error) or type(error).__name__
-    if isinstance(error, ValueError | OSError | HydraException):
-        return text
-    return f"{type(error).__name__}: {text} ({FULL_ERROR}=1 shows the traceback)"
+    """An error's message in one line, Hydra's too."""
+    return error_line(error, HydraException)
 
 
 def _log_to_file(message: str) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+#: The environment's variable that, set to 1, shows an error's traceback: Hydra's own.
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 200 characters; the error's kind if it has no message."""
@@ -14,6 +17,14 @@ def first_line(error: BaseException) -> str:
 def message(error: BaseException) -> str:
     """An error's whole message in one line; empty if it has none."""
     return " ".join(str(error).split())
+
+
+def error_line(error: BaseException, *expected: type[BaseException]) -> str:
+    """An error's message in one line; names of kinds that are not `expected` are kept, with the way to see more."""
+    text = message(error) or type(error).__name__
+    if isinstance(error, (ValueError, OSError, *expected)):
+        return text
+    return f"{type(error).__name__}: {text} ({FULL_ERROR}=1 shows the traceback)"
 
 
 def unknown(what: str, name: object, valid: Iterable[str]) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+
+from tkn.app.plain_command import positive, run_plain
 
 _NAME = "tkn-report"
 
@@ -15,25 +18,20 @@ _NAME = "tkn-report"
 def main(arguments: list[str] | None = None) -> None:
     """Report on the runs below the given folders; exit status 1 and one line on stderr if it fails (130 on Ctrl-C)."""
     parsed = _parser().parse_args(arguments)
-    # After the arguments: torch takes seconds to import.
-    from tkn.app.command import FULL_ERROR, one_line
-    from tkn.report.build import build_report
+    run_plain(_NAME, partial(_report, parsed))
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from tkn.report.build import build_report  # after the arguments: torch takes seconds to import
 
     folder = parsed.out or (parsed.paths[0] if len(parsed.paths) == 1 else Path()) / "report"
     # A log file has no width to fit.
     console = Console(width=None if sys.stdout.isatty() else 120)
-    try:
-        batch = parsed.batch_size if parsed.time else None
-        written = build_report(parsed.paths, folder, parsed.data_dir, console, batch)
-    except KeyboardInterrupt:
-        print(f"{_NAME}: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if os.environ.get(FULL_ERROR) == "1":
-            raise
-        sys.exit(f"{_NAME}: error: {one_line(error)}")
+    batch = parsed.batch_size if parsed.time else None
+    written = build_report(parsed.paths, folder, parsed.data_dir, console, batch)
     names = ", ".join(path.relative_to(folder).as_posix() for path in written)
     console.print(f"in {folder}: {names}", soft_wrap=True, markup=False, highlight=False)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,14 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         help="where the data sets are, for samples (the environment's TKN_DATA_DIR, else datasets)",
     )
     parser.add_argument("--time", action="store_true", help="measure how fast the networks infer on this machine")
-    parser.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="images a batch of --time (128)")
+    parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images a batch of --time (128)")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":
