@@ -86,7 +86,7 @@ def test_an_experiment_can_be_overridden() -> None:
         ("model.name=tdn11", r"model\.name=tdn11 must be one of cnn6"),
         ("model.dropout=1", r"model\.dropout=1\.0 must be null or within \[0, 1\)"),
         ("model.gradient_clip_norm=0", r"model\.gradient_clip_norm=0\.0 must be null or positive"),
-        ("attention.name=boxcar", r"attention\.name=boxcar must be one of gaussian, cauchy"),
+        ("attention.name=boxcar", r"attention\.name=boxcar must be one of gaussian, cauchy, flat"),
         ("attention.scale_unit=0", r"attention\.scale_unit=0\.0 must be positive"),
         ("attention.min_size=0", r"attention\.min_size=0 must be 'kernel' or a whole number"),
         ("attention.min_size=2.5", r"attention\.min_size=2\.5 must be"),
