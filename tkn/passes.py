@@ -42,10 +42,10 @@ class RemembersPasses:
             self.map_size = size
         if not self.training or not torch.is_grad_enabled() or self._moves < 0 or not _readable(self.loc):
             return
-        versions = self.loc._version, self.scale._version
-        if versions == self._versions:
+        before, self._versions = self._versions, (self.loc._version, self.scale._version)
+        # Those of a copy of the layer begin anew.
+        if before is None or all(now <= then for now, then in zip(self._versions, before, strict=True)):
             return
-        self._versions = versions
         self._moves += 1
         if self._moves > 1 and self._moves & (self._moves - 1) == 0 and self._is_out_of_range(size):
             self._moves = -1
