@@ -52,7 +52,7 @@ def dense(name: str, seed: int) -> nn.Module:
 
 def targeted(name: str, seed: int) -> nn.Module:
     """The same network with its ROIs."""
-    model = tkn.targetize(dense(name, seed), inplace=True)
+    model = tkn.targetize(dense(name, seed), attention="cauchy", inplace=True)
     with torch.no_grad():
         for layer in roi_layers(model).values():
             layer.scale.fill_(SHARE**0.5)

@@ -204,7 +204,7 @@ def cases(count: int, seed: int, *, batches: tuple[int, ...], large: bool) -> li
         "groups": [1, 1, 2, 4],
         "bias": [True, False],
         "rois": list(ROIS),
-        "attention": ["cauchy", "gaussian"],
+        "attention": ["cauchy", "gaussian", "flat"],
         "clip": [True, True, True, False],
         "relu": [True, False],
         "pool": [None, ("max", (2, 2)), ("average", (2, 2)), ("max", (1, 2)), ("average", (2, 1))],

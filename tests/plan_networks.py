@@ -236,6 +236,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, .
     "dn10": (lambda: build_model("dn10", (1, 13, 12), 4), (1, 13, 12), ()),
     "tdn10": (lambda: build_model("tdn10", (3, 13, 12), 4), (3, 13, 12), ()),
     "tdn10 gaussian": (lambda: build_model("tdn10", (1, 9, 8), 4, attention="gaussian"), (1, 9, 8), ()),
+    "tdn10 flat": (lambda: build_model("tdn10", (1, 9, 8), 4, attention="flat"), (1, 9, 8), ()),
     "tdn10 soft": (lambda: build_model("tdn10", (1, 9, 8), 4, clip=False), (1, 9, 8), ()),
     "tdn40": (lambda: build_model("tdn40", (3, 8, 8), 1), (3, 8, 8), ()),
     "plain": (plain, (2, 9, 9), ()),

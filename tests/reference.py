@@ -9,14 +9,27 @@ import torch
 from torch import Tensor
 
 
+def flat(z: Tensor) -> Tensor:
+    """1 up to 1, 0 from sqrt 2 on, and the smooth step between."""
+    t = (sqrt(2) - z.abs()) / (sqrt(2) - 1)
+    return torch.where(t >= 1, 1.0, torch.where(t <= 0, 0.0, 3 * t**2 - 2 * t**3))
+
+
+_FUNCTIONS = {
+    "gaussian": lambda z: torch.exp(-(z**2) / 2),
+    "cauchy": lambda z: 1 / (1 + z**2),
+    "flat": flat,
+}
+
+
 def window(size: tuple[int, ...], loc: Tensor, scale: Tensor, attention: str, scale_unit: float) -> Tensor:
-    """Eqs. 2, 3, 13 pixel by pixel: loc, scale [dims, C] -> [C, *size]."""
+    """Eqs. 2, 3, 13, and the flat window, pixel by pixel: loc, scale [dims, C] -> [C, *size]."""
     values = []
     for pixel in product(*map(range, size)):
         value = torch.ones_like(loc[0])
         for axis, i in enumerate(pixel):
             z = ((i + 0.5) / size[axis] - loc[axis]) / (scale_unit * scale[axis])
-            value = value * (torch.exp(-(z**2) / 2) if attention == "gaussian" else 1 / (1 + z**2))
+            value = value * _FUNCTIONS[attention](z)
         values.append(value)
     return torch.stack(values, dim=-1).reshape(-1, *size)
 

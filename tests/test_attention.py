@@ -12,14 +12,16 @@ from torch import Tensor
 from tkn.attention import (
     ATTENTION,
     attention_function,
+    attention_slope,
     cauchy,
     correlated_gaussian_window,
+    flat,
     gaussian,
     pixel_centres,
     separable_window,
 )
 
-FUNCTIONS = {"gaussian": gaussian, "cauchy": cauchy}
+FUNCTIONS = {"gaussian": gaussian, "cauchy": cauchy, "flat": flat}
 
 
 def column(*values: float) -> Tensor:
@@ -50,11 +52,11 @@ def test_unknown_name_suggests_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.37, 1e-3])
-@pytest.mark.parametrize(("attention", "at_edge"), [("gaussian", exp(-1)), ("cauchy", 1 / 3)])
+@pytest.mark.parametrize(("attention", "at_edge"), [("gaussian", exp(-1)), ("cauchy", 1 / 3), ("flat", 0)])
 def test_centre_is_one_and_edge_of_the_roi_closed(attention: str, at_edge: float, scale: float) -> None:
     assert value_at(0, scale, attention) == 1
-    assert value_at(scale / sqrt(2), scale, attention) == pytest.approx(at_edge, rel=1e-12)
-    assert value_at(-scale / sqrt(2), scale, attention) == pytest.approx(at_edge, rel=1e-12)
+    assert value_at(scale / sqrt(2), scale, attention) == pytest.approx(at_edge, rel=1e-12, abs=1e-12)
+    assert value_at(-scale / sqrt(2), scale, attention) == pytest.approx(at_edge, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -156,3 +158,27 @@ def test_half_precision_parameters_have_gradients_of_their_own_type() -> None:
     separable_window((40, 50), *wide, gaussian, 0.5).square().sum().backward()
     for parameter, reference in zip((loc, scale), wide, strict=True):
         torch.testing.assert_close(parameter.grad, reference.grad.bfloat16(), rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_flat_is_exactly_one_on_the_whole_map_at_the_start(dtype: torch.dtype) -> None:
+    loc, scale = torch.full((2, 1), 0.5, dtype=dtype), torch.ones(2, 1, dtype=dtype)
+    for size in [(1, 1), (2, 3), (7, 224), (1023, 5)]:
+        assert separable_window(size, loc, scale, flat, 0.5).eq(1).all()
+
+
+def test_flat_falls_from_one_to_zero_at_the_edge_of_the_roi() -> None:
+    """1 up to 0.5 scale from loc; half at the middle of the fall, which ends at scale / sqrt 2."""
+    middle = (0.5 + 1 / sqrt(2)) / 2
+    for distance, expected in [(0.5, 1), (middle, 0.5), (1 / sqrt(2), 0), (2, 0)]:
+        assert value_at(0.3 * distance, 0.3, "flat") == pytest.approx(expected, abs=1e-12)
+        assert value_at(-0.3 * distance, 0.3, "flat") == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("attention", FUNCTIONS)
+def test_slopes_are_the_functions_derivatives(attention: str) -> None:
+    z = torch.linspace(-2, 2, 1001, dtype=torch.float64).requires_grad_()
+    value = FUNCTIONS[attention](z)
+    (expected,) = torch.autograd.grad(value.sum(), z)
+    torch.testing.assert_close(attention_slope(attention, z.detach(), value.detach()), expected)
+    assert torch.isfinite(expected).all()

@@ -32,13 +32,6 @@ def image(dims: int = 2) -> Tensor:
     return torch.randn(2, 2, *SIZE[:dims], generator=torch.Generator().manual_seed(0))
 
 
-def whole_maps(model: nn.Module) -> nn.Module:
-    """Infinite scales: every window is flat and every ROI the map."""
-    for layer in roi_layers(model).values():
-        nn.init.constant_(layer.scale, torch.inf)
-    return model
-
-
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_default_is_every_kernel_larger_than_a_pixel(dims: int) -> None:
     targeted = targetize(plain_cnn(dims))
@@ -71,11 +64,40 @@ def test_callable_sees_plain_convolutions_only() -> None:
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_infinite_scales_give_the_same_network(dims: int) -> None:
+def test_computes_what_the_network_did(dims: int) -> None:
     model = plain_cnn(dims)
-    targeted = whole_maps(targetize(model, lambda _name, _module: True))
+    targeted = targetize(model, "all", engine="dense")
     assert len(roi_layers(targeted)) == 3
     assert torch.equal(targeted(image(dims)), model(image(dims)))
+    inside = targetize(model, "all", engine="roi")
+    torch.testing.assert_close(inside(image(dims)), model(image(dims)), rtol=1e-6, atol=1e-6)
+
+
+def test_a_trained_resnet_computes_what_it_did() -> None:
+    """In training and in evaluation, to the bit, with gradients to every weight; the paper's windows change it."""
+    torch.manual_seed(0)
+    model = resnet18(num_classes=5)
+    x = torch.randn(4, 3, 40, 36)
+    for _ in range(3):
+        model(x)  # as if trained: normalisations with statistics of their own
+    targeted = targetize(model)
+    assert {layer.attention for layer in roi_layers(targeted).values()} == {"flat"}
+    for training in (False, True):
+        model.train(training)
+        targeted.train(training)
+        expected, ours = model(x), targeted(x)
+        assert torch.equal(ours, expected)
+    for gradient, right in zip(
+        torch.autograd.grad(
+            ours.square().sum(), [targeted.get_parameter(name) for name, _ in model.named_parameters()]
+        ),
+        torch.autograd.grad(expected.square().sum(), list(model.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, right)
+    model.eval()
+    with torch.no_grad():
+        assert not torch.allclose(targetize(model, attention="cauchy")(x), model(x), rtol=0.1)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -144,7 +166,7 @@ def test_a_convolution_used_twice_stays_one(layers: list[str] | None, inplace: b
     assert targeted.left is targeted.right[0]
     assert isinstance(targeted.left, TargetConv2d)
     assert len(list(targeted.parameters())) == 4
-    assert torch.equal(whole_maps(targeted)(image()), expected)
+    assert torch.equal(targeted(image()), expected)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -156,7 +178,7 @@ def test_the_model_may_be_one_convolution(inplace: bool) -> None:
     assert (targeted is conv) == inplace
     assert (targeted.weight is conv.weight) == inplace
     expected = nn.functional.conv2d(image(), conv.weight, conv.bias)
-    assert torch.equal(whole_maps(targeted)(image()), expected)
+    assert torch.equal(targeted(image()), expected)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -171,7 +193,7 @@ def test_keeps_mode_type_and_padding_mode(training: bool) -> None:
     assert {p.dtype for p in layer.parameters()} == {torch.float64}
     assert not layer.weight.requires_grad
     assert layer.bias.requires_grad
-    assert torch.equal(whole_maps(targeted)(image().double()), model(image().double()))
+    assert torch.equal(targeted(image().double()), model(image().double()))
 
 
 def test_in_place_the_modules_stay_the_same_objects() -> None:
@@ -350,8 +372,7 @@ def test_no_weight_decay_names_loc_and_scale(kind: str, inplace: bool, duplicate
     assert names <= dict(duplicated.named_parameters()).keys()
     duplicated.no_weight_decay().clear()
     assert duplicated.no_weight_decay() == names
-    whole_maps(duplicated)
-    assert torch.equal(duplicated(image()), whole_maps(targeted)(image()))
+    assert torch.equal(duplicated(image()), targeted(image()))
 
 
 def test_no_weight_decay_after_a_second_conversion() -> None:
@@ -425,7 +446,7 @@ def test_resnet18_converts_counts_and_trains() -> None:
     model.eval()
     targeted = targetize(model)
     with torch.no_grad():
-        assert torch.equal(whole_maps(targeted)(x), model(x))
+        assert torch.equal(targeted(x), model(x))
 
 
 def test_a_weight_that_is_no_parameter_is_refused() -> None:

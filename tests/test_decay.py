@@ -76,6 +76,22 @@ def test_a_model_inside_another() -> None:
     assert without == {"0.0.loc", "0.0.scale", "1.loc", "1.scale"}
 
 
+def test_a_rate_of_their_own_for_loc_and_scale() -> None:
+    model = Named()
+    with_decay, without, attention = parameter_groups(model, 0.1, attention_lr=0.5)
+    assert [names(model, group) for group in (with_decay, without, attention)] == [
+        REST | VECTORS,
+        {"position"},
+        ATTENTION,
+    ]
+    optimiser = torch.optim.SGD([with_decay, without, attention], lr=0.01)
+    assert [group["lr"] for group in optimiser.param_groups] == [0.01, 0.01, 0.5]
+    dense = parameter_groups(nn.Linear(1, 1), 0.1, attention_lr=0.5)
+    assert [group.get("lr") for group in dense] == [None]
+    with pytest.raises(ValueError, match=r"attention_lr=-0\.5 must not be negative"):
+        parameter_groups(model, 0.1, attention_lr=-0.5)
+
+
 def test_a_negative_decay() -> None:
     with pytest.raises(ValueError, match=r"weight_decay=-0\.1 must not be negative"):
         parameter_groups(nn.Linear(1, 1), -0.1)

@@ -69,7 +69,7 @@ def cases(dims: int, count: int) -> list[Case]:
         "groups": [1, 2, 4],
         "bias": [True, False],
         "rois": list(ROIS),
-        "attention": ["cauchy", "gaussian"],
+        "attention": ["cauchy", "gaussian", "flat"],
         "scale_unit": [0.5, 1.0],
         "clip": [True, True, False],
     }
@@ -153,7 +153,7 @@ def test_target_layer_equals_the_reference(case: Case) -> None:
 
 
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("attention", ["gaussian", "cauchy"])
+@pytest.mark.parametrize("attention", ["gaussian", "cauchy", "flat"])
 @pytest.mark.parametrize("size", [(7,), (5, 6), (3, 4, 3)], ids=str)
 def test_regularization_equals_the_reference(size: tuple[int, ...], attention: str, clip: bool) -> None:
     layer = REGULARIZATIONS[len(size)](3, attention=attention, clip=clip).double()
@@ -176,7 +176,7 @@ def differentiable(layer: nn.Module, x: Tensor, *names: str) -> Callable[..., Te
     return lambda *values: functional_call(layer, dict(zip(names, values, strict=True)), x)
 
 
-@pytest.mark.parametrize("attention", ["gaussian", "cauchy"])
+@pytest.mark.parametrize("attention", ["gaussian", "cauchy", "flat"])
 @pytest.mark.parametrize("size", [(6,), (4, 5), (3, 2, 3)], ids=str)
 def test_gradcheck_of_loc_and_scale(size: tuple[int, ...], attention: str) -> None:
     torch.manual_seed(0)
@@ -194,7 +194,7 @@ def test_gradcheck_of_rho() -> None:
     assert torch.autograd.gradcheck(function, (layer.loc, layer.scale, layer.rho))
 
 
-@pytest.mark.parametrize("attention", ["gaussian", "cauchy"])
+@pytest.mark.parametrize("attention", ["gaussian", "cauchy", "flat"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_infinite_scale_is_exactly_the_convolution(dims: int, attention: str) -> None:
     torch.manual_seed(dims)
@@ -677,7 +677,7 @@ REGULARIZATION = (AttentiveRegularization2d, (3,))
     ("layer", "options", "message"),
     [
         (TARGET, {"attention": "cauchi"}, "unknown attention 'cauchi'; did you mean 'cauchy'"),
-        (TARGET, {"attention": "box"}, "unknown attention 'box'; choose from cauchy, gaussian"),
+        (TARGET, {"attention": "box"}, "unknown attention 'box'; choose from cauchy, flat, gaussian"),
         (REGULARIZATION, {"attention": "gauss"}, "did you mean 'gaussian'"),
         (TARGET, {"scale_unit": 0}, "scale_unit=0 must be positive"),
         (TARGET, {"scale_unit": -0.5}, "scale_unit=-0.5 must be positive"),

@@ -20,6 +20,7 @@ from tkn.models import build_model
 from tkn.ops.tuning import tune
 from tkn.penalty import scale_penalty
 from tkn.plan.plan import accelerate, load_plan
+from tkn.projection import project_
 
 if TYPE_CHECKING:
     from tkn.training.records.checkpoint import load_model
@@ -38,6 +39,7 @@ __all__ = [
     "load_model",
     "load_plan",
     "parameter_groups",
+    "project_",
     "run",
     "scale_penalty",
     "targetize",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -20,8 +21,39 @@ def cauchy(z: Tensor) -> Tensor:
     return 1 / (1 + z.square())
 
 
+#: How far `flat` takes to fall from 1 to 0: with the default scale_unit of 0.5 it ends at the ROI's edge (Eq. 15).
+_FALL = sqrt(2) - 1
+
+
+def flat(z: Tensor) -> Tensor:
+    """1 up to |z| = 1, 0 from |z| = sqrt 2 on, between them the smooth step 1 - 3 t^2 + 2 t^3, elementwise.
+
+    Not the paper's: at the start a window of scale_unit 0.5 is exactly 1 on the whole map, so that a trained network's
+    convolutions compute what they did.
+    """
+    t = ((z.abs() - 1) / _FALL).clamp(0, 1)
+    return 1 - t.square() * (3 - 2 * t)
+
+
 #: The attention functions by their config names.
-ATTENTION: dict[str, Callable[[Tensor], Tensor]] = {"gaussian": gaussian, "cauchy": cauchy}
+ATTENTION: dict[str, Callable[[Tensor], Tensor]] = {"gaussian": gaussian, "cauchy": cauchy, "flat": flat}
+
+
+def _slope_of_flat(z: Tensor, _value: Tensor) -> Tensor:
+    t = ((z.abs() - 1) / _FALL).clamp(0, 1)
+    return -6 / _FALL * t * (1 - t) * z.sign()
+
+
+_SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gaussian": lambda z, value: -z * value,
+    "cauchy": lambda z, value: -2 * z * value.square(),
+    "flat": _slope_of_flat,
+}
+
+
+def attention_slope(name: str, z: Tensor, value: Tensor) -> Tensor:
+    """df/dz of the attention function called `name` at `z`, where it is `value`."""
+    return _SLOPES[name](z, value)
 
 
 def attention_function(name: str) -> Callable[[Tensor], Tensor]:

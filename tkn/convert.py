@@ -31,7 +31,7 @@ def targetize(
     model: nn.Module,
     layers: Iterable[str] | Callable[[str, nn.Module], bool] | None = None,
     *,
-    attention: str = "cauchy",
+    attention: str = "flat",
     scale_unit: float = 0.5,
     min_size: MinSize = 3,
     clip: bool = True,
@@ -42,10 +42,14 @@ def targetize(
 ) -> nn.Module:
     """Replace convolutions of `model` by target layers of the same weights (Sec. 4.3: "drop in").
 
+    With the default attention the model computes at the start what it did: its windows are 1 on the whole map. The
+    paper's two, "cauchy" and "gaussian", are lower towards the map's border from the start, which a trained network
+    does not survive without training.
+
     Args:
         layers: which plain convolutions (not subclasses or parametrized ones): names as in `model.named_modules()`, or
             a function (name, module) -> bool over them; "all"; by default all with a kernel larger than one pixel.
-        attention, scale_unit, min_size, clip, engine: as in `TargetConv2d`.
+        attention, scale_unit, min_size, clip, engine: as in `TargetConv2d`, whose default attention is another.
         blocks: the power of beta in each layer's scale penalty, by name; 0 for layers not named.
         inplace: change `model` itself (its modules and parameters stay the same objects) instead of a copy.
         input_size: of an image, (C, H, W): warns if the chosen layers do less than half of the multiply-adds, for their

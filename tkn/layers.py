@@ -20,6 +20,7 @@ from tkn.ops.eager import explain
 from tkn.ops.engines import FOURIER, Engine, check_engine
 from tkn.ops.operator import by_torch
 from tkn.ops.reference import reference
+from tkn.passes import RemembersPasses
 from tkn.roi import project_, roi_bounds, roi_mask
 from tkn.spec import Target, TargetSpec
 
@@ -29,7 +30,7 @@ MinSize = int | Literal["kernel"]
 _WHOLE_MAP = {"loc": 0.5, "scale": 1.0}
 
 
-class RoiLayer(nn.Module):
+class RoiLayer(RemembersPasses, nn.Module):
     """A layer whose kernels each have a ROI: loc and scale, and the windows, ROIs and projection that follow.
 
     The base of all layers below; `block` says which power of beta multiplies the layer's scale penalty.
@@ -39,6 +40,7 @@ class RoiLayer(nn.Module):
     block: int
     loc: nn.Parameter
     scale: nn.Parameter
+    training: bool
 
     def _init_attention(
         self,
@@ -100,6 +102,7 @@ class RoiLayer(nn.Module):
         Along an axis shorter than min_size the ROIs stay the whole axis.
         """
         project_(self._checked_size(size), self.loc, self.scale, self.min_size)
+        self.note_projection()
 
     def _checked_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         size = tuple(size)
@@ -199,6 +202,7 @@ class _AttentiveRegularization(RoiLayer):
             raise ValueError(
                 f"input of shape {list(input.shape)} is not [B, C, {axes}] or [C, {axes}] with C = {self.num_channels}"
             )
+        self.note_pass(tuple(input.shape[-self.num_dims :]))
         return self._weigh(input)
 
     def extra_repr(self) -> str:
@@ -210,7 +214,7 @@ class AttentiveRegularization1d(_AttentiveRegularization):
 
     Args:
         num_channels: C.
-        attention: "cauchy" (Eq. 3) or "gaussian" (Eq. 2).
+        attention: "cauchy" (Eq. 3), "gaussian" (Eq. 2) or "flat", 1 inside and soft at the ROI's edge.
         scale_unit: the window is f((x - loc) / (scale_unit * scale)), x, loc and scale in fractions of the side.
         min_size: pixels of the ROI's side that `project_` keeps, where the map has as many.
         clip: zero outside the ROI (Sec. 3.5) instead of the soft window alone.
@@ -387,6 +391,12 @@ class _TargetConv(RoiLayer):
         super().__setattr__(name, value)
 
     def forward(self, input: Tensor) -> Tensor:
+        output = self._convolved(input)
+        if isinstance(output, Tensor):  # not what a tracer hands on
+            self.note_pass(tuple(output.shape[-self.num_dims :]))
+        return output
+
+    def _convolved(self, input: Tensor) -> Tensor:
         engine = self.operator_engine()
         if by_torch(engine, input):
             return self.dense(input)
@@ -457,7 +467,7 @@ class TargetConv2d(_TargetConv, nn.Conv2d):
     input's real values across the ROI's border.
 
     Args beyond the convolution's:
-        attention: "cauchy" (Eq. 3) or "gaussian" (Eq. 2).
+        attention: "cauchy" (Eq. 3), "gaussian" (Eq. 2) or "flat", 1 inside and soft at the ROI's edge.
         scale_unit: the window is f((x - loc) / (scale_unit * scale)), x, loc and scale in fractions of the side.
         min_size: pixels of the ROI's side that `project_` keeps, where the map has as many; "kernel" is the kernel's
             own size.

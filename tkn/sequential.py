@@ -45,11 +45,20 @@ class TargetSequential(nn.Sequential):
                 targets, engine = [step.target() for step in run], run[0].layer.operator_engine()
                 padded = run[0].layer.padded(x)
                 x = run_sequence(padded, targets, engine)
+                _note_passes(run, targets, tuple(padded.shape[-targets[0].spec.dims :]))
                 linear = _linear(layers, position)
                 live = None if linear is None or engine.startswith("dense") else live_inputs(padded, targets)
                 if linear is not None and live is not None and x[0].numel() == linear.weight.shape[1]:
                     x, position = linear_of_live(x.flatten(1), live, linear.weight, linear.bias), position + 2
         return x
+
+
+def _note_passes(run: list[_Step], targets: list[Target], size: tuple[int, ...]) -> None:
+    """Let each target layer remember its map; `size`: of the first one's padded input."""
+    for step, target in zip(run, targets, strict=True):
+        assert isinstance(step.layer, _TARGETS)
+        step.layer.note_pass(target.output_size(size))
+        size = target.result_size(size)
 
 
 @dataclass(frozen=True)

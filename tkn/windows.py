@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tkn.attention import attention_function, pixel_centres, separable_window
+from tkn.attention import attention_function, attention_slope, pixel_centres, separable_window
 from tkn.kept import Kept, content
 from tkn.moving import MARGIN, outer_bounds
 from tkn.roi import roi_areas, roi_bounds, roi_mask
@@ -112,7 +112,7 @@ def window_gradients(target: Target, size: tuple[int, ...], grad: Tensor) -> tup
         z = (pixel_centres(length, loc) - loc[axis, :, None]) / (unit * scale[axis, :, None])
         value = function(z)
         axes.append(value)
-        slopes.append(_slope(target.spec.attention, z, value))
+        slopes.append(attention_slope(target.spec.attention, z, value))
         z_of.append(z)
     grad_loc, grad_scale = torch.empty_like(loc), torch.empty_like(scale)
     letters = "abc"[: len(size)]
@@ -124,11 +124,6 @@ def window_gradients(target: Target, size: tuple[int, ...], grad: Tensor) -> tup
         grad_loc[axis] = -along.sum(1) / (unit * scale[axis])
         grad_scale[axis] = -(along * z_of[axis]).sum(1) / scale[axis]
     return _unflat(grad_loc, target.loc), _unflat(grad_scale, target.scale)
-
-
-def _slope(attention: str, z: Tensor, value: Tensor) -> Tensor:
-    """df/dz of the attention function (Eqs. 2, 3), from its value."""
-    return -z * value if attention == "gaussian" else -2 * z * value.square()
 
 
 def _unflat(grad: Tensor, parameter: Tensor) -> Tensor:

@@ -91,7 +91,8 @@ def _targeted(config: DictConfig, share: float | None) -> tuple[nn.Module, str]:
     wanted = {"model": case.targeted, "input_size": list(input_size), "num_outputs": case.num_outputs}
     if share is not None:
         if case.targeted in (TORCHVISION, KEYWORDS):
-            model = targetize(_baseline(case), "all" if case.targets == "all" else None, inplace=True)
+            layers = "all" if case.targets == "all" else None
+            model = targetize(_baseline(case), layers, attention="cauchy", inplace=True)
         else:
             model = build_model(case.targeted, input_size, case.num_outputs)
         generate_rois(model, input_size, share, config.seed)
