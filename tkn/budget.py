@@ -15,8 +15,10 @@ from tkn.roi_count import RoiCount
 _MEMORY = 50
 #: No kernel shrinks so many times faster, or slower, than the median one.
 _SPREAD = 10.0
+#: Of kernels without gradients, which then shrink by their costs.
+_NO_WORTH = 1e-30
 #: The search for the shrinkage: so many rounds, each among so many values within the last one's bracket.
-_ROUNDS, _VALUES = 10, 3
+_ROUNDS, _VALUES = 7, 7
 
 
 def asked_macs(dense: int, *, share: float | None = None, macs: float | None = None) -> int:
@@ -192,7 +194,7 @@ class Budget:
 
     def rates(self, loc: Tensor, scale: Tensor) -> Tensor:
         macs = self.count.macs(loc, scale)
-        worth = self._worth + 1e-3 * self._worth.mean() + torch.finfo(torch.float64).tiny
+        worth = self._worth + 1e-3 * self._worth.mean() + _NO_WORTH
         rates = (macs / worth).sqrt()
         rates = (rates / rates.median()).clamp(1 / _SPREAD, _SPREAD)
         return torch.where(macs > 0, rates, 0.0)

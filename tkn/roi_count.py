@@ -34,7 +34,7 @@ class RoiCount:
         named = roi_layers(model)
         self.layers: list[RoiLayer] = [named[name] for name in dict.fromkeys(row.name for row in report.target_layers)]
         if not any(isinstance(layer, _ConvNd) for layer in self.layers):
-            raise ValueError(f"{type(model).__name__} has no target layer: there is nothing that a budget could shrink")
+            raise ValueError("the network has no target layers: there is nothing that a budget could shrink")
         self.dims = max(layer.num_dims for layer in self.layers)
         self.kernels = [layer.num_kernels for layer in self.layers]
         #: multiply-adds with every ROI the whole map, as the ROIs are now, and of all that has no ROIs
