@@ -104,7 +104,7 @@ def test_projection_and_the_least() -> None:
         ("tdn10", 0.35, lambda p: torch.optim.SGD(p, 1e-6), 2),  # so that the optimiser moves no scale
         ("tdn10", 0.35, lambda p: torch.optim.Adam(p, 0.3), 2),  # and here wildly
         ("all of dn10", 0.15, lambda p: torch.optim.SGD(p, 0.1), 4),
-        ("tkn6", 0.1, lambda p: torch.optim.RMSprop(p, 1e-3), 2),
+        ("tkn6", 0.1, lambda p: torch.optim.RMSprop(p, 1e-5), 2),
     ],
 )
 def test_a_budget_is_met_and_held(

@@ -137,7 +137,7 @@ def test_a_kernel_can_be_penalised_by_its_costs(tmp_path: Path) -> None:
     """With a strong penalty by costs, early kernels, which cost more, end smaller than late ones; without, not."""
     shares = {}
     for name in ("l2", "l2_costs"):
-        arguments = (*TINY, "model=tdn10", f"penalty={name}", "penalty.beta=1", "penalty.l2=0.05")
+        arguments = (*TINY, "model=tdn10", f"penalty={name}", "penalty.beta=1", "penalty.l2=0.5")
         summary, _ = tkn.run(compose(*arguments, "trainer.max_epochs=1"), tmp_path / name)
         rows = summary["target_layers"]
         shares[name] = [rows[index]["macs_roi"] / rows[index]["macs_dense"] for index in (0, -1)]
