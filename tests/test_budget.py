@@ -128,6 +128,17 @@ def test_a_budget_is_met_and_held(
     assert not [key for key in moved if key.endswith(("loc", "scale"))]
 
 
+def test_the_least_can_be_met() -> None:
+    """Also without gradients, when all ROIs of a layer are the same and would jump together."""
+    model = build_model("tdn10", SIZE, 10)
+    least = RoiCount(model, SIZE).least
+    for macs in (1.3 * least, least):
+        budget = Budget(model, SIZE, macs=macs, steps=3)
+        for _ in range(3):
+            budget.step()
+        assert 0.999 * macs <= count_macs(model, SIZE).total_roi <= macs
+
+
 class Needed(nn.Module):
     """Four kernels of which the output needs the first two, of the whole map, and the others hardly."""
 

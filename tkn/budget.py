@@ -17,6 +17,8 @@ _MEMORY = 50
 _SPREAD = 10.0
 #: Of kernels without gradients, which then shrink by their costs.
 _NO_WORTH = 1e-30
+#: Of the map's side: far less than a pixel.
+_ASIDE = 1e-5
 #: The search for the shrinkage: so many rounds, each among so many values within the last one's bracket.
 _ROUNDS, _VALUES = 7, 7
 
@@ -160,6 +162,8 @@ class Budget:
     def _shrink(self) -> None:
         count = self.count
         loc, scale = count.loc(), count.scale()
+        # A ROI of min_size pixels whose ends fall on pixel centres has one pixel more, as where loc has not learned.
+        loc = torch.where(loc == 0.5, 0.5 + _ASIDE, loc)
         gradient = count.scale_grad().double() * scale
         # An overflow of half precision is no gradient.
         self._worth.lerp_(gradient.square().nan_to_num(0, posinf=0), 1 / _MEMORY)
@@ -193,6 +197,7 @@ class Budget:
         self._scale.copy_(torch.where(goes, scales[1], scales[0]))
 
     def rates(self, loc: Tensor, scale: Tensor) -> Tensor:
+        """How fast each scale shrinks, as multiples of the median one: [dims, K]; 0 where nothing would be saved."""
         macs = self.count.macs(loc, scale)
         worth = self._worth + 1e-3 * self._worth.mean() + _NO_WORTH
         rates = (macs / worth).sqrt()

@@ -40,13 +40,13 @@ def test_runs_with_a_budget_form_a_row_of_their_own(tmp_path: Path) -> None:
     _three_seeds(tmp_path)
     rows = _sections(tmp_path)[0].groups
     assert [(group.label, len(group.runs)) for group in rows] == [
-        ("tdn10 mnist cauchy, l2 0.0001, beta 4", 3),
         ("tdn10 mnist cauchy, budget 0.35", 2),
+        ("tdn10 mnist cauchy, l2 0.0001, beta 4", 3),
     ]
     # Keys of another penalty are not those of another version.
     assert not [run.remarks for group in rows for run in group.runs if run.remarks]
     table = list(csv.DictReader(io.StringIO(groups_csv(_sections(tmp_path)))))
-    assert [row["asked"] for row in table] == ["", "3960960"]
+    assert [row["asked"] for row in table] == ["3960960", ""]
 
 
 def test_seeds_form_a_row(tmp_path: Path) -> None:

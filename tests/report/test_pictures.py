@@ -347,7 +347,7 @@ def test_budgets_are_told_by_their_shares(tmp_path: Path) -> None:
     figure = tradeoff_figure(panels(sections(collect([tmp_path])[0]), operations_gain), "a title", "times fewer")
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
-        *("cauchy, β = 4", "cauchy, budget", "Pareto front", "numbers: l2, or the budget's share"),
+        *("cauchy, β = 4", "cauchy, budget", "numbers: l2, or the budget's share"),
     ]
     written = [box.offsetbox.get_text() for box in figure.axes[0].findobj(AnnotationBbox)]
     assert written == ["0.0001", "0.35", "0.5"]
