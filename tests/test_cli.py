@@ -52,6 +52,7 @@ def test_smoke(tmp_path: Path) -> None:
         (("model=tdn11",), "unknown model 'tdn11'; did you mean 'tdn10'?"),
         (("modle=tdn10",), "unknown key 'modle'; did you mean 'mode"),
         (("penalty.l3=1",), "unknown key 'penalty.l3'; did you mean 'penalty.l2'?"),
+        (("penalty.share=0.3",), "unknown key 'penalty.share'; it is a key of penalty=budget"),
         (("lr=1",), "unknown key 'lr'; did you mean 'recipe.optimizer.lr'?"),
         (("penalty.l2=-1",), "penalty.l2=-1.0 must be at least 0"),
         (("-m", "model=dn10,tdn11"), "unknown model 'tdn11'; did you mean 'tdn10'?"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tkn import moved  # noqa: F401  # old import paths
+from tkn.budget import Budget
 from tkn.convert import targetize
 from tkn.decay import parameter_groups
 from tkn.layers import (
@@ -18,7 +19,7 @@ from tkn.layers import (
 from tkn.macs import count_macs
 from tkn.models import build_model
 from tkn.ops.tuning import tune
-from tkn.penalty import scale_penalty
+from tkn.penalty import kernel_costs, scale_penalty
 from tkn.plan.plan import accelerate, load_plan
 from tkn.projection import project_
 
@@ -30,12 +31,14 @@ __all__ = [
     "AttentiveRegularization1d",
     "AttentiveRegularization2d",
     "AttentiveRegularization3d",
+    "Budget",
     "TargetConv1d",
     "TargetConv2d",
     "TargetConv3d",
     "accelerate",
     "build_model",
     "count_macs",
+    "kernel_costs",
     "load_model",
     "load_plan",
     "parameter_groups",

@@ -22,18 +22,18 @@ def roi_bounds(size: tuple[int, ...], loc: Tensor, scale: Tensor) -> Tensor:
         loc, scale = loc.cpu(), scale.cpu()
     # float64: in float32 a bound that falls on a pixel's centre would be decided by rounding.
     loc, half = loc.detach().double(), scale.detach().double() / sqrt(2)
-    bounds = [_axis_bounds(length, loc[axis], half[axis]) for axis, length in enumerate(size)]
+    # `length` stays a number: a tensor made of it here would have to be copied to a GPU, in every step.
+    bounds = [torch.stack(axis_bounds(length, loc[axis], half[axis]), dim=-1) for axis, length in enumerate(size)]
     return torch.stack(bounds, dim=1).long().to(device)
 
 
-def _axis_bounds(length: int, loc: Tensor, half: Tensor) -> Tensor:
-    """(lo, hi) along an axis of `length` pixels: [C] and [C] -> [C, 2]."""
-    # `length` stays a number: a tensor made of it here would have to be copied to a GPU, in every step.
-    lo = torch.ceil((loc - half) * length - 0.5).clamp(0, length)
-    hi = (torch.floor((loc + half) * length - 0.5) + 1).clamp(0, length)
+def axis_bounds(length: int | Tensor, loc: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+    """(lo, hi), half-open, of the pixels inside loc - half to loc + half along axes of `length` pixels; float64."""
+    lo = torch.ceil((loc - half) * length - 0.5).clamp(min=0).clamp(max=length)
+    hi = (torch.floor((loc + half) * length - 0.5) + 1).clamp(min=0).clamp(max=length)
     # A NaN (of a diverged network) makes an empty ROI: as an integer it would point far outside of the map.
     lo, hi = lo.nan_to_num(0), hi.nan_to_num(0)
-    return torch.stack((lo, hi.maximum(lo)), dim=-1)
+    return lo, hi.maximum(lo)
 
 
 def roi_mask(size: tuple[int, ...], rois: Tensor) -> Tensor:
@@ -59,16 +59,28 @@ def project_(size: tuple[int, ...], loc: Tensor, scale: Tensor, min_size: tuple[
     min_size pixels of the ROI lie inside the map. A min_size larger than the map means the whole map. In half precision
     the limits are narrower by what rounding may cost. NaN stays NaN.
     """
-    eps = torch.finfo(scale.dtype).eps
-    # A little more than the bound: rounding must not push two centres out of a ROI that just holds them.
-    margin = max(1e-6, eps)
-    # Half precision rounds a loc of less than 2 by as much; in float32 it is far less than a pixel.
-    rounding = eps / 2 if eps > 1e-6 else 0.0
     for axis, (length, wanted) in enumerate(zip(size, min_size, strict=True)):
         least = min(wanted, length)
-        scale[axis].copy_(at_least_float32(scale[axis]).clamp(min=least / (sqrt(2) * length) * (1 + margin), max=1))
-        half = at_least_float32(scale[axis]) / sqrt(2)
-        # The middle of the map is always allowed.
-        lowest = (least / length - half + rounding).clamp(max=0.5)
-        highest = (1 - least / length + half - rounding).clamp(min=0.5)
-        loc[axis].copy_(at_least_float32(loc[axis]).maximum(lowest).minimum(highest))
+        kept = at_least_float32(scale[axis]).clamp(min=least_scale(least, length, scale.dtype), max=1)
+        scale[axis].copy_(kept)
+        loc[axis].copy_(
+            projected_loc(at_least_float32(loc[axis]), at_least_float32(scale[axis]), least / length, loc.dtype)
+        )
+
+
+def least_scale(least: int, length: int, dtype: torch.dtype) -> float:
+    """The scale, stored as `dtype`, of ROIs whose side is `least` pixels on an axis of `length`."""
+    # A little more than the bound: rounding must not push two centres out of a ROI that just holds them.
+    return least / (sqrt(2) * length) * (1 + max(1e-6, torch.finfo(dtype).eps))
+
+
+def projected_loc(loc: Tensor, scale: Tensor, least: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """loc, to be stored as `dtype`, held so that the part `least` of the map's side is in the ROI and on the map."""
+    half = scale / sqrt(2)
+    eps = torch.finfo(dtype).eps
+    # Half precision rounds a loc of less than 2 by as much; in float32 it is far less than a pixel.
+    rounding = eps / 2 if eps > 1e-6 else 0.0
+    # The middle of the map is always allowed.
+    lowest = (least - half + rounding).clamp(max=0.5)
+    highest = (1 - least + half - rounding).clamp(min=0.5)
+    return loc.maximum(lowest).minimum(highest)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from tkn import build_model, count_macs
-from tkn.bench.rois import generate_rois, load_rois, main, read_rois, save_rois
+from tkn.bench.rois import describe_training, generate_rois, load_rois, main, read_rois, save_rois
 from tkn.cli import compose
 from tkn.layers import roi_layers
 from tkn.training.records.checkpoint import identify
@@ -169,6 +170,12 @@ def test_the_file_of_a_checkpoint(tmp_path: Path) -> None:
     assert _rectangles(other) == _rectangles(model)
     assert content["trained"].startswith("tkn-run model=tdn10 data=mnist attention=cauchy penalty.l2=0.0001")
     assert content["trained"].endswith("seed=0; last of 20 epochs on full; error 0.62")
+
+
+def test_how_a_checkpoint_with_a_budget_came_about(tmp_path: Path) -> None:
+    config = OmegaConf.to_container(compose("model=tdn10", "data=mnist", "penalty=budget", "penalty.share=0.5"))
+    told = describe_training(tmp_path / "last.ckpt", config)
+    assert told.endswith("attention=cauchy penalty=budget penalty.share=0.5 penalty.reach=0.5 seed=0; last")
 
 
 def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:

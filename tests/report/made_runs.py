@@ -52,8 +52,11 @@ def write_run(folder: Path, *overrides: str, finished: float = 0, model: str = "
     summary = summary_of(model, **changes)
     arguments = [f"model={model}", f"data={summary['data']}", f"seed={summary['seed']}"]
     if summary["penalty"]:
-        arguments += [f"attention={summary['attention']['name']}", f"penalty.l2={summary['penalty']['l2']:g}"]
-        arguments += [f"penalty.beta={summary['penalty']['beta']:g}"]
+        arguments += [f"attention={summary['attention']['name']}"]
+        arguments += ["penalty=budget"] if "asked" in summary["penalty"] else []
+        arguments += [
+            f"penalty.{k}={summary['penalty'][k]:g}" for k in ("l2", "beta", "share") if k in summary["penalty"]
+        ]
         arguments += [f"attention.clip={str(summary['attention']['clip']).lower()}"]
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config_text(*arguments, *overrides))

@@ -32,6 +32,23 @@ def _three_seeds(folder: Path, **changes: Any) -> None:
         write_run(folder / f"seed{seed}", seed=seed, error=error, macs_roi=macs, train_seconds=60.0 * seed, **changes)
 
 
+def test_runs_with_a_budget_form_a_row_of_their_own(tmp_path: Path) -> None:
+    """What their budgets came to is their result, and tells none of them apart."""
+    for seed, macs in ((0, 3_960_000), (1, 3_950_000)):
+        budget = {"share": 0.35, "macs": None, "reach": 0.5, "asked": 3_960_960, "met": macs}
+        write_run(tmp_path / f"budget{seed}", seed=seed, macs_roi=macs, penalty=budget)
+    _three_seeds(tmp_path)
+    rows = _sections(tmp_path)[0].groups
+    assert [(group.label, len(group.runs)) for group in rows] == [
+        ("tdn10 mnist cauchy, budget 0.35", 2),
+        ("tdn10 mnist cauchy, l2 0.0001, beta 4", 3),
+    ]
+    # Keys of another penalty are not those of another version.
+    assert not [run.remarks for group in rows for run in group.runs if run.remarks]
+    table = list(csv.DictReader(io.StringIO(groups_csv(_sections(tmp_path)))))
+    assert [row["asked"] for row in table] == ["3960960", ""]
+
+
 def test_seeds_form_a_row(tmp_path: Path) -> None:
     _three_seeds(tmp_path)
     (section,) = _sections(tmp_path)

@@ -338,6 +338,21 @@ def test_many_betas_are_written_at_the_points(tmp_path: Path) -> None:
     assert written == [f"0.0012, {1 + seed / 7:.2g}" for seed in range(7)]
 
 
+def test_budgets_are_told_by_their_shares(tmp_path: Path) -> None:
+    write_run(tmp_path / "l2")
+    for share, error in ((0.5, 0.6), (0.35, 0.8)):
+        asked = round(share * 11_317_030)
+        budget = {"share": share, "macs": None, "reach": 0.5, "asked": asked, "met": asked - 1}
+        write_run(tmp_path / str(share), penalty=budget, error=error, macs_roi=asked - 1)
+    figure = tradeoff_figure(panels(sections(collect([tmp_path])[0]), operations_gain), "a title", "times fewer")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *("cauchy, β = 4", "cauchy, budget", "numbers: l2, or the budget's share"),
+    ]
+    written = [box.offsetbox.get_text() for box in figure.axes[0].findobj(AnnotationBbox)]
+    assert written == ["0.0001", "0.35", "0.5"]
+
+
 def test_a_sweep_of_dense_networks_alone_has_no_panel(tmp_path: Path) -> None:
     write_run(tmp_path / "dense", "penalty=none", model="dn10")
     assert panels(sections(collect([tmp_path])[0]), operations_gain) == []

@@ -37,8 +37,9 @@ class CalledAgain:
         # Two epochs of six steps of 8 images and one of 4, which is no graph's; nor are the first three. Two replays
         # a step: the gradients' and the projection's.
         (("model=tdn10", "recipe=modern", "model.dropout=0.1"), 2, 2 * 9),
-        # The penalty begins within the second epoch, so the gradients are captured again.
-        (("model=tkn6", "penalty.start=0.6"), 3, 2 * 9),
+        # The penalty begins within the second epoch, so the gradients are captured again, and the projection, which may
+        # look at them.
+        (("model=tkn6", "penalty.start=0.6"), 4, 2 * 9),
         # No ROIs, no projection.
         (("model=dn10",), 1, 9),
         (("model=dn10", "trainer.cuda_graphs=false"), 0, 0),

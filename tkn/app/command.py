@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tkn.app.memory import keep_freed_memory
 from tkn.app.messages import FULL_ERROR, error_line, unknown
@@ -159,9 +159,18 @@ class Command:
             if key.startswith(self.open_keys):
                 group = key.split(".")[0]
                 raise ValueError(f"this {group} does not set {key}; write +{key}=... to add it") from error
+            others = self._choices_with(key)
+            if others:
+                raise ValueError(f"unknown key {key!r}; it is a key of {' or '.join(others)}") from error
             groups = [override for override in overrides if self._is_group(override.split("=")[0])]
             known = hydra.compose("config", overrides=groups, return_hydra_config=key.startswith("hydra."))
             raise ValueError(unknown("key", key, _known_keys(known))) from error
+
+    def _choices_with(self, key: str) -> list[str]:
+        """The choices in the key's group whose files have it."""
+        group, _, name = key.rpartition(".")
+        files = sorted((self.config_dir / group).glob("*.yaml")) if group else []
+        return [f"{group}={path.stem}" for path in files if name in OmegaConf.load(path)]
 
     def _is_group(self, key: str) -> bool:
         return (self.config_dir / key).is_dir()

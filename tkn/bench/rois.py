@@ -195,7 +195,10 @@ def describe_training(path: Path, config: Mapping[str, Any]) -> str:
     """How a checkpoint came about: the arguments of its run, and the error of the summary beside it if there is one."""
     command = f"tkn-run experiment={config['experiment']}" if config["experiment"] else "tkn-run"
     parts = [f"model={config['model']['name']} data={config['data']['name']} attention={config['attention']['name']}"]
-    parts += [f"penalty.l2={config['penalty']['l2']:g} penalty.beta={config['penalty']['beta']:g}"]
+    penalty = config["penalty"]
+    shown = ("share", "macs", "reach") if "reach" in penalty else ("l2", "beta")
+    parts += ["penalty=budget"] if "reach" in penalty else []
+    parts += [f"penalty.{key}={penalty[key]:g}" for key in shown if penalty[key] is not None]
     text = f"{command} {' '.join(parts)} seed={config['seed']}; {path.stem}"
     summary = path.with_name("summary.json")
     if summary.is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,18 @@ class PenaltyConfig:
 
 
 @dataclass
+class CostPenaltyConfig(PenaltyConfig):
+    costs: bool
+
+
+@dataclass
+class BudgetConfig:
+    share: float | None
+    macs: float | None
+    reach: float
+
+
+@dataclass
 class RecipeConfig:
     optimizer: dict[str, Any]
     weight_decay_as: str
@@ -109,9 +121,27 @@ class RunConfig:
     channels: ChannelsConfig = field(default_factory=ChannelsConfig)
 
 
+@dataclass
+class CostRunConfig(RunConfig):
+    penalty: CostPenaltyConfig
+
+
+@dataclass
+class BudgetRunConfig(RunConfig):
+    penalty: BudgetConfig  # type: ignore[assignment]  # in place of the other
+
+
+def run_schema(penalty: Container[str]) -> type[RunConfig]:
+    """The configuration's shape for a group `penalty` of these keys: `l2` and `none`, `l2_costs`, `budget`.
+
+    Not one of all keys: a key more would make a run another one than those of earlier versions.
+    """
+    return BudgetRunConfig if "reach" in penalty else CostRunConfig if "costs" in penalty else RunConfig
+
+
 def check_config(config: DictConfig) -> DictConfig:
     """The configuration, typed and checked. ValueError naming the first wrong key or value."""
-    checked = typed(RunConfig, config)
+    checked = typed(run_schema(config.get("penalty") or ()), config)
     check_model(checked)
     check_rules(checked, _rules(checked))
     data: dict[str, Any] = OmegaConf.to_container(checked.data)  # type: ignore[assignment]
@@ -138,10 +168,7 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
         min_size == "kernel" or (type(min_size) is int and min_size >= 1),
         "'kernel' or a whole number of pixels, at least 1",
     )
-    yield "penalty.l2", config.penalty.l2 >= 0, "at least 0"
-    yield "penalty.beta", config.penalty.beta >= 0, "at least 0"
-    yield "penalty.start", 0 <= config.penalty.start <= 1, "a fraction of the run within [0, 1]"
-    yield "penalty.end", config.penalty.start <= config.penalty.end <= 1, "within [penalty.start, 1]"
+    yield from _penalty_rules(config.penalty)
     prune = config.prune
     yield "prune.runs", prune.runs is None or prune.runs >= 1, "null or at least 1"
     yield "prune.margin", 0 <= prune.margin < 1, "within [0, 1)"
@@ -183,3 +210,22 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     # The frames held out would be of subjects that are trained on.
     yield "data.validation", not (pain and validation), "0 for faces: choose data.test_subjects"
     yield "checkpoint", config.mode != "test" or config.checkpoint is not None, "the path to test with mode=test"
+
+
+def _penalty_rules(penalty: DictConfig) -> Iterator[tuple[str, bool, str]]:
+    if "reach" in penalty:
+        share, macs = penalty.share, penalty.macs
+        yield "penalty.share", share is None or 0 < share <= 1, "null or within (0, 1]"
+        yield "penalty.macs", macs is None or macs > 0, "null or positive"
+        yield "penalty.macs", macs is None or share is None, f"null with penalty.share={share}: a budget is one of both"
+        yield (
+            "penalty.share",
+            macs is not None or share is not None,
+            "a share of the dense multiply-adds, such as 0.3, or give penalty.macs",
+        )
+        yield "penalty.reach", 0 < penalty.reach <= 1, "a fraction of the run within (0, 1]"
+    else:
+        yield "penalty.l2", penalty.l2 >= 0, "at least 0"
+        yield "penalty.beta", penalty.beta >= 0, "at least 0"
+        yield "penalty.start", 0 <= penalty.start <= 1, "a fraction of the run within [0, 1]"
+        yield "penalty.end", penalty.start <= penalty.end <= 1, "within [penalty.start, 1]"

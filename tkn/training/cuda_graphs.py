@@ -110,7 +110,7 @@ class StepGraphs:
 
     Args:
         losses: of a batch.
-        projection: what follows the optimiser's step.
+        projection: what follows the optimiser's step; it may look at the gradients.
         parameters: those that the optimiser changes.
     """
 
@@ -122,6 +122,7 @@ class StepGraphs:
         self.penalised = False
         self.gradients: GradientGraph | None = None
         self.projected: Captured[None] | None = None
+        self.held = False
         self.following = Following()
         #: how often in a row a step was not captured, and whether that is no longer tried
         self.failures, self.fails = 0, False
@@ -142,8 +143,7 @@ class StepGraphs:
 
     def _captured(self, batch: tuple[Tensor, Tensor]) -> GradientGraph | None:
         """A new graph; None if what it needs of the ROIs has to be made outside of it first."""
-        if self.following.flag is not None:
-            self.projected = None  # it looks at the bounds of the old one
+        self.projected = None  # it looks at the gradients, and the bounds, of the old one
         made, why = None, "the ROIs leave their bounds in every step"
         try:
             with self.following.recording():
@@ -164,8 +164,11 @@ class StepGraphs:
             warnings.warn(f"steps are no longer captured: {why}", RuntimeWarning, stacklevel=2)
         return made
 
-    def project(self, *, captured: bool) -> None:
-        """The projection after a step, and a look at the ROIs. `captured`: by a graph, made when it is first called."""
+    def project(self, *, captured: bool, held: bool = False) -> None:
+        """The projection after a step, and a look at the ROIs. `captured`: by a graph, made when it is first called,
+        and when `held` changes: whether a budget holds the ROIs where they are."""
+        if self.held != held:
+            self.projected, self.held = None, held
         if captured and self.projected is None:
             self.projected = Captured(self._project)
         if captured and self.projected is not None:

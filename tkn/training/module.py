@@ -1,9 +1,9 @@
-"""The LightningModule: loss, scale penalty, projection after every step, errors."""
+"""The LightningModule: loss, scale penalty or budget, projection after every step, errors."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from tkn.budget import Budget
 from tkn.data.base import Task
+from tkn.decay import attention_parameters
 from tkn.layers import clipped, roi_layers
 from tkn.macs import MacsReport, count_macs
 from tkn.models import Architecture
 from tkn.models.freezing import frozen_norms
-from tkn.penalty import scale_penalty
+from tkn.penalty import kernel_costs, scale_penalty
 from tkn.training.averaging import MovingAverage
 from tkn.training.batches import Batches
 from tkn.training.cuda_graphs import StepGraphs, supports_cuda_graphs
@@ -88,8 +90,9 @@ class TargetedTraining(pl.LightningModule):
         input_size: (C, H, W).
         task: "classification" or "regression".
         eval_name: what the evaluation after every epoch is on, "valid" or "test".
-        penalty: `l2` and `beta` of the scale penalty, and `start` and `end`, the fractions of the run between which it
-            acts.
+        penalty: `l2` and `beta` of the scale penalty, `start` and `end`, the fractions of the run between which it
+            acts, and `costs` (see `scale_penalty`); or the budget's `share` or `macs`, and `reach`, the fraction of the
+            run after which it is met.
         recipe: optimizer, weight_decay_as and the schedule's keys (Sec. 4.2), attention_lr_factor, label_smoothing,
             ema_decay.
         identity: plain data that tells what a checkpoint is of (see `tkn.training.records.checkpoint`).
@@ -107,7 +110,7 @@ class TargetedTraining(pl.LightningModule):
         *,
         task: Task,
         eval_name: str,
-        penalty: dict[str, float],
+        penalty: dict[str, Any],
         recipe: dict[str, Any],
         identity: dict[str, Any],
         frozen: Sequence[str] = (),
@@ -124,6 +127,7 @@ class TargetedTraining(pl.LightningModule):
         self.task: Task = task
         self.eval_name = eval_name
         self.penalty = penalty
+        self._costs = kernel_costs(model, input_size) if penalty.get("costs") else None
         self.recipe = recipe
         self.identity = identity
         self.frozen = frozen
@@ -137,6 +141,8 @@ class TargetedTraining(pl.LightningModule):
         self.macs_roi = counted.total_roi
         self.map_sizes = {row.name: row.map_size for row in counted.target_layers}
         #: only one of two errors is that of the network as it is counted
+        #: what holds the network to its multiply-adds
+        self.budget = self._budget() if "reach" in penalty else None
         self.soft = any(not layer.clip for layer in roi_layers(model).values())
         names = ["loss", *self.error_names]
         self.train_means = _means(names)
@@ -169,6 +175,16 @@ class TargetedTraining(pl.LightningModule):
         assert isinstance(mean, MeanOverImages)
         return mean
 
+    def _budget(self) -> Budget:
+        try:
+            return Budget(self.learning, self.input_size, share=self.penalty["share"], macs=self.penalty["macs"])
+        except ValueError as error:
+            raise ValueError(f"penalty=budget: {error}") from error
+
+    def may_be_best(self, row: Mapping[str, float]) -> bool:
+        """Whether an epoch's network, of which `row` is, may be chosen as the best one: it meets the budget."""
+        return self.budget is None or row["macs_roi"] <= self.budget.macs
+
     def count_macs(self) -> MacsReport:
         """The network's multiply-adds for one image, now."""
         return count_macs(self.model, self.input_size)
@@ -177,6 +193,13 @@ class TargetedTraining(pl.LightningModule):
         """Clip every layer's loc and scale to valid ROIs (Sec. 3.5)."""
         for name, layer in roi_layers(self.learning).items():
             layer.project_(self.map_sizes[name])
+
+    def _follow_step(self) -> None:
+        """What a step of the optimiser needs after it, on the device."""
+        if self.budget is not None:
+            self.budget.apply()
+        else:
+            self.project()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -193,12 +216,28 @@ class TargetedTraining(pl.LightningModule):
             norm.eval()
         # From now on the tensors stay where they are.
         if self.raw is not None:
-            self._average = MovingAverage(self.model, self.raw, self.recipe["ema_decay"])
+            # An average of ROIs would not have the budget's multiply-adds.
+            copied = attention_parameters(self.raw) if self.budget is not None else ()
+            self._average = MovingAverage(self.model, self.raw, self.recipe["ema_decay"], copied)
         if self.cuda_graphs and supports_cuda_graphs(self.device):
-            self._graphs = StepGraphs(self._losses, self.project, self._parameters_that_learn())
+            self._graphs = StepGraphs(self._losses, self._follow_step, self._parameters_that_learn())
+        if self.budget is not None:
+            self._plan(self.budget)
 
     def _parameters_that_learn(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.learning.parameters() if parameter.requires_grad]
+
+    def _plan(self, budget: Budget) -> None:
+        """Begin or continue the budget's plan: also that of a run that goes on without one, or with another one."""
+        steps, done = max(1, round(self.penalty["reach"] * self._total_steps)), self.trainer.global_step
+        if budget.done == done and (budget.met or budget.steps == steps):
+            return
+        if done >= steps:
+            raise ValueError(
+                f"penalty.reach={self.penalty['reach']} is after {steps} steps, but the run goes on after {done}: "
+                "a budget needs steps in which the ROIs shrink"
+            )
+        budget.begin(done, steps)
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.raw is not None:
@@ -212,6 +251,13 @@ class TargetedTraining(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tkn"] = self.identity
+        if self.budget is not None:
+            checkpoint["budget"] = self.budget.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get("budget")
+        if self.budget is not None and state is not None and state["macs"] == self.budget.macs:
+            self.budget.load_state_dict(state)
 
     def train_sums(self) -> dict[str, Tensor]:
         """The sums behind the means of this epoch so far, over all processes: those of an epoch that is saved."""
@@ -251,13 +297,14 @@ class TargetedTraining(pl.LightningModule):
             total = F.cross_entropy(output.float(), targets, label_smoothing=self.recipe["label_smoothing"])
         total = weight * total
         if penalised:
-            total = total + scale_penalty(self.learning, self.penalty["l2"], self.penalty["beta"])
+            total = total + scale_penalty(self.learning, self.penalty["l2"], self.penalty["beta"], self._costs)
         return {"total": total, **errors}
 
     def _penalised(self) -> bool:
         """Whether this step is in the part of the run in which the scale penalty acts."""
-        assert self.trainer.max_epochs is not None
-        steps = self.trainer.max_epochs * self._epoch_steps
+        if self.budget is not None:
+            return False
+        steps = self._total_steps
         return bool(self.penalty["start"] * steps <= self.trainer.global_step < self.penalty["end"] * steps)
 
     def _weight(self, count: int, batch_index: int) -> float:
@@ -270,10 +317,11 @@ class TargetedTraining(pl.LightningModule):
 
     def _require_finite(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
-            lr, l2 = self.recipe["optimizer"].get("lr"), self.penalty["l2"]
+            options = [f"recipe.optimizer.lr={self.recipe['optimizer'].get('lr')}"]
+            options += [f"penalty.l2={self.penalty['l2']}"] if self.budget is None else []
             raise Diverged(
                 f"the training loss became {loss.item()} in epoch {self.current_epoch + 1}: "
-                f"lower recipe.optimizer.lr={lr} or penalty.l2={l2}"
+                f"lower {' or '.join(options)}"
             )
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
@@ -283,10 +331,14 @@ class TargetedTraining(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        if self.budget is not None:
+            self.budget.advance()
         if self._graphs is not None:
-            self._graphs.project(captured=self._replayed and bool(self.map_sizes))  # without ROIs nothing is captured
+            held = self.budget is not None and self.budget.held
+            # Without ROIs nothing is captured.
+            self._graphs.project(captured=self._replayed and bool(self.map_sizes), held=held)
         else:
-            self.project()
+            self._follow_step()
         if self._average is not None:
             # The trainer counts the step when this hook is done.
             self._average.update(self.trainer.global_step + 1)
@@ -345,6 +397,12 @@ class TargetedTraining(pl.LightningModule):
         assert epochs is not None
         schedule = build_schedule(optimizer, recipe, epochs, self._epoch_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def _total_steps(self) -> int:
+        """The optimiser's steps in the run."""
+        assert self.trainer.max_epochs is not None
+        return self.trainer.max_epochs * self._epoch_steps
 
     @cached_property
     def _epoch_steps(self) -> int:

@@ -154,7 +154,8 @@ def _train_and_test(
             warnings.filterwarnings("ignore", message="`training_step` returned `None`")  # where a graph did it all
             if config.mode == "train":
                 trainer.fit(module, datamodule, ckpt_path=continued)
-                if datamodule.eval_name == "valid":
+                # There is none of a run that ended before it met its budget.
+                if datamodule.eval_name == "valid" and checkpoints.best.is_file():
                     load_weights(module.model, read_checkpoint(checkpoints.best, module.architecture))
             elif checkpoint is not None:
                 load_weights(module.model, checkpoint)
@@ -260,9 +261,14 @@ def _module(config: DictConfig, datamodule: TensorDataModule, checkpoint: dict[s
 def _draw(folder: Path, module: TargetedTraining, history: History, summary: Mapping[str, Any]) -> None:
     title = run_title(summary["model"], summary["data"], summary["data_source"])
     if roi_layers(module.model):
-        penalty = summary["penalty"]
-        detail = f"{title}: {summary['attention']['name']}, l2 = {penalty['l2']:g}, beta = {penalty['beta']:g}"
+        detail = f"{title}: {summary['attention']['name']}, {_describe(summary['penalty'])}"
         save_figure(attention_maps(module.model, module.map_sizes, detail), folder / "attention_maps.png")  # type: ignore[arg-type]
     if history.rows:
         figure = training_curves(history.rows, module.error_names[0], summary["macs_dense"], title)
         save_figure(figure, folder / "curves.png")
+
+
+def _describe(penalty: Mapping[str, Any]) -> str:
+    if "reach" in penalty:
+        return f"budget = {penalty['asked'] / 1e6:.3g}M multiply-adds"
+    return f"l2 = {penalty['l2']:g}, beta = {penalty['beta']:g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, inf
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +19,8 @@ from tkn.report.figures.style import PAGE, plain_axis, print_style, wrapped
 from tkn.report.figures.tradeoff_points import Panel, Point, pareto_front
 from tkn.report.runs.run import short_source
 
+#: In place of a beta, where a budget decides.
+_BUDGET = inf
 #: What a colour and marker stand for: an attention and its beta, or (None) whatever its beta.
 _Kind = tuple[str, float | None]
 _Styles = dict[_Kind, tuple[str, str]]
@@ -83,7 +85,8 @@ def tradeoff_figure(panels: Sequence[Panel], title: str, xlabel: str) -> Figure:
 
 def _pair(point: Point) -> tuple[str, float]:
     common = point.group.common
-    return common["attention"].get("name", ""), (common.get("penalty") or {}).get("beta", 0)
+    penalty = common.get("penalty") or {}
+    return common["attention"].get("name", ""), _BUDGET if "asked" in penalty else penalty.get("beta", 0)
 
 
 def _l2(point: Point) -> float:
@@ -93,7 +96,10 @@ def _l2(point: Point) -> float:
 
 def _only_l2(panels: Sequence[Panel], styles: _Styles) -> float | None:
     """The l2 that all points have, None if it has to be written at them."""
-    values = {_l2(point) for panel in panels for point in panel.targeted}
+    points = [point for panel in panels for point in panel.targeted]
+    if any(_pair(point)[1] == _BUDGET for point in points):
+        return None
+    values = {_l2(point) for point in points}
     return values.pop() if len(values) == 1 and all(beta is not None for _, beta in styles) else None
 
 
@@ -109,7 +115,7 @@ def _style(point: Point, styles: _Styles) -> tuple[str, str]:
 def _handles(panels: Sequence[Panel], styles: _Styles, alike: float | None) -> list[Line2D]:
     handles = []
     for (name, beta), (colour, marker) in styles.items():
-        label = name if beta is None else f"{name}, β = {beta:g}"
+        label = name if beta is None else f"{name}, budget" if beta == _BUDGET else f"{name}, β = {beta:g}"
         handles.append(Line2D([], [], linestyle="", color=colour, marker=marker, markersize=_SIZE, label=label))
     if any(panel.dense for panel in panels):
         handles.append(Line2D([], [], linestyle="", color="black", marker="*", markersize=10, label="dense network"))
@@ -125,14 +131,18 @@ def _handles(panels: Sequence[Panel], styles: _Styles, alike: float | None) -> l
         written = f"l2 = {alike:g}"
     else:
         written = f"numbers: {'l2' if all(beta is not None for _, beta in styles) else 'l2, β'}"
+    if any(_pair(point)[1] == _BUDGET for panel in panels for point in panel.targeted):
+        written += ", or the budget's share"
     handles.append(Line2D([], [], linestyle="", label=written))
     return handles
 
 
 def _text(point: Point, styles: _Styles) -> str:
     """What is written at a point."""
-    l2 = _l2(point)
     pair = _pair(point)
+    if pair[1] == _BUDGET:
+        return f"{point.group.common['penalty']['asked'] / point.group.common['macs_dense']:.2g}"
+    l2 = _l2(point)
     return f"{l2:.2g}" if pair in styles else f"{l2:.2g}, {pair[1]:.2g}"
 
 

@@ -179,7 +179,7 @@ def _order(group: Group) -> tuple[Any, ...]:
     common = group.common
     attention, penalty = common.get("attention") or {}, common.get("penalty") or {}
     table = group.paper.table if group.paper else 0
-    settings = (attention.get("name", ""), penalty.get("l2", 0), penalty.get("beta", 0))
+    settings = (attention.get("name", ""), penalty.get("asked", 0), penalty.get("l2", 0), penalty.get("beta", 0))
     return (table, common["data"], group.base_model, group.targeted, *settings, group.label)
 
 
@@ -193,6 +193,7 @@ def _base_label(row: Sequence[Run]) -> str:
         return label
     penalty = summary.get("penalty") or {}
     settings = [f"{key} {penalty[key]:.3g}" for key in ("l2", "beta") if key in penalty]
+    settings += [f"budget {penalty['asked'] / summary['macs_dense']:.3g}"] if "asked" in penalty else []
     return ", ".join([f"{label} {summary['attention'].get('name', '')}", *settings])
 
 

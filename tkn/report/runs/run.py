@@ -19,7 +19,7 @@ from tkn.attention import ATTENTION
 from tkn.data import HOW_READ
 from tkn.data.base import is_own, is_whole
 from tkn.data.mnist import EMBEDDED_SOURCE
-from tkn.training.config import RunConfig
+from tkn.training.config import run_schema
 
 #: What every summary must have, with its type.
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -37,7 +37,8 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
         and value["scale_unit"] > 0
     ),
     "penalty": lambda value: (
-        isinstance(value, dict) and all(isinstance(value.get(key), int | float) for key in ("l2", "beta"))
+        isinstance(value, dict)
+        and all(isinstance(value.get(key), int | float) for key in (("asked",) if "reach" in value else ("l2", "beta")))
     ),
     "target_layers": lambda value: (
         isinstance(value, list) and all(isinstance(row, dict) and {"name", "map_size"} <= row.keys() for row in value)
@@ -111,7 +112,10 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What it shares with the runs that differ from it only in the seed."""
         summary = self.result
-        shared = {name: summary.get(name) for name in ("model", "data", "attention", "penalty", "epochs")}
+        shared = {name: summary.get(name) for name in ("model", "data", "attention", "epochs")}
+        # The multiply-adds that a budget's run met are its result.
+        penalty = summary.get("penalty")
+        shared["penalty"] = penalty and {key: value for key, value in penalty.items() if key != "met"}
         identity: dict[str, Any] = {"summary": {**shared, **{n: summary[n] for n in ("data_source", "macs_dense")}}}
         if self.config is None or "model.name" not in self.config:  # moved results, damaged configurations
             return identity | flatten({**shared, **{n: summary.get(n) for n in ("engine", "precision", "tested")}})
@@ -236,8 +240,10 @@ def _remarks(run: Run, summary: Mapping[str, Any], config_text: str) -> Iterator
 
 def _other_keys(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Keys that the configuration has and the present one has not, and the other way around."""
-    known = dict(_schema_keys(RunConfig))
-    optional = tuple(f"{item.name}." for item in fields(RunConfig) if item.default_factory is not MISSING)
+    penalty = [key.removeprefix("penalty.") for key in config if key.startswith("penalty.")]
+    schema = run_schema(penalty)
+    known = dict(_schema_keys(schema))
+    optional = tuple(f"{item.name}." for item in fields(schema) if item.default_factory is not MISSING)
     opened = tuple(f"{key}." for key, is_open in known.items() if is_open)
     has = [key for key in config if key not in known and not key.startswith(opened)]
     lacks = [

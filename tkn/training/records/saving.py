@@ -39,6 +39,8 @@ class WholeFiles(TorchCheckpointIO):
 class LastAndBest(Checkpoint):
     """Saves last.ckpt, and keeps the one of the lowest evaluated error as best.ckpt; both whole.
 
+    With a budget best.ckpt is of an epoch that meets it.
+
     last.ckpt is written after every epoch; before the last step of every epoch, so that a run stopped in the
     evaluation need not train the epoch again; every ten minutes; and when `signals` ask to stop, after which
     `Interrupted` is raised. "Lowest" is over the whole history, also that of the run that is continued (from the
@@ -55,14 +57,15 @@ class LastAndBest(Checkpoint):
         self.within_epoch = False
         self.loaded_sums: dict[str, Any] | None = None
 
-    def on_fit_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, TargetedTraining)
         if self.continued is None or not trainer.is_global_zero:
             return
         best = self.continued.with_name(self.best.name)
         if best.is_file():
             # First: where there is a last.ckpt, its best.ckpt must be too.
             _copy(best, self.best)
-        elif self.history.rows:
+        elif any(module.may_be_best(row) for row in self.history.rows):
             raise FileNotFoundError(f"checkpoint={self.continued} can be continued only with {best} beside it")
         _copy(self.continued, self.last)
 
@@ -98,8 +101,9 @@ class LastAndBest(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TargetedTraining)
-        *before, now = (row[module.monitor] for row in self.history.rows)
-        self._save(trainer, within_epoch=False, best=not before or now < min(before))
+        rows = self.history.rows
+        best = min(filter(module.may_be_best, rows), key=lambda row: row[module.monitor], default=None)
+        self._save(trainer, within_epoch=False, best=best is rows[-1])
         (stop,) = _most(trainer, self.signals.received or 0)
         if stop:
             raise Interrupted(stop)

@@ -12,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from tkn.app.versions import package_versions
 from tkn.backends.torch.fourier import uses_fourier
+from tkn.budget import asked_macs
 from tkn.data.base import is_own, is_whole
+from tkn.macs import MacsReport
 from tkn.training.batches import TensorDataModule
 from tkn.training.cuda_graphs import supports_cuda_graphs
 from tkn.training.module import TargetedTraining
@@ -58,7 +60,7 @@ def summarise(
     narrowed = architecture.narrowed
     name = module.error_names[0]
     column = f"{module.eval_name}/{name}"
-    best = min(history.rows, key=lambda row: row[column]) if history.rows else None
+    best = min(filter(module.may_be_best, history.rows), key=lambda row: row[column], default=None)
     return {
         "model": architecture.title,
         "base_model": architecture.base_title,
@@ -67,7 +69,7 @@ def summarise(
         "mode": config.mode,
         **{key.removeprefix("test/"): shortened(value) for key, value in tested.items() if key != "test/loss"},
         # Which epoch's model these figures are of: the last, or the best on held-out training images.
-        "tested": "checkpoint" if config.mode == "test" else "best" if module.eval_name == "valid" else "last",
+        "tested": "checkpoint" if config.mode == "test" else "best" if best and module.eval_name == "valid" else "last",
         f"best_{name}": best and best[column],
         "best_epoch": best and best["epoch"],
         "best_chosen_on": module.eval_name if best else None,
@@ -84,7 +86,7 @@ def summarise(
         "wall_seconds": round(history.wall_seconds, 2),
         "train_seconds": round(sum(row["seconds"] for row in history.rows), 2),
         "attention": {**trained.attention, "clip": config.attention.clip} if module.map_sizes else None,
-        "penalty": dict(trained.penalty) if module.map_sizes else None,
+        "penalty": _penalty(trained.penalty, report) if module.map_sizes else None,
         "engine": config.engine if module.map_sizes else None,
         "precision": str(trainer.precision),
         "compiled": config.trainer.compile,
@@ -104,6 +106,15 @@ def summarise(
             for row in report.target_layers
         ],
     }
+
+
+def _penalty(penalty: DictConfig, report: MacsReport) -> dict[str, Any]:
+    """The group `penalty`; of a budget with the multiply-adds that were asked for, and those of the network."""
+    options: dict[str, Any] = {str(key): value for key, value in penalty.items()}
+    if "reach" in options:
+        asked = asked_macs(report.total_dense, share=options["share"], macs=options["macs"])
+        options |= {"asked": asked, "met": report.total_roi}
+    return options
 
 
 def _in_frequencies(config: DictConfig, module: TargetedTraining, trainer: pl.Trainer) -> bool:

@@ -1,0 +1,110 @@
+"""The multiply-adds inside a network's ROIs, kernel by kernel, as arithmetic of tensors: nothing waits for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+from tkn.attention import at_least_float32
+from tkn.layers import RoiLayer, roi_layers
+from tkn.macs import MacsReport, count_macs
+from tkn.roi import axis_bounds, least_scale, projected_loc
+
+
+class RoiCount:
+    """Counts as `count_macs` does, from loc and scale alone, which may be those that the network could have.
+
+    loc and scale of all the network's kernels are one after the other in tensors [dims, K]: layers in the order of
+    execution, those of fewer dimensions filled up with axes of one pixel.
+
+    Args:
+        model: the network; its layers stay, their loc and scale may change.
+        input_size: of an image, (C, H, W).
+
+    ValueError if `model` has no target layer.
+    """
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, ...]) -> None:
+        report = count_macs(model, input_size)
+        named = roi_layers(model)
+        self.layers: list[RoiLayer] = [named[name] for name in dict.fromkeys(row.name for row in report.target_layers)]
+        if not any(isinstance(layer, _ConvNd) for layer in self.layers):
+            raise ValueError("the network has no target layers: there is nothing that a budget could shrink")
+        self.dims = max(layer.num_dims for layer in self.layers)
+        self.kernels = [layer.num_kernels for layer in self.layers]
+        #: multiply-adds with every ROI the whole map, as the ROIs are now, and of all that has no ROIs
+        self.dense, self.now = report.total_dense, report.total_roi
+        self.fixed = report.total_dense - sum(row.macs_dense for row in report.target_layers)
+        self._set_runs(report, [named[row.name] for row in report.target_layers])
+
+    def _set_runs(self, report: MacsReport, layers: Sequence[RoiLayer]) -> None:
+        """What the count needs of every run of a layer; a layer may run twice, on maps of different sizes."""
+        begins = {layer: sum(self.kernels[:index]) for index, layer in enumerate(self.layers)}
+        kernels, sizes, costs = [], [], []
+        #: the least scale, and the least part of the map's side that a ROI keeps: [dims, K]
+        self.least_scale = torch.zeros(self.dims, sum(self.kernels), dtype=torch.float64)
+        self.least_part = torch.zeros_like(self.least_scale)
+        self.least = self.fixed
+        for row, layer in zip(report.target_layers, layers, strict=True):
+            size = row.map_size + (1,) * (self.dims - layer.num_dims)
+            least = [min(pair) for pair in zip(layer.min_size, row.map_size, strict=True)] + [1] * self.dims
+            here = slice(begins[layer], begins[layer] + layer.num_kernels)
+            for axis, length in enumerate(size):
+                smallest = least_scale(least[axis], length, layer.scale.dtype)
+                self.least_scale[axis, here].clamp_(min=min(1.0, smallest))
+                self.least_part[axis, here].clamp_(min=least[axis] / length)
+            kernels.append(torch.arange(here.start, here.stop))
+            sizes.append(torch.tensor(size, dtype=torch.float64)[:, None].expand(-1, layer.num_kernels))
+            per_pixel = row.macs_dense // (layer.num_kernels * prod(row.map_size))
+            costs.append(torch.full((layer.num_kernels,), float(per_pixel), dtype=torch.float64))
+            self.least += per_pixel * layer.num_kernels * prod(least)
+        self.run_kernels, self.run_sizes, self.run_costs = torch.cat(kernels), torch.cat(sizes, dim=1), torch.cat(costs)
+
+    def to(self, device: torch.device) -> None:
+        """Count on this device."""
+        if self.run_costs.device != device:
+            for name in ("least_scale", "least_part", "run_kernels", "run_sizes", "run_costs"):
+                setattr(self, name, getattr(self, name).to(device))
+
+    def loc(self) -> Tensor:
+        """[dims, K], now."""
+        return self._joined([layer.loc for layer in self.layers], 0.5)
+
+    def scale(self) -> Tensor:
+        """[dims, K], now."""
+        return self._joined([layer.scale for layer in self.layers], 1.0)
+
+    def scale_grad(self) -> Tensor:
+        """The gradients of the scales, [dims, K]; zero where there are none."""
+        scales = [layer.scale for layer in self.layers]
+        return self._joined([torch.zeros_like(s) if s.grad is None else s.grad for s in scales], 0.0)
+
+    def _joined(self, tensors: Sequence[Tensor], beyond: float) -> Tensor:
+        filled = [F.pad(tensor.detach(), (0, 0, 0, self.dims - len(tensor)), value=beyond) for tensor in tensors]
+        return torch.cat(filled, dim=1)
+
+    @torch.no_grad()
+    def set(self, loc: Tensor, scale: Tensor) -> None:
+        """Give the layers these, [dims, K]."""
+        for name, joined in (("loc", loc), ("scale", scale)):
+            for layer, mine in zip(self.layers, joined.split(self.kernels, dim=1), strict=True):
+                layer.get_parameter(name).copy_(mine[: layer.num_dims])
+
+    def projected(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest valid loc and scale, of the type of `loc` (Sec. 3.5): [..., dims, K]."""
+        dtype = loc.dtype
+        scale = scale.maximum(self.least_scale).clamp(max=1).to(dtype)
+        held = projected_loc(at_least_float32(loc), at_least_float32(scale), self.least_part, dtype)
+        return held.to(dtype), scale
+
+    def macs(self, loc: Tensor, scale: Tensor) -> Tensor:
+        """Multiply-adds of every kernel for one image: [..., dims, K] -> float64 [..., K]."""
+        loc, half = loc.double(), scale.double() / sqrt(2)
+        lo, hi = axis_bounds(self.run_sizes, loc[..., self.run_kernels], half[..., self.run_kernels])
+        costs = (hi - lo).prod(dim=-2) * self.run_costs
+        return torch.zeros_like(loc[..., 0, :]).index_add(-1, self.run_kernels, costs)
