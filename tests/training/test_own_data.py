@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from own_images import face_rows, write_faces, write_folder
 from runs import assert_same_run, metrics_rows
 
 import tkn
+from tkn.app.signals import Interrupted
 from tkn.cli import compose
+from tkn.training.module import TargetedTraining
 
 #: Small and short.
 BASE = ("model=tdn10", "recipe.batch_size=8", "trainer.max_epochs=2", "trainer.accelerator=cpu")
@@ -50,22 +57,20 @@ def test_a_continued_run_augments_as_an_uninterrupted_one(
 ) -> None:
     arguments = (*BASE, "data=folder", f"data.path={parts}", "data.size=16", f"data.memory={memory}", *AUGMENT)
     tkn.run(compose(*arguments), tmp_path / "whole")
-    original, steps = tkn.training.module.TargetedTraining.training_step, 0  # type: ignore[attr-defined]
+    original, steps = TargetedTraining.training_step, 0
 
-    class Stopped(Exception):
-        pass
-
-    def stopping(self, *args):  # type: ignore[no-untyped-def]
+    def signalling(self: TargetedTraining, *args: Any) -> torch.Tensor | None:
         nonlocal steps
         steps += 1
-        if steps == 5:
-            raise Stopped
+        if steps == 5:  # in the middle of the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
         return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tkn.training.module.TargetedTraining.training_step", stopping)
-        with pytest.raises(Stopped):
+        patch.setattr(TargetedTraining, "training_step", signalling)
+        with pytest.raises(Interrupted):
             tkn.run(compose(*arguments), tmp_path / "halves")
+    assert torch.load(tmp_path / "halves" / "last.ckpt", weights_only=True)["global_step"] == 5
     tkn.run(compose(*arguments), tmp_path / "halves")
     assert_same_run(tmp_path / "halves", tmp_path / "whole")
 
@@ -94,32 +99,18 @@ def test_faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tkn.run(compose(*arguments, "data.folds=4", "recipe.label_smoothing=0.1"), tmp_path / "smooth")
 
 
-SHAPES = '''
-import torch
-from tkn.data import DataSet, Preparation, Split
-
-def load(data_dir, count=40):
-    """Bright left halves, and bright right ones."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 100, (count, 1, 16, 16), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(count) % 2
-    images[labels == 0, :, :, :8] += 100
-    images[labels == 1, :, :, 8:] += 100
-    return DataSet(
-        name="shapes", source=f"{count} made halves", task="classification", input_size=(1, 16, 16), num_outputs=2,
-        train=Split((images[8:],), labels[8:]), test=Split((images[:8],), labels[:8]),
-        classes=("left", "right"), preparation=Preparation(1, (16, 16)),
-    )
-
-def wrong(data_dir):
-    return [1, 2]
-'''
+def _documented() -> str:
+    """The example in docs/data.md."""
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    found = re.search(r"^```python\n(# my_shapes\.py\n.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
 
 
 def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "my_shapes.py").write_text(SHAPES)
+    (tmp_path / "my_shapes.py").write_text(f"{_documented()}\n\ndef wrong(data_dir):\n    return [1, 2]\n")
     arguments = (*BASE, "data=python", "data.factory=my_shapes:load")
     summary, objects = tkn.run(compose(*arguments, "+data.options.count=32"), tmp_path / "run")
     assert summary["data_source"] == "own: my_shapes:load (32 made halves)"
@@ -146,6 +137,7 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             ("data=folder", "data.path=parts", "data.augment.shift=far"),
             r"data\.augment\.shift='far' must be of type",
         ),
+        (("data=python", "data.factory=a:b", "data.options.n=1"), r"write \+data\.options\.n=\.\.\. to add it"),
         (("data=faces", "data.path=people"), r"key 'data\.target' is missing"),
         (("data=faces", "data.path=p", "data.target=a", "data.mirror=[[1,2.5]]"), r"data\.mirror=.* must be of type"),
     ],

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from tkn.app.command import CONFIG_DIR, Command
 
-TKN_RUN = Command("tkn-run", CONFIG_DIR, open_keys=("recipe.optimizer.",))
+TKN_RUN = Command("tkn-run", CONFIG_DIR, open_keys=("recipe.optimizer.", "data.options."))
 
 
 def compose(*overrides: str) -> DictConfig:
