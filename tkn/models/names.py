@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 
 from tkn.app.messages import unknown
 
-
 #: A configuration's one name or pattern, several, or none. Layers of an `nn.Sequential` have numbers.
 Names = str | int | list[str | int] | None
 

@@ -10,8 +10,8 @@ from torch import nn
 from tkn.models.cnn6 import cnn6
 from tkn.models.common import Convolutions, initialise
 from tkn.models.densenet import dn10, dn40
-from tkn.models.stn import SpatialTransformer, stn
 from tkn.models.names import Names
+from tkn.models.stn import SpatialTransformer, stn
 from tkn.models.targeting import blocks_of, target
 
 #: name -> (builder, targeted)
