@@ -14,8 +14,8 @@ import torch
 from tkn import count_macs, load_plan
 from tkn.bench import config as bench_config
 from tkn.bench.cli import TKN_BENCH
+from tkn.predict.cli import _parser as predict_parser
 from tkn.report.cli import _parser as report_parser
-from tkn.sweep.rows import find_rows
 from tkn.training.compose import TKN_RUN
 from tkn.training.config import check_config
 
@@ -38,7 +38,7 @@ def commands() -> Iterator[list[str]]:
         for line in "".join(blocks("sh", page)).splitlines():
             for part in line.split(" && "):
                 words = shlex.split(part, comments=True)
-                yield [word for word in words if "..." not in word]
+                yield [word for word in words if word != "..."]
 
 
 COMMANDS = list(commands())
@@ -57,15 +57,15 @@ def checked_report(arguments: list[str]) -> None:
     report_parser().parse_args(arguments)
 
 
-def checked_fill(arguments: list[str]) -> None:
-    assert arguments[:3] == ["-m", "tkn.sweep.fill", "results"]
-    assert find_rows("table*", [])
+def checked_predict(arguments: list[str]) -> None:
+    predict_parser().parse_args(arguments)
 
 
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "tkn-run": checked_run,
     "tkn-bench": checked_bench,
     "tkn-report": checked_report,
+    "tkn-predict": checked_predict,
 }
 
 
