@@ -25,6 +25,7 @@ from tkn.report.claims import claims_table, half_width, paper_rows, recorded, ro
 from tkn.report.runs.groups import Group, Statistic, composed, plus_minus
 from tkn.report.tables.formats import markdown_rows
 from tkn.report.tables.sheets import Column, duration, millions
+from tkn.training.compose import TKN_RUN
 
 _BLOCK = re.compile(r"(<!-- (paper|claims|runs) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 #: Keys that a command need not repeat: where a run was, and what it showed.
@@ -152,7 +153,8 @@ def _differences(arguments: Sequence[str], config: Mapping[str, Any]) -> list[st
         if key.startswith(_NOT_SAID):
             continue
         if key not in config:
-            differences.append(f"~{key}")
+            if key.startswith(TKN_RUN.open_keys):  # the others came into being after the run
+                differences.append(f"~{key}")
         elif key not in named or named[key] != config[key]:
             differences.append(f"{'' if key in named else '+'}{key}={_override_value(config[key])}")
     return differences
