@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tkn.app.messages import message
+from tkn.bench.alone import alone
 from tkn.bench.engines import TIMED_ENGINES, prepare_inference
 from tkn.bench.measure import Sampling, time_interleaved
 from tkn.layers import roi_layers
@@ -50,7 +51,7 @@ def time_all(
             calls["targeted", "torch"] = partial(network, images)
         calls["plan", "this engine"] = partial(plan, images)
         sampling = Sampling(_ROUNDS, _REPEATS, seconds, min(_WARMUP, seconds))
-        with torch.inference_mode():
+        with alone(), torch.inference_mode():
             timings, failures = time_interleaved({", ".join(key): call for key, call in calls.items()}, sampling, 0)
         notes += [f"{name} could not be timed at batch {batch}: {message(e)[:200]}" for name, e in failures.items()]
         rows += [
