@@ -20,6 +20,8 @@ from tkn.plan.place import Place
 TORCHVISION = "torchvision"
 #: The same of a case of one dimension, `tkn.bench.tc_resnet`.
 KEYWORDS = "tc_resnet8"
+#: The same of a case of a finished run.
+RUN = "run"
 TARGETS = ("all", "spatial")
 SOURCES = ("file", "checkpoint", "generated")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -37,6 +39,9 @@ class CaseConfig:
     network: str | None = None
     size: int | None = None
     targets: str | None = None
+    #: of `RUN` alone
+    path: str | None = None
+    factory: str | None = None
 
 
 @dataclass
@@ -100,7 +105,11 @@ def place_of(config: DictConfig) -> Place:
 def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     """(key, is its value valid, what is)."""
     case, rois, measure = config.case, config.rois, config.measure
-    if TORCHVISION in (case.baseline, case.targeted):
+    if RUN in (case.baseline, case.targeted):
+        yield "case.baseline", case.baseline == case.targeted, f"{RUN}, as case.targeted"
+        yield "rois.source", rois.source == "checkpoint", f"checkpoint with case={RUN}"
+        yield "case.path", case.path is not None, f"the folder of a run with case={RUN}"
+    elif TORCHVISION in (case.baseline, case.targeted):
         yield from _torchvision_rules(config)
     else:
         names = (*MODEL_NAMES, KEYWORDS)
@@ -108,19 +117,25 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
         yield "case.targeted", case.targeted in names, f"one of {', '.join(names)}"
         for key in ("network", "size", "targets"):
             yield f"case.{key}", case[key] is None, f"null but with case={TORCHVISION}"
+    for key in ("path", "factory"):
+        yield f"case.{key}", case[key] is None or case.baseline == RUN, f"null but with case={RUN}"
     lines = KEYWORDS in (case.baseline, case.targeted)
     if lines:
         yield "case.baseline", case.baseline == case.targeted, f"{KEYWORDS}, as case.targeted"
         yield "rois.source", rois.source == "generated", f"generated with case.baseline={KEYWORDS}"
+    unread = case.baseline == RUN and not case.input_size  # the run says it
     yield (
         "case.input_size",
-        len(case.input_size) == (2 if lines else 3) and min(case.input_size) >= 1,
+        unread or (len(case.input_size) == (2 if lines else 3) and min(case.input_size) >= 1),
         "[channels, frames], each at least 1" if lines else "[channels, height, width], each at least 1",
     )
     # A training step's loss is the cross entropy.
-    yield "case.num_outputs", case.num_outputs >= 2, "at least 2"
+    regression = case.baseline == RUN and case.num_outputs == 1
+    yield "train_batch_sizes", not (regression and config.train_batch_sizes), "[] for a network of one output"
+    yield "case.num_outputs", unread or regression or case.num_outputs >= 2, "at least 2"
     yield "rois.source", rois.source in SOURCES, f"one of {', '.join(SOURCES)}"
-    yield "rois.path", rois.source == "generated" or rois.path is not None, f"a path with rois.source={rois.source}"
+    needs_path = rois.source != "generated" and case.baseline != RUN
+    yield "rois.path", rois.path is not None or not needs_path, f"a path with rois.source={rois.source}"
     yield (
         "rois.share",
         rois.source != "generated" or (_distinct(rois.share) and all(0 < share <= 1 for share in rois.share)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -10,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import get_model
 
-from tkn.bench.config import KEYWORDS, TORCHVISION
+from tkn.app.messages import message
+from tkn.bench.config import KEYWORDS, RUN, TORCHVISION, check_config
 from tkn.bench.rois import generate_rois, load_rois, read_rois
 from tkn.bench.tc_resnet import TcResNet8
 from tkn.convert import targetize
-from tkn.macs import count_macs
+from tkn.layers import roi_layers
+from tkn.macs import MacsReport, count_macs
 from tkn.models import build_model
+from tkn.models.dense import densified
 from tkn.models.thin import thin
 from tkn.training.records.checkpoint import checkpoint_network
 
@@ -51,6 +55,9 @@ def build_networks(config: DictConfig) -> Iterator[Network]:
     case = config.case
     input_size = tuple(case.input_size)
     torch.manual_seed(config.seed)
+    if case.baseline == RUN:
+        yield from _networks_of_run(config)
+        return
     baseline = _baseline(case).eval()
     _settle(baseline, input_size)
     dense = count_macs(baseline, input_size)
@@ -62,19 +69,71 @@ def build_networks(config: DictConfig) -> Iterator[Network]:
         targeted, origin = _targeted(config, share)
         report = count_macs(targeted, input_size)
         suffix = f" {share:g}" if len(shares) > 1 else ""
-        try:
-            thinned = thin(baseline, input_size, report.total_roi, config.thinned.multiple).eval()
-        except ValueError as error:  # one of torchvision's
-            _log.warning("no thinned network is timed: %s", error)
-        else:
-            _settle(thinned, input_size)
-            counted = count_macs(thinned, input_size)
-            macs = counted.total_dense
-            yield Network(f"thinned{suffix}", "thinned", thinned, macs, counted.parameters, macs / dense.total_dense)
+        yield from _thinned(suffix, baseline, report, config)
         macs = report.total_roi
         yield Network(
             f"targeted{suffix}", "targeted", targeted, macs, report.parameters, macs / dense.total_dense, origin
         )
+
+
+def fill_case(config: DictConfig) -> DictConfig:
+    """A checked configuration whose case has the name, input and outputs of the run that it names, if it names one.
+
+    ValueError or OSError for what is no finished run.
+    """
+    case = config.case
+    if case.baseline != RUN:
+        return config
+    _, identity = _trained(case)
+    name = f"{identity['model']}_{identity['config']['data']['name']}" if case.name == RUN else case.name
+    found = {"name": name, "input_size": list(identity["input_size"]), "num_outputs": identity["num_outputs"]}
+    return check_config(OmegaConf.merge(config, {"case": found}))  # type: ignore[arg-type]
+
+
+def _networks_of_run(config: DictConfig) -> Iterator[Network]:
+    """Of the run, with its own weights: without ROIs; thinned; and as it is. Of a dense run the first alone."""
+    input_size = tuple(config.case.input_size)
+    model, _ = _trained(config.case)
+    report = count_macs(model, input_size)
+    baseline = densified(model)
+    parameters = count_macs(baseline, input_size).parameters
+    yield Network("baseline", "baseline", baseline, report.total_dense, parameters)
+    if roi_layers(model):
+        yield from _thinned("", baseline, report, config)
+        share = report.total_roi / report.total_dense
+        origin = str(_run_checkpoint(config.case))
+        yield Network("targeted", "targeted", model, report.total_roi, report.parameters, share, origin)
+
+
+def _trained(case: DictConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of the run that a case names, and what its checkpoint says of itself."""
+    return checkpoint_network(_run_checkpoint(case), "case.path=", factory=case.factory)
+
+
+def _run_checkpoint(case: DictConfig) -> Path:
+    """The checkpoint that the run tested."""
+    path = Path(case.path).expanduser()
+    if not path.is_dir():
+        return path
+    try:
+        tested = json.loads((path / "summary.json").read_text(encoding="utf-8")).get("tested")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"case.path={path} holds no finished run: {message(error)}") from error
+    return path / ("best.ckpt" if tested == "best" else "last.ckpt")
+
+
+def _thinned(suffix: str, baseline: nn.Module, report: MacsReport, config: DictConfig) -> Iterator[Network]:
+    """The baseline thinned to the multiply-adds of the targeted network that `report` is of, if it can be."""
+    input_size = tuple(config.case.input_size)
+    try:
+        thinned = thin(baseline, input_size, report.total_roi, config.thinned.multiple).eval()
+    except ValueError as error:  # one of torchvision's
+        _log.warning("no thinned network is timed: %s", error)
+        return
+    _settle(thinned, input_size)
+    counted = count_macs(thinned, input_size)
+    macs = counted.total_dense
+    yield Network(f"thinned{suffix}", "thinned", thinned, macs, counted.parameters, macs / report.total_dense)
 
 
 def images_and_labels(config: DictConfig, batch: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from tkn.bench.engines import TIMED_ENGINES, Prepared, prepare_inference, prepar
 from tkn.bench.machine import describe_device, describe_machine, load_average
 from tkn.bench.measure import Sampling, host_seconds, time_interleaved
 from tkn.bench.memory import MEASURED, measure_memory
-from tkn.bench.networks import Network, build_networks, images_and_labels
+from tkn.bench.networks import Network, build_networks, fill_case, images_and_labels
 from tkn.bench.on_gpu import gpu_seconds, graphed
 from tkn.bench.report import cost_figure, memory_table, speedups_table, timings_table
 from tkn.bench.speedups import speedups
@@ -55,7 +55,7 @@ def bench(config: DictConfig | Mapping[str, Any], output_dir: str | Path | None 
     Returns the content of bench.json, which docs/benchmarks.md explains. An engine that is missing, fails or computes
     something else than torch is reported in it. ValueError or OSError, one line each, for what the user can mend.
     """
-    config = check_config(config if isinstance(config, DictConfig) else OmegaConf.create(dict(config)))
+    config = fill_case(check_config(config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))))
     networks = list(build_networks(config))
     folder = output_folder(output_dir)
     (folder / "bench.json").unlink(missing_ok=True)  # of an earlier run here: this one has not finished

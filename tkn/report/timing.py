@@ -18,7 +18,8 @@ from tkn.backends.cpu.build import available
 from tkn.bench.machine import describe_machine
 from tkn.bench.measure import Sampling, time_interleaved
 from tkn.load import OtherLoad
-from tkn.models import BASE, build_model
+from tkn.models import BASE
+from tkn.models.dense import densified
 from tkn.plan.plan import accelerate
 from tkn.report.runs.groups import Group
 from tkn.report.runs.roi_states import trained_model
@@ -48,9 +49,9 @@ def measure_timings(runs: Iterable[Run], batch_size: int, folder: Path) -> list[
             input_size, outputs = tuple(identity["input_size"]), identity["num_outputs"]
             batch = torch.rand((batch_size, *input_size), generator=torch.Generator().manual_seed(0))
             call = _call(model, batch)
-            base = BASE[run.result["model"]]
+            base = str(run.result.get("base_model") or BASE.get(run.result["model"], run.result["model"]))
             key = f"{base} {'x'.join(map(str, input_size))} {outputs}"
-            dense = calls.get(key) or _call(build_model(base, input_size, outputs).eval(), batch)
+            dense = calls.get(key) or _call(densified(model), batch)
         except (ValueError, KeyError, RuntimeError) as error:
             notes.append(f"{run.name} is not timed: {message(error)}")
             continue

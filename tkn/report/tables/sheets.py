@@ -149,7 +149,7 @@ def remarks_sheet(runs: Iterable[Run]) -> Sheet | None:
     return Sheet("Remarks on counted runs", "", columns, rows)
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
     """Three digits, without an exponent."""
     return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:#.3g}"
 
@@ -160,7 +160,7 @@ def timings_sheet(timings: Mapping[str, Any]) -> Sheet:
     rows = []
     for row in timings["rows"]:
         seconds = row["seconds"]
-        low, middle, high = (_milliseconds(seconds[key]) for key in ("q1", "median", "q3"))
+        low, middle, high = (milliseconds(seconds[key]) for key in ("q1", "median", "q3"))
         faster = f"{dense[row['key']] / seconds['median']:.2f}"
         rows.append((row["model"], row["folder"] or "dense", millions(row["macs"]), middle, f"{low} to {high}", faster))
     machine = timings["machine"]
