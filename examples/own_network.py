@@ -73,25 +73,26 @@ def milliseconds(scores: Callable[[Tensor], Tensor], x: Tensor, calls: int) -> f
     return sorted(taken)[calls // 2]
 
 
-def train(model: nn.Module, data: Iterator[tuple[Tensor, Tensor]], lr: float, l2: float = 0.0) -> None:
-    """One pass over `data`; with `l2` the ROIs shrink where that costs little."""
+def train(model: nn.Module, data: Iterator[tuple[Tensor, Tensor]], lr: float, budget: tkn.Budget | None = None) -> None:
+    """One pass over `data`; with a `budget` the ROIs shrink to it."""
     optimizer = torch.optim.SGD(tkn.parameter_groups(model, weight_decay=1e-4), lr=lr, momentum=0.9, nesterov=True)
     model.train()
     for x, labels in data:
-        loss = F.cross_entropy(model(x), labels) + tkn.scale_penalty(model, l2)
+        loss = F.cross_entropy(model(x), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        tkn.project_(model)  # keeps every ROI valid
+        if budget is not None:
+            budget.step()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=32, help="pixels of an image's side")
     parser.add_argument("--width", type=int, default=16, help="channels of the first layer")
-    parser.add_argument("--steps", type=int, default=150, help="of each training")
+    parser.add_argument("--steps", type=int, default=150, help="of each of the two trainings")
     parser.add_argument("--batch", type=int, default=32, help="images in a batch")
-    parser.add_argument("--l2", type=float, default=1.5e-2, help="of the scale penalty: more makes ROIs smaller")
+    parser.add_argument("--share", type=float, default=0.33, help="of the multiply-adds, to be left")
     parser.add_argument("--out", default="own_network.plan", help="where the plan goes")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -105,8 +106,8 @@ def main() -> None:
     model = tkn.targetize(dense)
     print(f"as it is converted: {error(model.eval(), test):.1f} % wrong")
 
-    train(model, batches(options.steps, options.batch, options.side, seed=2), lr=0.02, l2=options.l2)
-    train(model, batches(options.steps, options.batch, options.side, seed=3), lr=0.005)
+    budget = tkn.Budget(model, size, share=options.share, steps=options.steps // 2)
+    train(model, batches(options.steps, options.batch, options.side, seed=2), lr=0.02, budget=budget)
     count = tkn.count_macs(model, size)
     print(f"trained further:    {error(model.eval(), test):.1f} % wrong")
     print(f"multiply-adds:      {count.total_roi:,} of {count.total_dense:,}")

@@ -26,14 +26,14 @@ def run(name: str, *arguments: str, folder: Path) -> str:
 
 
 def test_own_network_and_the_use_of_its_plan(tmp_path: Path) -> None:
-    tiny = ("--side", "8", "--width", "4", "--steps", "30", "--batch", "8", "--l2", "0.1", "--out", "own.plan")
+    tiny = ("--side", "8", "--width", "4", "--steps", "30", "--batch", "8", "--share", "0.6", "--out", "own.plan")
     printed = run("own_network.py", *tiny, folder=tmp_path)
     errors = [float(number) for number in re.findall(r"([\d.]+) % wrong", printed)]
     assert len(errors) == 4
     assert errors[1] == errors[0]  # converting changes nothing
     assert errors[3] == pytest.approx(errors[2], abs=100 / 64 + 0.1)  # nor does the plan, but for a tie
     inside, dense = (int(n.replace(",", "")) for n in re.findall(r"([\d,]{3,}) of ([\d,]+)", printed)[0])
-    assert inside < 0.9 * dense
+    assert inside == pytest.approx(0.6 * dense, rel=0.02)
     assert len(re.findall(r"[\d.]+ ms for 8 images", printed)) == 2
 
     used = run("use_plan.py", "own.plan", "--side", "8", "--images", "3", folder=tmp_path)
