@@ -90,10 +90,12 @@ class RoiCount:
 
     @torch.no_grad()
     def set(self, loc: Tensor, scale: Tensor) -> None:
-        """Give the layers these, [dims, K]."""
+        """Give the layers these valid ones, [dims, K]."""
         for name, joined in (("loc", loc), ("scale", scale)):
             for layer, mine in zip(self.layers, joined.split(self.kernels, dim=1), strict=True):
                 layer.get_parameter(name).copy_(mine[: layer.num_dims])
+        for layer in self.layers:
+            layer.note_projection()
 
     def projected(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest valid loc and scale, of the type of `loc` (Sec. 3.5): [..., dims, K]."""
