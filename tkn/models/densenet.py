@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tkn.models.common import Convolutions, require_size
+from tkn.normed import normed_sequential
 
 
 class DenseLayer(nn.Module):
@@ -40,7 +41,7 @@ class DenseLayer(nn.Module):
         self.layers = nn.Sequential(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((x, self.layers(x)), dim=1)
+        return torch.cat((x, normed_sequential(self.layers, x)), dim=1)
 
 
 def _transition(channels: int, out_channels: int, dropout: float, convolutions: Convolutions) -> nn.Sequential:
