@@ -49,7 +49,7 @@ def _knows_norm(norm: nn.BatchNorm2d) -> bool:
 def _knows_conv(conv: TargetConv2d) -> bool:
     geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     plain = geometry == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.groups == 1 and conv.padding_mode == "zeros"
-    return plain and conv.bias is None and conv.clip and conv.engine != "dense"
+    return plain and conv.bias is None and conv.clip and conv.engine == "roi"
 
 
 def _knows_maps(x: Tensor, parameters: tuple[Tensor, ...]) -> bool:
