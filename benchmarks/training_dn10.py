@@ -1,8 +1,9 @@
-"""Training steps of TDN10 against DN10's, batch 128, bfloat16: python benchmarks/training_dn10.py OUT.json SIDE [SECONDS]
+"""Training steps of TDN10 against DN10's, batch 128, bfloat16: python benchmarks/training_dn10.py OUT SIDE [SECONDS]
 
-On images of SIDE 28 or 56. TDN10 has the ROIs of trained networks (results/rois). Its layers are computed inside their ROIs ("roi") or densely and
-then masked ("dense"), the networks compiled or not; all take turns, medians in milliseconds. Nothing else should run
-meanwhile. A first run with SECONDS=0 leaves what torch.compile makes in its cache.
+On images of SIDE 28 or 56; OUT is a file of JSON. TDN10 has the ROIs of trained networks (results/rois). Its layers are
+computed inside their ROIs ("roi") or densely and then masked ("dense"), the networks compiled or not; all take turns,
+medians in milliseconds. Nothing else should run meanwhile. A first run with SECONDS=0 leaves what torch.compile makes
+in its cache.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A batch normalisation, a ReLU and a target convolution in one: float64's results, or the plain modules' to the bit."""
+"""A batch normalisation, a ReLU and a target convolution in one: float64's results, or the modules' to the bit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from engine_cases import place_rois
 from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -207,9 +208,8 @@ def test_what_it_does_not_know_is_the_modules(name: str, calls: list[str]) -> No
         images(3, 6).contiguous(memory_format=torch.channels_last),
         images(3, 6).float(),
         images(3, 6).half(),
-        images(6, 6)[::2],
     ],
-    ids=["channels last", "float32", "float16", "every second image"],
+    ids=["channels last", "float32", "float16"],
 )
 def test_other_maps_are_the_modules(x: Tensor, calls: list[str]) -> None:
     made = layers(6, 4)
@@ -235,7 +235,7 @@ def test_hooks_see_every_module(position: int | None, calls: list[str]) -> None:
 
 
 def test_without_kernels_torch_computes(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
-    monkeypatch.setattr(kernels_of_it, "available", lambda may_build: False)
+    monkeypatch.setattr(kernels_of_it, "available", lambda **_: False)
     made, x = layers(6, 4), images(3, 6)
     assert all(map(torch.equal, step(made, x), step(made, x, plain)))
     assert not calls
@@ -260,7 +260,8 @@ def test_counted_transformed_and_traced_as_modules(calls: list[str]) -> None:
         with FlopCounterMode(display=False) as counter:
             normed_sequential(made, x)
         assert counter.get_total_flops() > 0
-        torch.func.grad(lambda x: normed_sequential(made, x).float().sum())(x)
+        with forward_ad.dual_level():
+            normed_sequential(made, x)
     network = build_model("tdn10", (1, 8, 8), 3, engine="roi").train()
     names = {node.target for node in fx.Tracer(autowrap_modules=()).trace(network).nodes if node.op == "call_module"}
     assert "block1.0.layers.norm1" in names
@@ -322,7 +323,7 @@ def _fresh_dynamo() -> Iterator[None]:
 def test_a_compiled_densenet_takes_the_same_step(model: str, calls: list[str]) -> None:
     """In one graph; the same bits as uncompiled, the averages too."""
     torch.manual_seed(0)
-    network = build_model(model, (1, 12, 12), 3, engine="roi").train()
+    network = build_model(model, (1, 12, 12), 3, engine="roi", dropout=0.0).train()
     keys = list(network.state_dict())
 
     def forward(network: nn.Module, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The operator `torch.ops.tkn.normed_conv`: a batch normalisation in training, a ReLU and a 3x3 target convolution in one.
+"""The operator `torch.ops.tkn.normed_conv`: batch normalisation in training, ReLU and a 3x3 target convolution in one.
 
 Of bfloat16 maps under autocast, as DenseNets have them. To torch's tools it is one opaque operation, and its gradients
 another. There are kernels for it on CPUs that multiply bfloat16 alone: who calls it asks before, `usable`.
@@ -105,10 +105,11 @@ def _backward(ctx: Any, grad: Tensor, _mean: None, _variance: None) -> tuple[Ten
 
 def _followed(grad: Tensor, inputs: list[Tensor], options: Any, needs: Any) -> list[Tensor | None]:
     """The gradients that are needed, with gradients of their own."""
+    x, norm_weight, norm_bias, weight, loc, scale = inputs
     eps, attention, scale_unit = options
     wanted = [t for t, needed in zip(inputs, needs, strict=False) if needed]
     with torch.autocast("cpu", torch.bfloat16):
-        again = reference(*inputs[:3], eps, _target(*inputs[3:], attention, scale_unit))
+        again = reference(x, norm_weight, norm_bias, eps, _target(weight, loc, scale, attention, scale_unit))
     found = iter(torch.autograd.grad(again, wanted, grad, create_graph=True))
     return [next(found) if needed else None for needed in needs[: len(inputs)]]
 
