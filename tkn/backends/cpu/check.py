@@ -64,12 +64,12 @@ def _check_normed() -> None:
     x = torch.randn(3, 5, *_SIZE).bfloat16()
     layer = _layer(5, 3, torch.float32, None)
     target = Target(replace(layer.spec, relu=False), layer.weight, None, layer.loc, layer.scale)
-    norm = [1 + torch.rand(5), torch.randn(5)]
+    norm = 1 + torch.rand(5), torch.randn(5)
     y, *statistics = normed.forward(x, *norm, 1e-5, target)
     up = torch.randn(y.shape).bfloat16()
     found = normed.backward(up, y, x, (statistics[0], statistics[1]), *norm, 1e-5, target)
     followed = [t.detach().double().requires_grad_() for t in (x, *norm, *target.tensors)]
-    rectified = F.relu(F.batch_norm(followed[0], None, None, *followed[1:3], training=True))
+    rectified = F.relu(F.batch_norm(followed[0], None, None, followed[1], followed[2], training=True))
     window = target_window(Target(target.spec, followed[3], None, *followed[4:]), _SIZE)
     theirs = F.conv2d(rectified, followed[3], padding=1) * window
     expected = torch.autograd.grad(theirs, followed, up.double())
