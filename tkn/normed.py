@@ -9,7 +9,6 @@ from tkn.layers import TargetConv2d
 from tkn.ops.normed import usable
 from tkn.ops.operator import by_torch
 from tkn.sequential import hooked
-from tkn.tracing import autocast_dtype
 
 #: The layers that are joined.
 _KINDS = [nn.BatchNorm2d, nn.ReLU, TargetConv2d]
@@ -69,7 +68,8 @@ def _takes(x: Tensor, parameters: tuple[Tensor, ...]) -> bool:
     return (
         not watched
         and all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in (x, *parameters))
-        and autocast_dtype(x) == x.dtype == torch.bfloat16
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == x.dtype == torch.bfloat16
         and all(t.dtype == torch.float32 for t in parameters)
         and x.is_contiguous()
         and x.numel() > x.shape[1]  # of one number torch says what is wrong
