@@ -1,9 +1,9 @@
 """Training steps of TDN10 against DN10's, batch 128, bfloat16: python benchmarks/training_dn10.py OUT SIDE [SECONDS]
 
 On images of SIDE 28 or 56; OUT is a file of JSON. TDN10 has the ROIs of trained networks (results/rois). Its layers are
-computed inside their ROIs ("roi") or densely and then masked ("dense"), the networks compiled or not; all take turns,
-medians in milliseconds. Nothing else should run meanwhile. A first run with SECONDS=0 leaves what torch.compile makes
-in its cache.
+computed inside their ROIs ("roi") or densely and then masked ("dense"), the networks compiled or not, some with
+channels last; all take turns, medians in milliseconds. Nothing else should run meanwhile. A first run with SECONDS=0
+leaves what torch.compile makes in its cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ SIZES = {28: "tdn10_mnist.json", 56: "tdn10_tlmnist.json"}
 #: What is timed: the network, and how it takes a step.
 STEPS = {
     "DN10, compiled": ("baseline", TrainingOptions(compiled=True)),
+    "DN10, compiled, channels last": ("baseline", TrainingOptions(compiled=True, channels_last=True)),
     "TDN10, roi, compiled": ("targeted", TrainingOptions(compiled=True, target_engine="roi")),
+    "TDN10, roi, compiled, channels last": (
+        "targeted",
+        TrainingOptions(compiled=True, channels_last=True, target_engine="roi"),
+    ),
     "TDN10, dense, compiled": ("targeted", TrainingOptions(compiled=True)),
     "DN10": ("baseline", TrainingOptions()),
     "TDN10, roi": ("targeted", TrainingOptions(target_engine="roi")),
@@ -41,6 +46,7 @@ STEPS = {
 
 def main() -> None:
     keep_freed_memory()
+    torch._dynamo.config.recompile_limit = 64  # else the last of so many networks of one class would not be compiled
     size = int(sys.argv[2])
     seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 5.0
     results = {"machine": describe_machine(), "torch": torch.__version__, "threads": torch.get_num_threads()}
@@ -65,7 +71,7 @@ def timed(size: int, rois: str, seconds: float) -> Iterator[tuple[str, object]]:
         raise failure
     for name, timing in timings.items():
         figures = {key: value if key == "n" else round(1e3 * value, 2) for key, value in asdict(timing).items()}
-        print(f"{size}x{size} {name:24} {figures['median']:7.1f} ms", flush=True)
+        print(f"{size}x{size} {name:36} {figures['median']:7.1f} ms", flush=True)
         yield name, figures
 
 

@@ -32,6 +32,13 @@ def normed_sequential(layers: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
+def joins(layers: nn.Sequential) -> bool:
+    """Whether `normed_sequential` joins some of these layers, where they train as it says."""
+    children = list(layers)
+    triples = (children[at : at + 3] for at in range(len(children) - 2))
+    return any([type(layer) for layer in three] == _KINDS and _knows(three[2]) for three in triples)
+
+
 def _joined(layers: list[nn.Module], x: Tensor) -> Tensor | None:
     """The three layers as one operation, and the running statistics moved; None if they are no such layers."""
     if [type(layer) for layer in layers] != _KINDS or any(hooked(layer) for layer in layers):
@@ -56,7 +63,8 @@ def _joined(layers: list[nn.Module], x: Tensor) -> Tensor | None:
     return y
 
 
-def _knows(conv: TargetConv2d) -> bool:
+def _knows(conv: nn.Module) -> bool:
+    assert isinstance(conv, TargetConv2d)
     geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     plain = geometry == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.groups == 1 and conv.padding_mode == "zeros"
     return plain and conv.bias is None and conv.clip and conv.engine == "roi"
