@@ -38,7 +38,8 @@ def test_a_densenet_has_maps_that_its_layers_are_joined_on(
         else ["data=pain_synthetic", "data.subjects=3", "data.frames=8", "data.test_subjects=1", "data.limit=32"]
     )
     config = compose(
-        *TINY, *data, "model=tdn10", "engine=roi", "trainer.precision=bf16-mixed", "trainer.limit_train_batches=1"
+        *(*TINY, *data, "model=tdn10", "engine=roi"),
+        *("trainer.precision=bf16-mixed", "trainer.max_epochs=1", "trainer.limit_train_batches=1"),
     )
     _, objects = tkn.run(config, tmp_path)
     assert len(calls) == 6 * joined
