@@ -104,10 +104,11 @@ def _continues(layer: _TargetConv, first: nn.Module) -> bool:
 
 def _is_target(layer: nn.Module) -> TypeGuard[_TargetConv]:
     """Whether its forward is the one that the engine computes."""
-    return isinstance(layer, _TARGETS) and type(layer).forward is TargetConv2d.forward and not _hooked(layer)
+    return isinstance(layer, _TARGETS) and type(layer).forward is TargetConv2d.forward and not hooked(layer)
 
 
-def _hooked(layer: nn.Module) -> bool:
+def hooked(layer: nn.Module) -> bool:
+    """Whether somebody wants to see what goes in or comes out."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return any(hooks) or bool(torch_module._has_any_global_hook())
 
@@ -125,7 +126,7 @@ def _linear(layers: list[nn.Module], position: int) -> nn.Linear | None:
 def _follows(layers: list[nn.Module], position: int, kind: type[nn.Module]) -> bool:
     if position >= len(layers) or type(layers[position]) is not kind:
         return False
-    return not _hooked(layers[position]) and "forward" not in vars(layers[position])
+    return not hooked(layers[position]) and "forward" not in vars(layers[position])
 
 
 def _pool(layers: list[nn.Module], position: int, dims: int) -> Pool | None:

@@ -13,6 +13,8 @@ from runs import TINY, metrics_rows, recorded_rois
 
 import tkn
 from tkn.app.versions import project_commit
+from tkn.backends.cpu import normed
+from tkn.backends.cpu.build import kernels
 from tkn.cli import compose
 from tkn.layers import roi_layers
 from tkn.training.module import Diverged, TargetedTraining
@@ -20,6 +22,28 @@ from tkn.training.module import Diverged, TargetedTraining
 
 def _weights(objects: dict[str, Any]) -> dict[str, torch.Tensor]:
     return objects["module"].model.state_dict()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_densenet_has_maps_that_its_layers_are_joined_on(
+    channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = bool(kernels(torch.float32).tkn_bfloat16())  # else the modules compute
+    calls: list[tuple[int, ...]] = []
+    forward = normed.forward
+    monkeypatch.setattr(normed, "forward", lambda x, *rest: (calls.append(tuple(x.shape)), forward(x, *rest))[1])
+    data = (
+        []
+        if channels == 1
+        else ["data=pain_synthetic", "data.subjects=3", "data.frames=8", "data.test_subjects=1", "data.limit=32"]
+    )
+    config = compose(
+        *(*TINY, *data, "model=tdn10", "engine=roi"),
+        *("trainer.precision=bf16-mixed", "trainer.max_epochs=1", "trainer.limit_train_batches=1"),
+    )
+    _, objects = tkn.run(config, tmp_path)
+    assert len(calls) == 6 * joined
+    assert objects["module"].model[0].weight.is_contiguous()
 
 
 def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from tkn.data.base import DataSet
 from tkn.drawing.figures import attention_maps, save_figure, training_curves
 from tkn.drawing.tables import layers_table, results_table
 from tkn.layers import roi_layers
+from tkn.models.densenet import trains_on_contiguous_maps
 from tkn.models.names import as_patterns
 from tkn.training.batches import TensorDataModule
 from tkn.training.config import LIGHTNING_KEYS, check_config
@@ -138,7 +139,7 @@ def _train_and_test(
 
     datamodule = _data(config)
     checkpoint = _checkpoint(config, datamodule.data, continued) if continued else None
-    module = _module(config, datamodule, checkpoint)
+    module = _module(config, datamodule, checkpoint, trainer.strategy.root_device)
     source = describe_source(datamodule.data.source, config)
     # A log file has no width to fit.
     console = Console(width=None if sys.stdout.isatty() else 120, quiet=rank > 0)
@@ -228,7 +229,9 @@ def _checkpoint(config: DictConfig, data: DataSet, path: Path) -> dict[str, Any]
     return checkpoint
 
 
-def _module(config: DictConfig, datamodule: TensorDataModule, checkpoint: dict[str, Any] | None) -> TargetedTraining:
+def _module(
+    config: DictConfig, datamodule: TensorDataModule, checkpoint: dict[str, Any] | None, device: torch.device
+) -> TargetedTraining:
     data = datamodule.data
     pl.seed_everything(config.seed, verbose=False)
     start = start_network(config, data.input_size, data.num_outputs, checkpoint)
@@ -237,8 +240,11 @@ def _module(config: DictConfig, datamodule: TensorDataModule, checkpoint: dict[s
     recipe: dict[str, Any] = OmegaConf.to_container(config.recipe)  # type: ignore[assignment]
     if config.channels.checkpoint is not None:
         recipe["optimizer"]["lr"] *= config.channels.lr_factor
+    autocast = torch.bfloat16 if config.trainer.precision == "bf16-mixed" else None
+    if trains_on_contiguous_maps(start.model, device, autocast):
+        datamodule.memory_format = torch.contiguous_format
     module = TargetedTraining(
-        start.model.to(memory_format=torch.channels_last),  # faster on CPUs and with tensor cores
+        start.model.to(memory_format=datamodule.memory_format),
         data.input_size,
         task=data.task,
         eval_name=datamodule.eval_name,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tkn.app.messages import message
-from tkn.backends.cpu import build
+from tkn.backends.cpu import build, normed
 from tkn.backends.cpu.backend import chain
 from tkn.backends.cpu.factors import keep_factors
 from tkn.geometry import Pool
@@ -32,6 +33,8 @@ def check_kernels(dtype: torch.dtype) -> None:
     if dtype == torch.float32:
         # Enough channels for pairs, also backward.
         _check(dtype, torch.bfloat16, 37, (41, 21), None)
+        if build.kernels(dtype).tkn_bfloat16():
+            _check_normed()
 
 
 def _check(dtype: torch.dtype, result: torch.dtype, batch: int, channels: tuple[int, int], pool: Pool | None) -> None:
@@ -54,6 +57,23 @@ def _check(dtype: torch.dtype, result: torch.dtype, batch: int, channels: tuple[
     expected = torch.autograd.grad(theirs, followed, up.to(dtype))
     found = run.backward(up, x, saved, [True] * len(tensors))
     _compare(result, [ours, *(grad for grad in found if grad is not None)], [theirs, *expected])
+
+
+def _check_normed() -> None:
+    """The kernels of a normalisation, a ReLU and a target convolution in one."""
+    x = torch.randn(3, 5, *_SIZE).bfloat16()
+    layer = _layer(5, 3, torch.float32, None)
+    target = Target(replace(layer.spec, relu=False), layer.weight, None, layer.loc, layer.scale)
+    norm = 1 + torch.rand(5), torch.randn(5)
+    y, *statistics = normed.forward(x, *norm, 1e-5, target)
+    up = torch.randn(y.shape).bfloat16()
+    found = normed.backward(up, y, x, (statistics[0], statistics[1]), *norm, 1e-5, target)
+    followed = [t.detach().double().requires_grad_() for t in (x, *norm, *target.tensors)]
+    rectified = F.relu(F.batch_norm(followed[0], None, None, followed[1], followed[2], training=True))
+    window = target_window(Target(target.spec, followed[3], None, *followed[4:]), _SIZE)
+    theirs = F.conv2d(rectified, followed[3], padding=1) * window
+    expected = torch.autograd.grad(theirs, followed, up.double())
+    _compare(torch.bfloat16, [y, *found], [theirs, *expected])
 
 
 def _layer(inputs: int, outputs: int, dtype: torch.dtype, pool: Pool | None) -> Target:

@@ -418,6 +418,34 @@ class MapPairingStruct(Structure):
     )
 
 
+class NormedConvStruct(Structure):
+    """`NormedConv` of normed.h."""
+
+    _fields_ = (
+        ("batch", c_int32),
+        ("channels", c_int32),
+        ("outputs", c_int32),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("x", c_void_p),
+        ("mean", c_void_p),
+        ("rstd", c_void_p),
+        ("factor", c_void_p),
+        ("shift", c_void_p),
+        ("roi", c_void_p),
+        ("window", c_void_p),
+        ("weight", c_void_p),
+        ("turned", c_void_p),
+        ("y", c_void_p),
+        ("grad_y", c_void_p),
+        ("grad_x", c_void_p),
+        ("grad_factor", c_void_p),
+        ("grad_shift", c_void_p),
+        ("grad_weight", c_void_p),
+        ("grad_window", c_void_p),
+    )
+
+
 #: All structures, in the order in which `tkn_struct_sizes` of kernels.cpp gives their sizes.
 STRUCTURES: tuple[type[Structure], ...] = (
     GatherStruct,
@@ -441,6 +469,7 @@ STRUCTURES: tuple[type[Structure], ...] = (
     PlaneResampleStruct,
     PairingStruct,
     MapPairingStruct,
+    NormedConvStruct,
 )
 
 #: Rows: where they begin, and how many numbers a tile takes.
@@ -464,6 +493,9 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
         *(_CONV, *_ROWS, *_ROWS, c_void_p, c_int, c_int),
         *(c_void_p, c_void_p, c_int64, c_int, c_int, c_int, c_int),
     ),
+    "tkn_normed_statistics": (POINTER(NormedConvStruct), c_void_p, c_void_p, c_int),
+    "tkn_normed_forward": (POINTER(NormedConvStruct), c_int),
+    "tkn_normed_backward": (POINTER(NormedConvStruct), c_int),
     "tkn_run": (
         *(POINTER(InstructionStruct), c_int, POINTER(StepStruct), c_int, POINTER(c_void_p)),
         *(c_void_p, c_int64, c_int, c_int, c_int, c_int),

@@ -5,6 +5,7 @@
 
 #include "bfloat16.h"
 #include "channels.h"
+#include "normed.h"
 #include "rows.h"
 #include "weight_grad.h"
 
@@ -105,6 +106,7 @@ int tkn_struct_sizes(int64_t* sizes, int room) {
       sizeof(Function), sizeof(PlaneConv), sizeof(PlaneTask), sizeof(PlaneGather),
       sizeof(MapSelect), sizeof(MapNorm), sizeof(RowNorm), sizeof(PlaneResample),
       sizeof(Pairing), sizeof(MapPairing),
+      sizeof(NormedConv),
   };
   const int count = sizeof all / sizeof *all;
   if (room >= count) std::copy(all, all + count, sizes);
@@ -169,6 +171,27 @@ void tkn_unpack(const Dense* d, const void* rows, int64_t tile_size, void* x, in
       unpack(*d, (const T*)rows + tile * tile_size, lanes, std::min(lanes, images - tile * lanes), (T*)x + tile * lanes * d->image, begin, end);
     });
   });
+}
+
+// Where there are no products of bfloat16 the next three do nothing.
+
+// mean, variance: [channels], of the batch and all pixels.
+void tkn_normed_statistics(const NormedConv* op, float* mean, float* variance, int threads) {
+#if BFLOAT16_PRODUCTS
+  normed::statistics(*op, mean, variance, threads);
+#endif
+}
+
+void tkn_normed_forward(const NormedConv* op, int threads) {
+#if BFLOAT16_PRODUCTS
+  normed::forward(*op, threads);
+#endif
+}
+
+void tkn_normed_backward(const NormedConv* op, int threads) {
+#if BFLOAT16_PRODUCTS
+  normed::backward(*op, threads);
+#endif
 }
 
 // Runs a plan. With tiles enough for the threads each thread takes whole tiles through all `steps`, in memory of its own;
