@@ -54,6 +54,7 @@ def _joined(layers: list[nn.Module], x: Tensor) -> Tensor | None:
         return None
     if not _takes(x, parameters) or by_torch(conv.operator_engine(), x) or not usable():
         return None
+    conv.note_pass(tuple(x.shape[2:]))
     y, batch_mean, batch_var = torch.ops.tkn.normed_conv(x, *parameters, norm.eps, conv.attention, conv.scale_unit)
     with torch.no_grad():
         numbers = x.numel() // x.shape[1]

@@ -165,6 +165,14 @@ def test_nan_goes_where_torchs_goes(calls: list[str]) -> None:
     assert bool(calls) == there()
 
 
+def test_the_layer_remembers_its_maps(calls: list[str]) -> None:
+    made, x = layers(5, 4), images(2, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        normed_sequential(made, x)
+    assert made[2].map_size == (9, 8)
+    assert calls == ["forward"] * there()
+
+
 def test_the_same_bits_again() -> None:
     made, x = layers(24, 12, (28, 28)), images(7, 24, (28, 28))
     assert all(map(torch.equal, step(made, x), step(made, x)))
