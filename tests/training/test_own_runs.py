@@ -140,14 +140,19 @@ def test_a_pruned_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (tested["error"], tested["model"]) == (summary["error"], summary["model"])
 
 
-def test_fine_tuning(folder: Path) -> None:
+def test_fine_tuning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     _, dense = _run(folder / "dense", *NET, "recipe.optimizer.lr=0.3")
     trained = dense["module"].model.state_dict()
     arguments = (
         *(*NET, "model.targeted=true", f"model.weights={folder / 'dense' / 'last.ckpt'}"),
         *("model.freeze=['0','1']", "model.pretrained_lr_factor=0.1", "recipe.ema_decay=0.5"),
     )
-    _, objects = _run(folder / "tuned", *arguments)
+    said = "model.weights were trained without windows; attention=cauchy changes what they compute"
+    with caplog.at_level("WARNING"):
+        _run(folder / "flat", *arguments, "attention=flat")
+        assert said not in caplog.text
+        _, objects = _run(folder / "tuned", *arguments)
+    assert said in caplog.text
     module = objects["module"]
     for network in (module.model, module.raw):
         for name in ("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"):

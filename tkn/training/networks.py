@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from tkn.models.names import Names, as_patterns
 from tkn.models.narrow import pruned_network, thin_network
 from tkn.models.weights import fit_weights, read_weights, run_weights
 from tkn.training.records.checkpoint import read_checkpoint
+
+_log = logging.getLogger(__name__)
 
 #: Keys of the group `model` that say how it is trained, not what it is.
 _TRAINING: dict[str, Any] = {
@@ -125,9 +128,21 @@ def start_network(
         elif weights is not None:
             path = Path(weights).expanduser()
             pretrained = fit_weights(model, read_weights(path), f"model.weights={path}")
+        _warn_of_window(architecture, pretrained)
     if freeze := as_patterns(_options(config).get("freeze")):
         freeze_(model, freeze)
     return Start(model, architecture, pretrained)
+
+
+def _warn_of_window(architecture: Architecture, pretrained: Collection[str]) -> None:
+    """Say so where dense weights meet windows that change what they compute."""
+    name = architecture.attention["attention"]
+    learned = any(parameter.rpartition(".")[2] == "loc" for parameter in pretrained)
+    if pretrained and architecture.targeted and name != "flat" and not learned:
+        _log.warning(
+            "model.weights were trained without windows; attention=%s changes what they compute: take attention=flat",
+            name,
+        )
 
 
 def _execution(config: DictConfig) -> dict[str, Any]:
