@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm by their names there."""
+"""Networks of torchvision and timm by their names there. Both take seconds to import: only where one is asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import warnings
 from importlib.util import find_spec
 from typing import Any
 
-import torchvision
 from torch import Tensor, nn
 
 from tkn.app.messages import message, unknown
@@ -17,6 +16,8 @@ _WITH_FURTHER_OUTPUTS = ("googlenet", "inception_v3")
 
 def check_torchvision(network: str) -> None:
     """ValueError with the nearest name if torchvision has no such classification network."""
+    import torchvision
+
     names = torchvision.models.list_models(module=torchvision.models)
     if network not in names:
         raise ValueError(unknown("model.network of torchvision", network, names))
@@ -36,6 +37,8 @@ def torchvision_weights(_input_size: tuple[int, int, int], _num_outputs: int, *,
 
 
 def _torchvision(network: str, **options: Any) -> nn.Module:
+    import torchvision
+
     if network in _WITH_FURTHER_OUTPUTS:
         options["aux_logits"] = False
     with warnings.catch_warnings():
