@@ -14,6 +14,7 @@ import torch
 from tkn import count_macs, load_plan
 from tkn.bench import config as bench_config
 from tkn.bench.cli import TKN_BENCH
+from tkn.export.cli import _parser as export_parser
 from tkn.predict.cli import _parser as predict_parser
 from tkn.report.cli import _parser as report_parser
 from tkn.training.compose import TKN_RUN
@@ -57,6 +58,10 @@ def checked_report(arguments: list[str]) -> None:
     report_parser().parse_args(arguments)
 
 
+def checked_export(arguments: list[str]) -> None:
+    export_parser().parse_args(arguments)
+
+
 def checked_predict(arguments: list[str]) -> None:
     predict_parser().parse_args(arguments)
 
@@ -65,6 +70,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "tkn-run": checked_run,
     "tkn-bench": checked_bench,
     "tkn-report": checked_report,
+    "tkn-export": checked_export,
     "tkn-predict": checked_predict,
 }
 

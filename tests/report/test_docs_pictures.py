@@ -52,9 +52,8 @@ def test_errors_and_times_of_one_benchmark(draw: ModuleType, tmp_path: Path, mon
     assert (thin.error, thin.milliseconds) == (None, {})
     assert targeted.milliseconds == pytest.approx({"float32": 4})
 
-    run = write_run(tmp_path / "thin" / "seed0", "experiment=table2_dn10", model="dn10", error=0.7, macs_roi=5_000_000)
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("  name: dn10\n", "  name: dn10\n  thin: 5000000\n"))
+    summary = {"model": "dn10", "error": 0.7, "macs_roi": 5_000_000, "target_layers": []}
+    write_run(tmp_path / "thin" / "seed0", "experiment=table2_dn10", "model.thin=5000000", **summary)
     dense, thin, _ = draw.networks(bench, "table2_dn10", "table2_tdn10_cauchy")
     assert thin.error.mean == 0.7
     assert dense.error.mean == pytest.approx(0.5)
