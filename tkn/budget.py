@@ -92,8 +92,9 @@ class Budget:
         if self.macs < least:
             raise ValueError(
                 f"{asked} of {dense} multiply-adds is less than the chosen layers can reach: the least is {least} "
-                f"(share {least / dense:.3g}), of which {self.count.fixed} are in layers without ROIs, which "
-                "model.layers=all (targetize(model, 'all')) targets too"
+                f"(share {least / dense:.3g}). {self.count.fixed} of these are in layers without ROIs, which "
+                "model.layers=all (targetize(model, 'all')) targets too, the others in ROIs whose sides are the least, "
+                "attention.min_size (targetize(model, min_size=)) pixels"
             )
 
     @property
