@@ -15,6 +15,7 @@ from tkn import build_model, count_macs
 from tkn.bench.rois import describe_training, generate_rois, load_rois, main, read_rois, save_rois
 from tkn.cli import compose
 from tkn.layers import roi_layers
+from tkn.training.networks import architecture_of
 from tkn.training.records.checkpoint import identify
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +160,8 @@ def test_the_file_of_a_checkpoint(tmp_path: Path) -> None:
     model = _model()
     generate_rois(model, SIZE, 0.6, seed=0)
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
-    identity = identify(compose("model=tdn10", "data=mnist"), SIZE, 10)
+    config = compose("model=tdn10", "data=mnist")
+    identity = identify(config, architecture_of(config, SIZE, 10))
     torch.save({"state_dict": weights, "tkn": identity}, tmp_path / "last.ckpt")
     summary = {"epochs": 20, "data_source": "full", "error": 0.62}
     (tmp_path / "summary.json").write_text(json.dumps(summary))

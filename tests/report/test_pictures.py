@@ -221,7 +221,7 @@ def test_colour_samples_of_a_small_set() -> None:
     whole = load_data("mnist", "nowhere", source="embedded")
     few = whole.test.select(slice(0, 3))
     colour = replace(few, inputs=(few.inputs[0].expand(-1, 3, -1, -1),), targets=torch.tensor([[0.0], [2.5], [16.0]]))
-    data = DataSet("pain", "full", "regression", (3, 28, 28), 1, few, colour)
+    data = DataSet("pain", "full", "regression", (3, 28, 28), 1, colour, colour)
     figure = data_samples(data)
     assert [axis.get_title() for axis in figure.axes[:4]] == ["0", "2.5", "16", ""]
     assert np.asarray(figure.axes[0].images[0].get_array()).shape == (28, 28, 3)

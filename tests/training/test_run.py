@@ -32,13 +32,9 @@ def test_a_densenet_has_maps_that_its_layers_are_joined_on(
     calls: list[tuple[int, ...]] = []
     forward = normed.forward
     monkeypatch.setattr(normed, "forward", lambda x, *rest: (calls.append(tuple(x.shape)), forward(x, *rest))[1])
-    data = (
-        []
-        if channels == 1
-        else ["data=pain_synthetic", "data.subjects=3", "data.frames=8", "data.test_subjects=1", "data.limit=32"]
-    )
+    faces = ("data=pain_synthetic", "data.subjects=3", "data.frames=8", "data.test_subjects=1", "data.limit=32")
     config = compose(
-        *(*TINY, *data, "model=tdn10", "engine=roi"),
+        *(*(TINY[:3] if channels == 1 else faces), *TINY[3:], "model=tdn10", "engine=roi"),
         *("trainer.precision=bf16-mixed", "trainer.max_epochs=1", "trainer.limit_train_batches=1"),
     )
     _, objects = tkn.run(config, tmp_path)
