@@ -140,9 +140,9 @@ class TargetedTraining(pl.LightningModule):
         #: multiply-adds inside the ROIs as of the last epoch's last step
         self.macs_roi = counted.total_roi
         self.map_sizes = {row.name: row.map_size for row in counted.target_layers}
-        #: only one of two errors is that of the network as it is counted
         #: what holds the network to its multiply-adds
         self.budget = self._budget() if "reach" in penalty else None
+        #: only one of two errors is that of the network as it is counted
         self.soft = any(not layer.clip for layer in roi_layers(model).values())
         names = ["loss", *self.error_names]
         self.train_means = _means(names)
