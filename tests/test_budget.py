@@ -187,6 +187,9 @@ def test_a_continued_budget_is_an_uninterrupted_one() -> None:
                 assert torch.equal(value, parts[0].state_dict()[name]), name
     with pytest.raises(ValueError, match="is the state of a budget of 4500000 multiply-adds, not of 4600000"):
         Budget(parts[0], SIZE, macs=4.6e6).load_state_dict(saved[1])
+    for wrong in ({"macs": 4.5e6}, {**saved[1], "loc": torch.zeros(2, 3)}):
+        with pytest.raises(ValueError, match="not the state of a budget of such a network"):
+            parts[1].load_state_dict(wrong)
 
 
 class NoLook(TorchDispatchMode):
@@ -217,6 +220,7 @@ def test_nothing_waits_for_a_gpu() -> None:
         ({"macs": 3e6}, r"macs=3e\+06 .* less than the chosen layers can reach: the least is 3439942"),
         ({"share": 1.1}, r"share=1\.1 is more than the dense network's 11317030 multiply-adds"),
         ({"macs": 2e7}, r"macs=2e\+07 is more than"),
+        ({"share": 0.5, "steps": 0}, "steps=0 must be at least 1"),
         ({}, "either a share or macs, not share=None and macs=None"),
         ({"share": 0.5, "macs": 5e6}, r"either a share or macs, not share=0\.5 and macs=5000000"),
     ],
@@ -224,6 +228,21 @@ def test_nothing_waits_for_a_gpu() -> None:
 def test_impossible_budgets(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Budget(build_model("tdn10", SIZE, 10), SIZE, **options)
+
+
+def test_frozen_rois_stay_and_count_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = build_model("tdn10", SIZE, 10)
+    first, *others = roi_layers(model).values()
+    with torch.no_grad():
+        first.scale.fill_(0.6)
+    first.loc.requires_grad_(False)
+    first.scale.requires_grad_(False)
+    budget = Budget(model, SIZE, share=0.5, steps=4)
+    _train(model, budget, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1), 6)
+    assert 0.98 * budget.macs <= count_macs(model, SIZE).total_roi <= budget.macs
+    assert (first.scale == 0.6).all()
+    assert all((layer.scale < 1).any() for layer in others)
 
 
 def test_a_dense_network_has_nothing_to_shrink() -> None:

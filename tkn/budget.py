@@ -54,13 +54,15 @@ class Budget:
     batch's size or the optimiser.
 
     Args:
-        model: a network with target layers, on any device, also moved after this; its loc and scale must be trained.
+        model: a network with target layers, on any device, also moved after this. Layers whose scale does not learn
+            (`requires_grad`) stay as they are.
         input_size: of an image, (C, H, W).
         share: of the dense network's multiply-adds; or
         macs: multiply-adds for one image.
         steps: the optimiser's steps after which the budget is met; may be set later.
 
-    ValueError for a budget that ROIs can't reach: below the least (min_size ROIs everywhere), or above the dense count.
+    ValueError for a budget that ROIs can't reach: below the least (min_size ROIs everywhere), or above the dense count;
+    and for a network without target layers that learn.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Budget:
         macs: float | None = None,
         steps: int = 1,
     ) -> None:
+        if steps < 1:
+            raise ValueError(f"steps={steps} must be at least 1: ROIs shrink in steps")
         self.count = RoiCount(model, input_size)
         asked = f"share={share}" if macs is None else f"macs={macs:g}"
         #: multiply-adds for one image that are asked for
@@ -92,7 +96,7 @@ class Budget:
         if self.macs < least:
             raise ValueError(
                 f"{asked} of {dense} multiply-adds is less than the chosen layers can reach: the least is {least} "
-                f"(share {least / dense:.3g}). {self.count.fixed} of these are in layers without ROIs, which "
+                f"(share {least / dense:.3g}). {self.count.fixed} of these are in layers without learning ROIs, which "
                 "model.layers=all (targetize(model, 'all')) targets too, the others in ROIs whose sides are the least, "
                 "attention.min_size (targetize(model, min_size=)) pixels"
             )
@@ -122,7 +126,12 @@ class Budget:
         return {name.lstrip("_"): getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; the model's parameters are loaded by their own. ValueError for another budget."""
+        """Go on from a saved state; the model's parameters are loaded by their own. ValueError for another budget's, or
+        another network's."""
+        if state.keys() != self.state_dict().keys() or any(
+            state[name].shape != self._scale.shape for name in ("worth", "loc", "scale")
+        ):
+            raise ValueError("this is not the state of a budget of such a network")
         if state["macs"] != self.macs:
             raise ValueError(f"this is the state of a budget of {state['macs']} multiply-adds, not of {self.macs}")
         for name in _STATE:

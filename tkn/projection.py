@@ -16,8 +16,8 @@ def project_(model: nn.Module) -> None:
     layers = roi_layers(model).values()
     if layers and all(layer.map_size is None for layer in layers):
         raise ValueError(
-            "the maps' sizes are not known, for no layer with ROIs has run outside of torch.compile: run the model "
-            "once, or tkn.count_macs(model, input_size), before tkn.project_(model)"
+            "the maps' sizes are not known, for no layer with ROIs has run outside of torch.compile and DataParallel: "
+            "run the model once, or tkn.count_macs(model, input_size), before tkn.project_(model)"
         )
     for layer in layers:
         if layer.map_size is not None:

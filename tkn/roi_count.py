@@ -12,37 +12,39 @@ from torch.nn.modules.conv import _ConvNd
 
 from tkn.attention import at_least_float32
 from tkn.layers import RoiLayer, roi_layers
-from tkn.macs import MacsReport, count_macs
+from tkn.macs import LayerCount, count_macs
 from tkn.roi import axis_bounds, least_scale, projected_loc
 
 
 class RoiCount:
     """Counts as `count_macs` does, from loc and scale alone, which may be those that the network could have.
 
-    loc and scale of all the network's kernels are one after the other in tensors [dims, K]: layers in the order of
-    execution, those of fewer dimensions filled up with axes of one pixel.
+    loc and scale of all the network's kernels that learn their ROIs are one after the other in tensors [dims, K]:
+    layers in the order of execution, those of fewer dimensions filled up with axes of one pixel. Frozen layers
+    (`requires_grad` of their scale is False) count as they are.
 
     Args:
         model: the network; its layers stay, their loc and scale may change.
         input_size: of an image, (C, H, W).
 
-    ValueError if `model` has no target layer.
+    ValueError if `model` has no target layer that learns its ROIs.
     """
 
     def __init__(self, model: nn.Module, input_size: tuple[int, ...]) -> None:
         report = count_macs(model, input_size)
-        named = roi_layers(model)
-        self.layers: list[RoiLayer] = [named[name] for name in dict.fromkeys(row.name for row in report.target_layers)]
+        named = {name: layer for name, layer in roi_layers(model).items() if layer.scale.requires_grad}
+        rows = [row for row in report.target_layers if row.name in named]
+        self.layers: list[RoiLayer] = [named[name] for name in dict.fromkeys(row.name for row in rows)]
         if not any(isinstance(layer, _ConvNd) for layer in self.layers):
-            raise ValueError("the network has no target layers: there is nothing that a budget could shrink")
+            raise ValueError("the network has no target layers that learn: there is nothing that a budget could shrink")
         self.dims = max(layer.num_dims for layer in self.layers)
         self.kernels = [layer.num_kernels for layer in self.layers]
-        #: multiply-adds with every ROI the whole map, as the ROIs are now, and of all that has no ROIs
+        #: multiply-adds with every ROI the whole map, as the ROIs are now, and of all whose ROIs do not learn
         self.dense, self.now = report.total_dense, report.total_roi
-        self.fixed = report.total_dense - sum(row.macs_dense for row in report.target_layers)
-        self._set_runs(report, [named[row.name] for row in report.target_layers])
+        self.fixed = report.total_roi - sum(row.macs_roi for row in rows)
+        self._set_runs(rows, [named[row.name] for row in rows])
 
-    def _set_runs(self, report: MacsReport, layers: Sequence[RoiLayer]) -> None:
+    def _set_runs(self, rows: Sequence[LayerCount], layers: Sequence[RoiLayer]) -> None:
         """What the count needs of every run of a layer; a layer may run twice, on maps of different sizes."""
         begins = {layer: sum(self.kernels[:index]) for index, layer in enumerate(self.layers)}
         kernels, sizes, costs = [], [], []
@@ -50,7 +52,7 @@ class RoiCount:
         self.least_scale = torch.zeros(self.dims, sum(self.kernels), dtype=torch.float64)
         self.least_part = torch.zeros_like(self.least_scale)
         self.least = self.fixed
-        for row, layer in zip(report.target_layers, layers, strict=True):
+        for row, layer in zip(rows, layers, strict=True):
             size = row.map_size + (1,) * (self.dims - layer.num_dims)
             least = [min(pair) for pair in zip(layer.min_size, row.map_size, strict=True)] + [1] * self.dims
             here = slice(begins[layer], begins[layer] + layer.num_kernels)

@@ -164,6 +164,12 @@ def test_a_factory_runs_only_when_it_is_trusted(
     line = refusal(tmp_path / "run", capsys)
     assert "needs own_network_to_export:make, code that would be imported and run: read it, then give --trust" in line
     assert "own_network_to_export" not in sys.modules
+    config = tmp_path / "run" / "config.yaml"
+    shutil.copytree(tmp_path / "run", tmp_path / "hostile")
+    hostile = config.read_text().replace("own_network_to_export:make", '"own:make\\e[2K\\rIt is safe"')
+    (tmp_path / "hostile" / "config.yaml").write_text(hostile)
+    line = refusal(tmp_path / "hostile", capsys)
+    assert r"needs code named 'own:make\x1b[2K\rIt is safe', which is no package.module:function" in line
     main([str(tmp_path / "run"), *QUICK, "--trust"])
     content = json.loads((tmp_path / "run" / "export.json").read_text())
     assert content["plans"][0]["other_classes"] == 0
@@ -257,6 +263,10 @@ def test_intervals() -> None:
     five = of_share(wrong)
     assert (five.value, five.low, five.high) == pytest.approx((5.0, 2.154, 11.175), abs=1e-3)
     assert (none.value, none.low, none.high) == pytest.approx((0.0, 0.0, 3.699), abs=1e-3)
+    for count in (10, 13, 34, 5327):  # where rounding would leave the share itself out
+        for share in (0, 1):
+            estimate = of_share(torch.full((count,), bool(share)))
+            assert estimate.low <= 100 * share <= estimate.high
     mean = of_mean(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     half = 1.959964 * 1.2909944 / 2
     assert (mean.value, mean.low, mean.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half), abs=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -86,6 +87,21 @@ def test_the_command_prints_a_table_and_needs_neither_lightning_nor_hydra(plan: 
     likeliest = expected(folder / "a.png")
     assert CLASSES[int(likeliest.argmax())] in done.stdout
     assert f"{float(likeliest.max()):.4g}" in done.stdout
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"\x1b[31mred.png"])
+def test_names_that_a_terminal_would_act_on(
+    name: bytes, plan: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / os.fsdecode(name)
+    odd.write_bytes((folder / "a.png").read_bytes())
+    main([str(plan), str(odd), "--csv", str(tmp_path / "out.csv")])
+    (row,) = rows(tmp_path / "out.csv")
+    assert row["file"].endswith((r"caf\udce9.png", r"\x1b[31mred.png"))
+    odd.write_bytes(b"")
+    with pytest.raises(SystemExit):
+        main([str(plan), str(odd)])
+    assert row["file"] in capsys.readouterr().err
 
 
 def test_a_regression_tells_numbers(folder: Path, tmp_path: Path) -> None:

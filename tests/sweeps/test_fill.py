@@ -13,7 +13,7 @@ from forked import ForkedPython
 
 from tkn.bench.alone import alone, benchmark_runs
 from tkn.sweep import fill as filling
-from tkn.sweep.child import supervise
+from tkn.sweep.child import Failure, supervise
 from tkn.sweep.fill import fill, main
 from tkn.sweep.rows import Row, find_rows, next_run
 
@@ -59,6 +59,30 @@ def test_the_fewest_seeds_first_and_the_cheapest_of_these(tmp_path: Path) -> Non
     (unfinished / "last.ckpt").touch()
     assert next_run([row for row in rows if row.experiment == "table2_dn10"], tmp_path)[1] == 4  # type: ignore[index]
     assert next_run([], tmp_path) is None
+
+
+def test_a_seed_that_failed_does_not_block_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = find_rows("table[23]_dn10", [])
+    tried = []
+
+    class Failing:
+        """A run's process that has ended."""
+
+        def __init__(self, _arguments: tuple[str, ...], folder: Path) -> None:
+            tried.append(folder.relative_to(tmp_path).as_posix())
+            (folder / "last.ckpt").touch()
+
+        def failure(self) -> Failure:
+            return Failure("it diverged", missing=False)
+
+    monkeypatch.setattr(filling, "RunProcess", Failing)
+    monkeypatch.setattr(filling, "supervise", lambda *_: None)
+    fill(rows, tmp_path, 100.0, clock=lambda: 0.0)
+    assert tried == [f"{name}/seed{seed}" for name in ("table2_dn10", "table3_dn10") for seed in (0, 1)]
+    said = capfd.readouterr().err.splitlines()
+    assert [line.split(": ")[2].rsplit("/", 1)[-1] for line in said] == ["seed0", "table2_dn10", "seed0", "table3_dn10"]
 
 
 def test_work_follows_the_overrides() -> None:

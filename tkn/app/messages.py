@@ -19,6 +19,11 @@ def message(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal would act on, or can't show, as escapes: names of received files hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
 def error_line(error: BaseException, *expected: type[BaseException]) -> str:
     """An error's message in one line; names of kinds that are not `expected` are kept, with the way to see more."""
     text = message(error) or type(error).__name__

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from tkn.app.messages import FULL_ERROR, error_line
+from tkn.app.messages import FULL_ERROR, error_line, printable
 
 
 def run_plain(name: str, work: Callable[[], int]) -> None:
@@ -23,7 +23,7 @@ def run_plain(name: str, work: Callable[[], int]) -> None:
     except Exception as error:
         if os.environ.get(FULL_ERROR) == "1":
             raise
-        sys.exit(f"{name}: error: {error_line(error)}")
+        sys.exit(f"{name}: error: {printable(error_line(error))}")
     if status:
         sys.exit(status)
 

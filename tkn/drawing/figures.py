@@ -36,7 +36,7 @@ def attention_maps(model: nn.Module, map_sizes: Mapping[str, tuple[int, int]], t
 
     `map_sizes`: the (H, W) of each layer's output by the layer's name. ValueError if the model has no target layer.
     """
-    layers = roi_layers(model)
+    layers = {name: layer for name, layer in roi_layers(model).items() if name in map_sizes}
     if not layers:
         raise ValueError("the model has no target layer, so no attention map")
     columns = min(3, len(layers))

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from tkn.app.files import whole_file, write_whole
+from tkn.app.messages import printable
 from tkn.app.versions import package_versions
 from tkn.bench.machine import describe_machine
 from tkn.data import load_data
@@ -90,7 +91,7 @@ def export(folder: Path, options: Options, console: Console) -> dict[str, Any]:
     write_whole(options.output.with_name("export.json"), json.dumps(content, indent=2) + "\n")
     write_whole(options.output.with_name("export.md"), export_markdown(content))
     console.print(terminal_table(export_sheet(content)))
-    for line in export_lines(content):
+    for line in map(printable, export_lines(content)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return content
 
@@ -133,7 +134,8 @@ def _require_same_error(finished: Finished, network: Outcome) -> None:
         return
     for name, here in network.errors.items():
         told = summary.get(f"{name}_clipped", summary[name])
-        if not here.low <= told <= here.high:
+        rounding = 1e-5 * abs(told)  # sums of float32
+        if not here.low - rounding <= told <= here.high + rounding:
             raise ValueError(
                 f"{finished.checkpoint} has {name} {here.value:.3f} on {finished.run.result['data']}, but summary.json "
                 f"says {told:.3f}: other data, or another checkpoint"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,5 +83,7 @@ def _factory(run: Run, trust: Trust) -> str | None:
 
 def require_trust(folder: Path, name: str, trust: Trust) -> None:
     """ValueError if the function `name` of the run in `folder` may not be run."""
+    if not re.fullmatch(r"[\w.]+:\w+", name):  # a received run's must not write over the question
+        raise ValueError(f"{folder} needs code named {name!r}, which is no package.module:function")
     if not trust(name):
         raise ValueError(f"{folder} needs {name}, code that would be imported and run: read it, then give --trust")

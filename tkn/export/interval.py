@@ -25,7 +25,8 @@ def of_share(wrong: Tensor) -> Estimate:
     count, share = len(wrong), float(wrong.double().mean())
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    return Estimate(100 * share, 100 * max(0.0, middle - half), 100 * min(1.0, middle + half))
+    # Rounding must not leave the share itself out.
+    return Estimate(100 * share, 100 * max(0.0, min(share, middle - half)), 100 * min(1.0, max(share, middle + half)))
 
 
 def of_mean(values: Tensor) -> Estimate:

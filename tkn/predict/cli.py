@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tkn.app.messages import printable
 from tkn.app.plain_command import positive, run_plain
 
 _NAME = "tkn-predict"
@@ -38,7 +39,7 @@ def _predict(parsed: argparse.Namespace) -> int:
 
     def refuse(line: str) -> None:
         refused.append(line)
-        print(f"{_NAME}: {line}", file=sys.stderr)
+        print(f"{_NAME}: {printable(line)}", file=sys.stderr)
 
     found = list(answers(predictor, paths, batch, parsed.top, refuse))
     if parsed.csv is not None and found:

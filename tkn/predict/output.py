@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tkn.app.files import csv_text
+from tkn.app.messages import printable
 from tkn.predict.files import Answer
 
 
@@ -30,7 +31,7 @@ def answers_csv(answers: Iterable[Answer]) -> str:
 
 
 def _cells(answer: Answer) -> dict[str, Any]:
-    cells: dict[str, Any] = {"file": str(answer.path)}
+    cells: dict[str, Any] = {"file": printable(str(answer.path))}
     if answer.value is not None:
         cells["value"] = answer.value
     for place, (name, score) in enumerate(answer.ranked, 1):

@@ -29,12 +29,14 @@ _TO_SAVE = (20.0, 0.2)
 def fill(rows: Sequence[Row], results: Path, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
     """Do runs of the rows in results/<experiment>/seed<N> until so many seconds of the clock are over.
 
-    A run that can't be done is named, and its row left; of one whose data are not there all rows of these data.
+    A run that can't be done is named, and another seed of its row tried; after two of them the row is left. Of one
+    whose data are not there all rows of these data are left.
     """
     end_at = clock() + seconds
     stop_at = end_at - min(_TO_SAVE[0], _TO_SAVE[1] * seconds)
     left = list(rows)
-    while clock() < stop_at and (chosen := next_run(left, results)) is not None:
+    failed: set[Path] = set()
+    while clock() < stop_at and (chosen := next_run(left, results, failed)) is not None:
         row, seed = chosen
         folder = results / row.experiment / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,9 +46,11 @@ def fill(rows: Sequence[Row], results: Path, seconds: float, clock: Callable[[],
         failure = child.failure()
         if failure is None:
             continue
-        lost = [other for other in left if other is row or (failure.missing and other.data == row.data)]
+        failed.add(folder)
+        twice = sum(other.parent == folder.parent for other in failed) > 1
+        lost = [other for other in left if (other is row and twice) or (failure.missing and other.data == row.data)]
         left = [other for other in left if other not in lost]
-        names = ", ".join(other.experiment for other in lost)
+        names = ", ".join(other.experiment for other in lost) or str(folder)
         print(f"{_NAME}: left: {names}: {failure.reason}", file=sys.stderr, flush=True)
         if not any(folder.iterdir()):
             folder.rmdir()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import inf
@@ -84,8 +84,8 @@ def _work(config: DictConfig) -> float:
     return float(macs) * min(images.training, config.data.limit or images.training) * config.trainer.max_epochs
 
 
-def next_run(rows: Sequence[Row], results: Path) -> tuple[Row, int] | None:
-    """The row and the seed that come next; None without rows.
+def next_run(rows: Sequence[Row], results: Path, failed: Collection[Path] = ()) -> tuple[Row, int] | None:
+    """The row and the seed that come next, in none of the folders that `failed`; None without rows.
 
     Unfinished runs first; then the rows with the fewest finished seeds; of these the one with the least work.
     """
@@ -95,16 +95,17 @@ def next_run(rows: Sequence[Row], results: Path) -> tuple[Row, int] | None:
     def rank(row: Row) -> tuple[bool, int, float, str]:
         folder = results / row.experiment
         finished = len(list(folder.glob("seed*/summary.json")))
-        return not _unfinished(folder / f"seed{_next_seed(folder)}"), finished, row.work, row.experiment
+        return not _unfinished(folder / f"seed{_next_seed(folder, failed)}"), finished, row.work, row.experiment
 
     row = min(rows, key=rank)
-    return row, _next_seed(results / row.experiment)
+    return row, _next_seed(results / row.experiment, failed)
 
 
-def _next_seed(folder: Path) -> int:
-    """The least seed that has no finished run, an unfinished one before others."""
+def _next_seed(folder: Path, failed: Collection[Path]) -> int:
+    """The least seed that has no finished run and did not fail, an unfinished one before others."""
+    seeds = range(len(list(folder.glob("seed*"))) + len(failed) + 1)
     missing = [
-        n for n in range(len(list(folder.glob("seed*"))) + 1) if not (folder / f"seed{n}/summary.json").is_file()
+        n for n in seeds if not (folder / f"seed{n}/summary.json").is_file() and folder / f"seed{n}" not in failed
     ]
     return next((seed for seed in missing if _unfinished(folder / f"seed{seed}")), missing[0])
 

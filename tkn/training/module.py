@@ -192,7 +192,8 @@ class TargetedTraining(pl.LightningModule):
     def project(self) -> None:
         """Clip every layer's loc and scale to valid ROIs (Sec. 3.5)."""
         for name, layer in roi_layers(self.learning).items():
-            layer.project_(self.map_sizes[name])
+            if name in self.map_sizes:  # else it is never run
+                layer.project_(self.map_sizes[name])
 
     def _follow_step(self) -> None:
         """What a step of the optimiser needs after it, on the device."""

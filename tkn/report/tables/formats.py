@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tkn.app.files import csv_text
+from tkn.app.messages import printable
 from tkn.app.schema import flatten
 from tkn.report.runs.groups import Section
 from tkn.report.runs.run import Run
@@ -18,14 +19,15 @@ from tkn.report.tables.sheets import Column, Sheet
 def terminal_table(sheet: Sheet) -> Table:
     """The brief columns."""
     brief = sheet.brief()
-    table = Table(title=escape(brief.title), title_justify="left", caption=escape(brief.note), caption_justify="left")
+    title = escape(printable(brief.title))
+    table = Table(title=title, title_justify="left", caption=escape(brief.note), caption_justify="left")
     for index, column in enumerate(brief.columns):
         # Numbers stay whole; texts give way.
         words = [*column.heading.split(), *(row[index] for row in brief.rows)] if column.right else [""]
         justify: Literal["left", "right"] = "right" if column.right else "left"
         table.add_column(column.heading, justify=justify, overflow="fold", min_width=max(map(len, words)))
     for row in brief.rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(printable(cell)) for cell in row))
     return table
 
 
