@@ -107,6 +107,9 @@ def _spoil(root: Path, how: str) -> None:
         path.write_bytes(path.read_bytes()[:3000])
     elif how == "deep":
         Image.fromarray(np.full((10, 12), 40_000, np.uint16)).save(path)
+    elif how == "exif":
+        write_image(path, 0)
+        Image.open(path).save(path, exif=b"Exif\0\0garbage!")
     elif how == "animated":
         frames = [Image.fromarray(np.full((10, 12), value, np.uint8)) for value in (0, 99)]
         frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:])
@@ -121,6 +124,7 @@ def _spoil(root: Path, how: str) -> None:
         ("deep", "it has more than 8 bits a channel"),
         ("animated", "is animated or has several pages: 2 images"),
         ("truncated", "is damaged or truncated"),
+        ("exif", "its EXIF data are damaged"),
     ],
 )
 def test_bad_images_are_named(tmp_path: Path, how: str, message: str, memory: float) -> None:
