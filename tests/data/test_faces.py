@@ -90,6 +90,27 @@ def test_a_subject_in_both_parts(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize(("share", "part"), [(0.01, "test"), (0.99, "train")])
+@pytest.mark.parametrize("target", ["age", "mood"])
+def test_a_share_that_leaves_no_face(tmp_path: Path, share: float, part: str, target: str) -> None:
+    write_faces(tmp_path, face_rows(24))
+    task = "regression" if target == "age" else None
+    message = rf"people\.csv: no face is left to {part} on with test_share {share}, seed 0"
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, target, task=task, test_share=share)
+
+
+def test_landmarks_are_of_the_upright_image(tmp_path: Path) -> None:
+    write_faces(tmp_path, face_rows(24))
+    before = load(tmp_path)
+    path = tmp_path / "images" / "f004.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    with Image.open(path) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    assert torch.equal(load(tmp_path).train.inputs[0], before.train.inputs[0])
+
+
 @pytest.mark.parametrize("name", ["f002.png", "images/f002.png", "../images/f002.png"])
 @pytest.mark.parametrize("without", ["group", ""])
 def test_an_image_in_both_parts(tmp_path: Path, name: str, without: str) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tkn.app.messages import unknown
 from tkn.data.base import TASKS, DataSet, Split, Task
 from tkn.data.face import FaceWarp, WarpFaces, check_landmark_noise, crop_face
-from tkn.data.face_table import FaceTable, find_table, read_table
+from tkn.data.face_table import FaceTable, find_table, number_in, read_table
 from tkn.data.images import for_each, open_image
 from tkn.data.mean_face import mean_face
 from tkn.data.own import (
@@ -95,6 +95,9 @@ def load_faces(
     partitions = _partitions(table, paths)
     groups = _groups(partitions, files)
     chosen = divide(division, strata, groups, None if division.wanted else _test(table))
+    for part, faces in zip(_PARTS, chosen, strict=True):
+        if not len(faces):
+            raise ValueError(f"{table.path}: no face is left to {part} on with {division}")
     for column, labels_of in partitions.items():
         _check_apart(table, column, labels_of, chosen)
     if kind == "classification":
@@ -129,7 +132,7 @@ def _targets(table: FaceTable, target: str, task: str | None) -> tuple[Task, tup
     if task is not None and task not in TASKS:
         raise ValueError(unknown("data.task", task, TASKS))
     texts = table.column(target, "data.target")
-    numbers = [_number(text) for text in texts]
+    numbers = [number_in(text) for text in texts]
     if task is None and all(map(math.isfinite, numbers)):
         raise ValueError(f"data.target={target} is a column of numbers: give data.task={' or data.task='.join(TASKS)}")
     if task == "regression":
@@ -140,13 +143,6 @@ def _targets(table: FaceTable, target: str, task: str | None) -> tuple[Task, tup
     classes = sort_classes(set(texts))
     number_of = {name: number for number, name in enumerate(classes)}
     return "classification", classes, np.array([number_of[text] for text in texts], np.int64)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def _partitions(table: FaceTable, paths: list[Path]) -> dict[str, Labels]:
