@@ -181,8 +181,15 @@ def test_folders_without_images(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [4.0, 0.0])
+def test_images_of_several_sizes_need_one(tmp_path: Path, memory: float) -> None:
     write_folder(tmp_path, COUNTS)
-    write_image(tmp_path / "train/dog/odd.png", 0, (12, 11))
+    path = tmp_path / "train/dog/odd.png"
+    write_image(path, 0, (12, 11))
     with pytest.raises(ValueError, match=r"odd\.png: it has 12x11 pixels, the first image 12x10: .* need data\.size"):
-        load(tmp_path)
+        load(tmp_path, memory=memory)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(np.zeros((12, 10, 3), np.uint8)).save(path, exif=exif)
+    data = load(tmp_path, memory=memory)
+    assert data.inputs(data.train).shape == (11, 3, 10, 12)
