@@ -30,6 +30,14 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "parts"
 
 
+def test_brackets_in_a_path_are_no_markup(parts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "q[").mkdir()
+    (tmp_path / parts).rename(tmp_path / "q[" / "b]")
+    arguments = (*BASE, "trainer.max_epochs=1", "data=folder", "data.path='q[/b]'", "data.size=16")
+    tkn.run(compose(*arguments), tmp_path / "run")
+    assert capsys.readouterr().out.count("own: q[/b], 22 images to train") == 2  # both tables
+
+
 def test_a_folder(parts: str, tmp_path: Path) -> None:
     summary, objects = tkn.run(compose(*BASE, "data=folder", f"data.path={parts}", "data.size=16"), tmp_path / "run")
     assert summary["data_source"] == "own: parts, 22 images to train and 8 to test, 2 classes"
