@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
@@ -46,6 +47,19 @@ def test_a_copy_that_is_installed_in_another_project_has_no_commit(
 ) -> None:
     monkeypatch.setattr(versions, "_ROOT", checkout / "tkn")
     assert project_commit() is None
+
+
+def test_a_checkout_reached_by_a_link(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "tkn" / "app").mkdir()
+    shutil.copy(versions.__file__, checkout / "tkn" / "app")
+    link = tmp_path / "link"
+    link.symlink_to(checkout)
+    spec = importlib.util.spec_from_file_location("linked_versions", link / "tkn" / "app" / "versions.py")
+    assert spec is not None
+    assert spec.loader is not None
+    linked = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(linked)
+    assert linked.project_commit() == f"{_git(checkout, 'rev-parse', 'HEAD')}+changes"
 
 
 def test_no_commit_without_a_repository_or_without_git(

@@ -90,11 +90,49 @@ def test_a_subject_in_both_parts(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_an_image_in_both_parts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("share", "part"), [(0.01, "test"), (0.99, "train")])
+@pytest.mark.parametrize("target", ["age", "mood"])
+def test_a_share_that_leaves_no_face(tmp_path: Path, share: float, part: str, target: str) -> None:
+    write_faces(tmp_path, face_rows(24))
+    task = "regression" if target == "age" else None
+    message = rf"people\.csv: no face is left to {part} on with test_share {share}, seed 0"
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, target, task=task, test_share=share)
+
+
+def test_landmarks_are_of_the_upright_image(tmp_path: Path) -> None:
+    write_faces(tmp_path, face_rows(24))
+    before = load(tmp_path)
+    path = tmp_path / "images" / "f004.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    with Image.open(path) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    assert torch.equal(load(tmp_path).train.inputs[0], before.train.inputs[0])
+
+
+@pytest.mark.parametrize("name", ["f002.png", "images/f002.png", "../images/f002.png"])
+@pytest.mark.parametrize("without", ["group", ""])
+def test_an_image_in_both_parts(tmp_path: Path, name: str, without: str) -> None:
     rows = face_rows(24)
-    rows[3]["file"] = rows[2]["file"]
-    with pytest.raises(ValueError, match=r"line 5: file 'f002\.png' is for testing here, and for training in line 4"):
-        load(write_faces(tmp_path, rows))
+    for number, row in enumerate(rows):
+        row["group"] = f"s{number}"
+    write_faces(tmp_path, rows, without=(without,))
+    rows[3]["file"] = name
+    with pytest.raises(ValueError, match=rf"line 5: file '{name}' is for testing here, and for training in line 4"):
+        load(write_faces(tmp_path, rows, without=(without,)))
+
+
+@pytest.mark.parametrize("without", ["group", ""])
+def test_an_image_is_not_parted(tmp_path: Path, without: str) -> None:
+    rows = face_rows(24)
+    write_faces(tmp_path, rows)
+    for number, row in enumerate(rows):  # two faces an image, of two groups
+        row |= {"file": ("", "images/")[number % 2] + f"f{number // 2:03}.png", "group": f"s{number}"}
+    data = load(write_faces(tmp_path, rows, without=("split", without)), "age", task="regression", test_share=0.25)
+    assert data.grouped
+    images = [{(int(age) - 20) // 2 for age in split.targets[:, 0]} for split in (data.train, data.test)]
+    assert len(images[0]) + len(images[1]) == 12
 
 
 def test_landmarks_a_little_outside_are_kept(tmp_path: Path) -> None:

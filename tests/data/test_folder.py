@@ -107,6 +107,9 @@ def _spoil(root: Path, how: str) -> None:
         path.write_bytes(path.read_bytes()[:3000])
     elif how == "deep":
         Image.fromarray(np.full((10, 12), 40_000, np.uint16)).save(path)
+    elif how == "exif":
+        write_image(path, 0)
+        Image.open(path).save(path, exif=b"Exif\0\0garbage!")
     elif how == "animated":
         frames = [Image.fromarray(np.full((10, 12), value, np.uint8)) for value in (0, 99)]
         frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:])
@@ -121,6 +124,7 @@ def _spoil(root: Path, how: str) -> None:
         ("deep", "it has more than 8 bits a channel"),
         ("animated", "is animated or has several pages: 2 images"),
         ("truncated", "is damaged or truncated"),
+        ("exif", "its EXIF data are damaged"),
     ],
 )
 def test_bad_images_are_named(tmp_path: Path, how: str, message: str, memory: float) -> None:
@@ -177,8 +181,15 @@ def test_folders_without_images(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [4.0, 0.0])
+def test_images_of_several_sizes_need_one(tmp_path: Path, memory: float) -> None:
     write_folder(tmp_path, COUNTS)
-    write_image(tmp_path / "train/dog/odd.png", 0, (12, 11))
+    path = tmp_path / "train/dog/odd.png"
+    write_image(path, 0, (12, 11))
     with pytest.raises(ValueError, match=r"odd\.png: it has 12x11 pixels, the first image 12x10: .* need data\.size"):
-        load(tmp_path)
+        load(tmp_path, memory=memory)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(np.zeros((12, 10, 3), np.uint8)).save(path, exif=exif)
+    data = load(tmp_path, memory=memory)
+    assert data.inputs(data.train).shape == (11, 3, 10, 12)

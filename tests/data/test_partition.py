@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tkn.data.partition import Division, bins, mixed_order
+from tkn.data.partition import Division, bins, joined, mixed_order
 
 LABELS = np.repeat([0, 1, 2], [50, 30, 7])
 
@@ -19,6 +19,13 @@ def test_folds_test_every_sample_once_and_hold_the_classes_in_proportion() -> No
         counts = np.bincount(LABELS[fold], minlength=3)
         assert (np.abs(counts - np.bincount(LABELS) / 5) < 1).all()
         assert fold.sum() in (17, 18)
+
+
+def test_groups_are_joined_by_what_they_share() -> None:
+    groups = np.array([0, 0, 1, 1, 2, 3, 4])
+    assert joined(groups, np.arange(7)).tolist() == groups.tolist()
+    # 2 shares with 1 and 1 with 0; 4 with 3.
+    assert joined(groups, np.array([0, 1, 1, 2, 2, 3, 3])).tolist() == [0, 0, 0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.37, 0.5])

@@ -67,7 +67,8 @@ def test_training_curves_draw_every_metric(tmp_path: Path) -> None:
 
 def test_layers_table_holds_every_count() -> None:
     report = count_macs(build_model("tdn10", (1, 28, 28), 10), (1, 28, 28))
-    text = _text(layers_table(report, "tdn10 on mnist"))
+    text = _text(layers_table(report, "tdn10 on q[/x]"))
+    assert "tdn10 on q[/x]" in text
     for row in report.target_layers:
         assert row.name in text
         assert f"{row.macs_roi:,}" in text
@@ -85,10 +86,10 @@ def test_layers_table_holds_every_count() -> None:
 )
 def test_results_table(figures: dict[str, float], expected: str) -> None:
     summary = {
-        **{"model": "tdn10", "data": "mnist", "seed": 0, "parameters": 45_034, "macs_dense": 12_000_000},
-        **{"macs_roi": 5_000_000, "epochs": 20, "wall_seconds": 12.34, "data_source": "full"},
+        **{"model": "net[b]", "data": "mnist", "seed": 0, "parameters": 45_034, "macs_dense": 12_000_000},
+        **{"macs_roi": 5_000_000, "epochs": 20, "wall_seconds": 12.34, "data_source": "own: q[/x]"},
         **figures,
     }
     text = _text(results_table(summary))
-    for part in (expected, "45,034", "2.40", "12.3 s", "full"):
+    for part in (expected, "45,034", "2.40", "12.3 s", "net[b] on mnist", "own: q[/x]"):
         assert part in text

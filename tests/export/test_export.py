@@ -144,6 +144,34 @@ def test_a_regression_and_a_dense_network(tmp_path: Path, monkeypatch: pytest.Mo
         predict([str(tmp_path / "run" / "model.plan"), str(tmp_path / "run")])
 
 
+SEVERAL = """
+import torch
+from tkn.data import DataSet, Preparation, Split
+
+def load(data_dir, outputs=2):
+    images = torch.randint(0, 256, (24, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    targets = torch.rand(24, outputs, generator=torch.Generator().manual_seed(1))
+    parts = Split((images[8:],), targets[8:]), Split((images[:8],), targets[:8])
+    return DataSet("points", "made", "regression", (1, 16, 16), outputs, *parts, preparation=Preparation(1, (16, 16)))
+"""
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_several_numbers_are_not_taken_for_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "several_numbers.py").write_text(SEVERAL)
+    own = ("data=python", "data.factory=several_numbers:load", f"+data.options.outputs={outputs}")
+    tkn.run(compose(*SHORT, *own, "model=tdn10", "recipe.batch_size=8"), tmp_path / "run")
+    main(["run", *QUICK, "--trust"])
+    notes = json.loads((tmp_path / "run" / "export.json").read_text())["notes"]
+    told = any("a class or one number, and python has 2 numbers" in note for note in notes)
+    assert told is (outputs == 2)
+    plan = tkn.load_plan(tmp_path / "run" / "model.plan")
+    assert (plan.preprocessing is None) is told
+
+
 OWN = """
 from torch import nn
 

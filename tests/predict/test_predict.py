@@ -130,8 +130,9 @@ def test_other_images_are_predicted_beside_wrong_ones(
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
     still = Image.fromarray(np.zeros((4, 4), np.uint8))
     still.save(tmp_path / "moves.gif", save_all=True, append_images=[Image.fromarray(np.full((4, 4), 9, np.uint8))])
+    still.save(tmp_path / "exif.jpg", dpi=(72, 72), exif=b"Exif\0\0garbage!")
     Image.fromarray(np.zeros((4, 4, 4), np.uint8), "CMYK").save(tmp_path / "print.jpg")  # Pillow converts it
-    wrong = {"empty.png", "text.png", "cut.png", "deep.png", "moves.gif", "missing.png"}
+    wrong = {"empty.png", "text.png", "cut.png", "deep.png", "moves.gif", "exif.jpg", "missing.png"}
     out = tmp_path / "out" / "out.csv"
     out.parent.mkdir()
     paths = [*sorted(tmp_path.glob("*.*")), tmp_path / "missing.png", folder / "a.png"]

@@ -30,6 +30,21 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "parts"
 
 
+def test_a_path_of_digits_is_quoted(parts: str, tmp_path: Path) -> None:
+    (tmp_path / parts).rename(tmp_path / "2024")
+    arguments = (*BASE, "trainer.max_epochs=1", "data=folder", 'data.path="2024"', "data.size=16")
+    summary, _ = tkn.run(compose(*arguments), tmp_path / "run")
+    assert summary["data_source"].startswith("own: 2024, ")
+
+
+def test_brackets_in_a_path_are_no_markup(parts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "q[").mkdir()
+    (tmp_path / parts).rename(tmp_path / "q[" / "b]")
+    arguments = (*BASE, "trainer.max_epochs=1", "data=folder", "data.path='q[/b]'", "data.size=16")
+    tkn.run(compose(*arguments), tmp_path / "run")
+    assert capsys.readouterr().out.count("own: q[/b], 22 images to train") == 2  # both tables
+
+
 def test_a_folder(parts: str, tmp_path: Path) -> None:
     summary, objects = tkn.run(compose(*BASE, "data=folder", f"data.path={parts}", "data.size=16"), tmp_path / "run")
     assert summary["data_source"] == "own: parts, 22 images to train and 8 to test, 2 classes"
@@ -137,6 +152,16 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             ("data=folder", "data.path=parts", "data.augment.shift=far"),
             r"data\.augment\.shift='far' must be of type",
         ),
+        (
+            ("data=folder", "data.path=parts", "data.augment=null"),
+            r"^data\.augment=None must have the keys flip, flip_vertical, shift, crop$",
+        ),
+        (
+            ("data=folder", "data.path=2024"),
+            r"""^data\.path=2024 must be of type str: quote it, for the shell too, as in 'data\.path="2024"'$""",
+        ),
+        (("data=folder", "data.path=parts", "data.normalise=1"), r"""must be of type str \| None: quote it, for"""),
+        (("data=folder", "data.path=null"), r"^data\.path=None must be of type str$"),
         (("data=python", "data.factory=a:b", "data.options.n=1"), r"write \+data\.options\.n=\.\.\. to add it"),
         (("data=faces", "data.path=people"), r"key 'data\.target' is missing"),
         (("data=faces", "data.path=p", "data.target=a", "data.mirror=[[1,2.5]]"), r"data\.mirror=.* must be of type"),

@@ -29,7 +29,17 @@ def check_options(group: str, name: str, options: Mapping[str, Any], accepted: M
             inside = {f"{option}.{key}": kind for key, kind in get_type_hints(hint).items()}
             check_options(group, name, {f"{option}.{key}": inner for key, inner in value.items()}, inside)
         elif not _fits(value, hint):
-            raise ValueError(f"{group}.{option}={value!r} must be of type {getattr(hint, '__name__', hint)}")
+            raise ValueError(f"{group}.{option}={value!r} must {_wanted(f'{group}.{option}', value, hint)}")
+
+
+def _wanted(key: str, value: object, hint: Any) -> str:
+    """What an option's value must be or have, in words that follow "must"."""
+    if is_dataclass(hint):
+        return f"have the keys {', '.join(get_type_hints(hint))}"
+    text = f"be of type {getattr(hint, '__name__', hint)}"
+    if isinstance(value, int | float) and _fits("", hint):  # a text that YAML reads as something else
+        text += f": quote it, for the shell too, as in '{key}=\"{value}\"'"
+    return text
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -7,7 +7,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).resolve().parents[2]  # git's paths are without links
 #: Where in a checkout the code is that a result depends on.
 _CODE = ("tkn", "conf", "hydra_plugins")
 

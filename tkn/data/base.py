@@ -38,7 +38,7 @@ class Split:
 
     `inputs`: tensors indexed together along their first dimension: uint8 images [N, C, H, W], or whatever a data set's
     `to_input` makes a network's input of;
-    `targets`: int64 [N] for classification, float32 [N, 1] for regression.
+    `targets`: int64 [N] for classification, float32 [N, outputs] for regression.
 
     ValueError for tensors of different lengths.
     """
@@ -70,7 +70,7 @@ class DataSet:
     source: where the samples come from ("full", "embedded: ...", "own: ..."); written into every output of a run.
     task: "classification" or "regression".
     input_size: (C, H, W) after `to_input`.
-    num_outputs: classes; 1 for regression.
+    num_outputs: classes, or a regression's numbers.
     to_input: a batch's tensors on the training device -> the network's input, augmented in training.
     classes: a classification's names by index.
     preparation: makes of one image what `to_input` makes of the test images; None where an image alone does not do, as
@@ -97,6 +97,8 @@ class DataSet:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(unknown(f"task of data={self.name}:", self.task, TASKS))
+        if self.classes and self.task == "regression":
+            raise ValueError(f"data={self.name}: classes are for task=classification, this is a regression")
         if self.classes and len(self.classes) != self.num_outputs:
             raise ValueError(f"data={self.name}: {len(self.classes)} classes, but num_outputs={self.num_outputs}")
         for part, split in (("train", self.train), ("test", self.test)):

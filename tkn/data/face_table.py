@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ class FaceTable:
     """Its rows in order.
 
     path: of the file; lines: each row's, for messages; columns: by name, their texts without spaces around them;
-    landmarks: [N, n, 2], (x, y) in pixels of the image from its top left corner.
+    landmarks: [N, n, 2], (x, y) in pixels of the upright image (EXIF) from its top left corner.
     """
 
     path: Path
@@ -76,7 +77,7 @@ def read_table(path: Path) -> FaceTable:
     landmarks = np.empty((len(rows), len(coordinates)))
     for index, (line, row) in enumerate(rows):
         for number, name in enumerate(coordinates):
-            landmarks[index, number] = _number(row[place[name]])
+            landmarks[index, number] = number_in(row[place[name]])
         if not np.isfinite(landmarks[index]).all():
             name = coordinates[int(np.isfinite(landmarks[index]).argmin())]
             raise ValueError(f"{path}, line {line}: {name} is {row[place[name]]!r}, expected a number of pixels")
@@ -102,8 +103,9 @@ def _check_header(path: Path, header: list[str]) -> list[str]:
     return names
 
 
-def _number(text: str) -> float:
+def number_in(text: str) -> float:
+    """NaN if there is none."""
     try:
         return float(text)
     except ValueError:
-        return float("nan")
+        return math.nan

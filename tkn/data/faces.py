@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from tkn.app.messages import unknown
 from tkn.data.base import TASKS, DataSet, Split, Task
 from tkn.data.face import FaceWarp, WarpFaces, check_landmark_noise, crop_face
-from tkn.data.face_table import FaceTable, find_table, read_table
+from tkn.data.face_table import FaceTable, find_table, number_in, read_table
 from tkn.data.images import for_each, open_image
 from tkn.data.mean_face import mean_face
 from tkn.data.own import (
@@ -28,7 +29,7 @@ from tkn.data.own import (
     normalisation,
     sort_classes,
 )
-from tkn.data.partition import Division, Labels, bins
+from tkn.data.partition import Division, Labels, bins, joined
 from tkn.data.preparation import convert
 
 _log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def load_faces(
     """The faces of the one CSV file in `path`, with columns `file`, x0, y0, x1, y1, ... in pixels, and others.
 
     Images lie in `path`, or in its folder `images`. A column `split` ("train", "test") says what is for testing, unless
-    `test_share` or `folds` is given; faces that share a text in a column `group`, or an image, are on one side.
+    `test_share` or `folds` is given; faces that share a text in a column `group`, or an image (whatever
+    `file` calls it), are on one side.
 
     Args:
         target: the column to predict.
@@ -86,17 +88,23 @@ def load_faces(
         raise ValueError("data.mirror is for data.flip=true")
     root = find_folder(path)
     table = read_table(find_table(root))
-    files = table.column("file", "the first line")
     kind, classes, labels = _targets(table, target, task)
     strata = bins(labels) if kind == "regression" else labels
-    groups = _groups(table, files)
+    files = table.column("file", "the first line")
+    paths = [_find(root, table, index) for index in range(len(table))]
+    partitions = _partitions(table, paths)
+    groups = _groups(partitions, files)
     chosen = divide(division, strata, groups, None if division.wanted else _test(table))
-    _check_apart(table, groups, chosen)
+    for part, faces in zip(_PARTS, chosen, strict=True):
+        if not len(faces):
+            raise ValueError(f"{table.path}: no face is left to {part} on with {division}")
+    for column, labels_of in partitions.items():
+        _check_apart(table, column, labels_of, chosen)
     if kind == "classification":
         check_classes(table.path, classes, [labels[part] for part in chosen], division)
 
     start = perf_counter()
-    crops, landmarks = _read_crops(table, [_find(root, table, index) for index in range(len(table))], size, workers)
+    crops, landmarks = _read_crops(table, paths, size, workers)
     _log.info("read %s faces in %.1f s", f"{len(table):,}", perf_counter() - start)
     face = mean_face(table.landmarks[chosen[0]], symmetric=flip, pairs=mirror)
     targets = torch.from_numpy(labels if kind == "classification" else labels[:, None])
@@ -124,7 +132,7 @@ def _targets(table: FaceTable, target: str, task: str | None) -> tuple[Task, tup
     if task is not None and task not in TASKS:
         raise ValueError(unknown("data.task", task, TASKS))
     texts = table.column(target, "data.target")
-    numbers = [_number(text) for text in texts]
+    numbers = [number_in(text) for text in texts]
     if task is None and all(map(math.isfinite, numbers)):
         raise ValueError(f"data.target={target} is a column of numbers: give data.task={' or data.task='.join(TASKS)}")
     if task == "regression":
@@ -137,18 +145,19 @@ def _targets(table: FaceTable, target: str, task: str | None) -> tuple[Task, tup
     return "classification", classes, np.array([number_of[text] for text in texts], np.int64)
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+def _partitions(table: FaceTable, paths: list[Path]) -> dict[str, Labels]:
+    """Of which group each face is, where the table says so, and of which image; by the column that says it."""
+    names = {"file": [str(path.resolve()) for path in paths]}  # several texts may name one file
+    if "group" in table.columns:
+        names = {"group": table.column("group", "the first line")} | names
+    return {column: np.unique(texts, return_inverse=True)[1] for column, texts in names.items()}
 
 
-def _groups(table: FaceTable, files: list[str]) -> Labels | None:
-    """What faces must stay together: those of a group, or else those of an image; None if each is on its own."""
-    names = table.column("group", "the first line") if "group" in table.columns else files
-    groups = np.unique(names, return_inverse=True)[1]
-    return groups if "group" in table.columns or groups.max() + 1 < len(names) else None
+def _groups(partitions: Mapping[str, Labels], files: list[str]) -> Labels | None:
+    """What faces must stay together: those of a group, and those of an image; None if each is on its own."""
+    named = partitions["group"] if "group" in partitions else np.unique(files, return_inverse=True)[1]
+    groups = joined(named, partitions["file"])
+    return groups if "group" in partitions or groups.max() + 1 < len(files) else None
 
 
 def _test(table: FaceTable) -> NDArray[np.bool_]:
@@ -165,15 +174,12 @@ def _test(table: FaceTable) -> NDArray[np.bool_]:
     return test
 
 
-def _check_apart(table: FaceTable, groups: Labels | None, chosen: tuple[Labels, Labels]) -> None:
-    """ValueError for a group on both sides."""
-    if groups is None:
-        return
+def _check_apart(table: FaceTable, column: str, groups: Labels, chosen: tuple[Labels, Labels]) -> None:
+    """ValueError for a group, or an image, on both sides."""
     train, test = chosen
     first = {int(groups[index]): int(index) for index in train[::-1]}
     for index in np.sort(test):
         if (other := first.get(int(groups[index]))) is not None:
-            column = "group" if "group" in table.columns else "file"
             name = table.columns[column][index]
             raise table.error(
                 index, f"{column} {name!r} is for testing here, and for training in line {table.lines[other]}"

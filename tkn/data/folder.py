@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tkn.data.augment import Augmentation
 from tkn.data.base import DataSet, Split
-from tkn.data.images import ImageFiles, check_header, find_images, for_each, open_image
+from tkn.data.images import ImageFiles, find_images, open_image
 from tkn.data.own import (
     check_classes,
     check_loading,
@@ -161,7 +161,7 @@ def _read(files: ImageFiles, chosen: tuple[np.ndarray, ...], labels: np.ndarray)
 
 def _check(files: ImageFiles, chosen: tuple[np.ndarray, ...], labels: np.ndarray) -> list[Split]:
     """The samples with their images' numbers."""
-    for_each(lambda index: check_header(files.paths[index]), len(labels), files.workers)
+    files.check()
     size = len(labels) * np.prod(files.preparation.input_size) / 2**30
     _log.info("%s images take %.1f GiB, more than data.memory: they are read for every batch", f"{len(labels):,}", size)
     return [Split((torch.from_numpy(part),), torch.from_numpy(labels[part])) for part in chosen]

@@ -49,14 +49,18 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
-def check_header(path: Path) -> None:
-    """The same errors, as far as a file's first bytes tell them; and ValueError for more than 8 bits a channel."""
+def check_header(path: Path, size: tuple[int, int] | None = None) -> None:
+    """The same errors, as far as a file's first bytes tell them; and ValueError for more than 8 bits a channel, and for
+    an image that has another `size` (height, width), upright or turned: its EXIF tag may stand at the file's end.
+    """
     with _reading(path):
         file = path.open("rb")
     with file:
         image = _opened(path, file)
         with _naming(path):
             check_depth(image)
+            if size is not None and image.size != size:  # (height, width) as (width, height): it may be turned
+                _check_size(image.size, size)
 
 
 def read_pixels(path: Path, preparation: Preparation, *, as_it_is: bool = False) -> NDArray[np.uint8]:
@@ -67,13 +71,19 @@ def read_pixels(path: Path, preparation: Preparation, *, as_it_is: bool = False)
     image = open_image(path)
     with _naming(path):
         upright = convert(image, preparation.channels)
-        height, width = preparation.size
-        if as_it_is and upright.size != (width, height):
-            raise ValueError(
-                f"it has {upright.width}x{upright.height} pixels, the first image {width}x{height}: "
-                "images of several sizes need data.size, to which they are scaled"
-            )
+        if as_it_is:
+            _check_size(upright.size, preparation.size)
         return preparation.pixels(upright)
+
+
+def _check_size(found: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """ValueError for an image of `found` (width, height) that is not `wanted` (height, width)."""
+    height, width = wanted
+    if found != (width, height):
+        raise ValueError(
+            f"it has {found[0]}x{found[1]} pixels, the first image {width}x{height}: "
+            "images of several sizes need data.size, to which they are scaled"
+        )
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,11 @@ class ImageFiles:
 
         for_each(read, len(chosen), self.workers)
         return (torch.from_numpy(images),)
+
+    def check(self) -> None:
+        """Errors as of `check_header`, of any of them."""
+        size = self.preparation.size if self.as_it_is else None
+        for_each(lambda index: check_header(self.paths[index], size), len(self.paths), self.workers)
 
 
 def for_each(task: Callable[[int], None], count: int, workers: int | None) -> None:

@@ -77,6 +77,19 @@ def mixed_order(strata: Labels, groups: Labels | None, seed: int) -> Labels:
     return np.argsort(position, kind="stable")
 
 
+def joined(groups: Labels, others: Labels) -> Labels:
+    """[N]: groups so large that samples of one group, in either of two partitions, are of one; numbered as `groups`."""
+    while True:
+        # Every group gets the least number that one of its samples has, in one partition and then in the other.
+        before = groups
+        for labels in (others, before):
+            least = np.full(labels.max() + 1, len(groups))
+            np.minimum.at(least, labels, groups)
+            groups = least[labels]
+        if np.array_equal(groups, before):
+            return np.unique(groups, return_inverse=True)[1]
+
+
 @dataclass(frozen=True)
 class Division:
     """What is for testing where the data do not say it, or are to be divided anew: a share, or one of several folds.

@@ -12,6 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from tkn.app.messages import first_line
+
 #: Modes of Pillow's images that hold more than 8 bits a channel: which of them are black and white nobody can tell.
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -54,7 +56,7 @@ class Preparation:
         return (self.channels, *self.size)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The input, float32 [C, H, W]. ValueError for an image of more than 8 bits a channel."""
+        """The input, float32 [C, H, W]. ValueError for more than 8 bits a channel, and for damaged EXIF data."""
         return self.to_input(torch.from_numpy(self.pixels(image))[None])[0]
 
     def pixels(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -90,12 +92,17 @@ class Preparation:
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
-    """The image upright as its EXIF tag says, grey (1 channel) or RGB (3). ValueError for more than 8 bits a channel.
+    """The image upright as its EXIF tag says, grey (1 channel) or RGB (3).
 
-    CMYK, palettes and the like are converted by Pillow; transparency is dropped.
+    CMYK, palettes and the like are converted by Pillow; transparency is dropped. ValueError for more than 8 bits a
+    channel, and for damaged EXIF data.
     """
     check_depth(image)
-    return ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # what Pillow raises depends on the damage
+        raise ValueError(f"its EXIF data are damaged ({first_line(error)})") from error
+    return upright.convert("L" if channels == 1 else "RGB")
 
 
 def check_depth(image: Image.Image) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from tkn.data.base import is_own, is_whole
@@ -13,7 +14,7 @@ from tkn.macs import MacsReport
 
 def layers_table(report: MacsReport, title: str) -> Table:
     """A row per layer that costs something: map size, parameters, multiply-adds dense and in the ROIs, mean ROI."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("layer")
     table.add_column("type")
     for heading in ("map", "parameters", "MACs dense", "MACs ROI", "mean ROI"):
@@ -22,8 +23,8 @@ def layers_table(report: MacsReport, title: str) -> Table:
         if row.kind.startswith("BatchNorm"):
             continue
         table.add_row(
-            row.name,
-            row.kind,
+            escape(row.name),
+            escape(row.kind),
             "x".join(map(str, row.map_size)),
             f"{row.parameters:,}",
             f"{row.macs_dense:,}",
@@ -42,7 +43,8 @@ def layers_table(report: MacsReport, title: str) -> Table:
 
 def results_table(summary: Mapping[str, Any]) -> Table:
     """What a run came to, from its summary."""
-    table = Table(title=f"{summary['model']} on {summary['data']}, seed {summary['seed']}", title_justify="left")
+    title = f"{summary['model']} on {summary['data']}, seed {summary['seed']}"
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("result")
     table.add_column("value", justify="right")
     for key, label, unit in (
@@ -62,5 +64,5 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     table.add_row("epochs", str(summary["epochs"]))
     table.add_row("wall time", f"{summary['wall_seconds']:.1f} s")
     partial = not (is_whole(summary["data_source"]) or is_own(summary["data_source"]))
-    table.add_row("data", summary["data_source"], style="bold red" if partial else None)
+    table.add_row("data", escape(summary["data_source"]), style="bold red" if partial else None)
     return table

@@ -65,7 +65,7 @@ def export(folder: Path, options: Options, console: Console) -> dict[str, Any]:
         options.batches[0],
         finished.input_size,
         classes=list(data.classes) if data and data.classes else None,
-        preprocessing=data.preparation.to_dict() if data and data.preparation else None,
+        preprocessing=_preparation(data),
     )
     with whole_file(options.output) as temporary:
         plan.save(temporary)
@@ -183,9 +183,26 @@ def _planned(batch: int, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _preparation(data: DataSet | None) -> dict[str, Any] | None:
+    """How images are prepared; None where it is unknown, or the file would be taken for a classification's."""
+    if data is None or data.preparation is None or _several_numbers(data):
+        return None
+    return data.preparation.to_dict()
+
+
+def _several_numbers(data: DataSet) -> bool:
+    """Whether it is a regression of several outputs, which a plan's file does not tell from classes without names."""
+    return data.task == "regression" and data.num_outputs > 1
+
+
 def _preparation_notes(data: DataSet | None) -> Sequence[str]:
     if data is None:
         return ["The error is unknown, and the file does not say how images are prepared: the data were not there."]
     if data.preparation is None:
         return [f"The file does not say how images are prepared: {data.name} needs more than an image (tkn.load_plan)."]
+    if _several_numbers(data):
+        return [
+            f"The file does not say how images are prepared: tkn-predict tells a class or one number, and {data.name} "
+            f"has {data.num_outputs} numbers (tkn.load_plan)."
+        ]
     return []
