@@ -149,9 +149,18 @@ def _round_trip(architecture: Architecture) -> Architecture:
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
 @pytest.mark.parametrize(
-    ("name", "options"), [("dn10", {}), ("torchvision", {"network": "mobilenet_v3_small"}), ("stn", {})]
+    ("name", "options"),
+    [
+        ("dn10", {}),
+        ("torchvision", {"network": "mobilenet_v3_small"}),
+        ("stn", {}),
+        ("timm", {"network": "mobilenetv3_small_050"}),  # norms with an activation, convolutions that pad themselves
+        ("timm", {"network": "tf_efficientnet_b0"}),
+    ],
 )
 def test_a_thin_network_is_made_again_from_its_widths(name: str, options: dict[str, str], share: float) -> None:
+    if name == "timm":
+        pytest.importorskip("timm")
     model, architecture = thin_network(Architecture(name, SIZE, 10, options, FLAT), share)
     assert model.training
     narrowed = architecture.narrowed
@@ -162,7 +171,30 @@ def test_a_thin_network_is_made_again_from_its_widths(name: str, options: dict[s
     again.load_state_dict(model.state_dict())
     x = torch.rand(2, *SIZE)
     assert torch.equal(again.eval()(x), model.eval()(x))
+    assert list(map(type, again.modules())) == list(map(type, model.modules()))
     assert architecture.title.startswith(f"{architecture.base_title} thin ")
+
+
+class TiedNet(nn.Sequential):
+    """The third convolution has the second one's weights, as long as neither gets other ones."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(
+            *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs)),
+        )
+        self[4].weight = self[2].weight
+
+
+def tied_net(num_outputs: int) -> nn.Module:
+    return TiedNet(num_outputs)
+
+
+def test_a_network_that_its_widths_do_not_tell_is_refused() -> None:
+    whole = count_macs(TiedNet(10), SIZE).total_dense
+    # No width changes, and thinning gave each its own weights.
+    with pytest.raises(ValueError, match="made narrower can't be made again from its widths"):
+        thin_network(Architecture("python", SIZE, 10, {"factory": "tied:net"}, FLAT), whole - 1, tied_net)
 
 
 def test_impossible_thinness() -> None:
