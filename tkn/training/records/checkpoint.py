@@ -105,12 +105,13 @@ def _read(path: Path, option: str) -> dict[str, Any]:
         raise ValueError(f"{option}{path} was not written by tkn-run")
     identity = checkpoint["tkn"]
     if "architecture" not in identity:
-        attention = identity["config"]["attention"]
+        attention, dropout = identity["config"]["attention"], identity["config"]["model"].get("dropout")
         identity["architecture"] = Architecture(
             identity["model"],
             tuple(identity["input_size"]),
             identity["num_outputs"],
-            attention={"attention": attention["name"], **{key: attention[key] for key in ("scale_unit", "min_size")}},
+            {} if dropout is None else {"dropout": dropout},
+            {"attention": attention["name"], **{key: attention[key] for key in ("scale_unit", "min_size")}},
         ).to_dict()
     return checkpoint
 
