@@ -131,7 +131,10 @@ def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: Dic
     # Earlier versions lack keys that now are null.
     for key in sorted(before["model"].keys() | now["model"].keys()):
         _require_same(named, f"model.{key}", before["model"].get(key), now["model"].get(key))
-    _require_same(named, "channels.macs", before.get("channels", {}).get("macs"), now["channels"]["macs"])
+    for key in ("checkpoint", "macs", "lr_factor"):
+        # An earlier version pruned nothing, and lr_factor is the default's where nothing is pruned.
+        unpruned = now["channels"][key] if key == "lr_factor" else None
+        _require_same(named, f"channels.{key}", before.get("channels", {}).get(key, unpruned), now["channels"][key])
     if before["recipe"].keys() != now["recipe"].keys():
         raise ValueError(f"checkpoint={path} was written by another version: it can be tested, but not continued")
     # The first are part of the optimiser's state; with and without an average there are different networks.
