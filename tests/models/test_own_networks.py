@@ -15,6 +15,7 @@ from torchvision.models import resnet18
 from tkn import build_model, count_macs
 from tkn.layers import roi_layers
 from tkn.models import Architecture
+from tkn.models.build import default_weights
 from tkn.models.freezing import freeze_, frozen_norms
 from tkn.models.narrow import thin_network
 from tkn.models.weights import fit_weights, read_weights
@@ -254,6 +255,24 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     torch.save({"a": 1}, tmp_path / "number.pt")
     with pytest.raises(ValueError, match="holds no tensors by name"):
         read_weights(tmp_path / "number.pt")
+
+
+def test_a_network_without_convolutions_of_images() -> None:
+    def flat_net(num_outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 3), nn.Flatten(), nn.LazyLinear(num_outputs))
+
+    trained, model = (build_model("python", SIZE, 10, factory=flat_net) for _ in range(2))
+    names = fit_weights(model, trained.state_dict(), "model.weights=w")
+    assert names == {"1.weight", "1.bias", "3.weight", "3.bias"}
+    assert torch.equal(model[1].weight, trained[1].weight)
+    with pytest.raises(ValueError, match=r"model\.stem=small: Sequential has no convolution of images"):
+        build_model("python", SIZE, 10, factory=flat_net, stem="small")
+
+
+@pytest.mark.parametrize("network", ["googlenet", "inception_v3"])
+def test_weights_for_images_in_another_range_are_refused(network: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.weights=DEFAULT of {network} expects images in another range"):
+        default_weights("torchvision", (3, 299, 299), 10, {"network": network})
 
 
 def test_freezing() -> None:
