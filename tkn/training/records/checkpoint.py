@@ -13,7 +13,7 @@ from torch import nn
 
 from tkn.app.messages import first_line, message
 from tkn.app.schema import flatten
-from tkn.data import HOW_READ
+from tkn.data import without_how_read
 from tkn.models import Architecture
 from tkn.models.factory import Factory
 from tkn.models.weights import run_weights
@@ -124,7 +124,7 @@ def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: Dic
     before: dict[str, Any] = {**checkpoint["tkn"]["config"]}
     now: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for side in (before, now):
-        side["data"] = {key: value for key, value in side["data"].items() if key not in HOW_READ}
+        side["data"] = without_how_read(side["data"])
     named = f"checkpoint={path}"
     for group in ("seed", "data", "attention"):
         _require_same(named, group, before[group], now[group])
