@@ -15,6 +15,7 @@ from torchvision.models import resnet18
 from tkn import build_model, count_macs
 from tkn.layers import roi_layers
 from tkn.models import Architecture
+from tkn.models.build import default_weights
 from tkn.models.freezing import freeze_, frozen_norms
 from tkn.models.narrow import thin_network
 from tkn.models.weights import fit_weights, read_weights
@@ -149,9 +150,18 @@ def _round_trip(architecture: Architecture) -> Architecture:
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
 @pytest.mark.parametrize(
-    ("name", "options"), [("dn10", {}), ("torchvision", {"network": "mobilenet_v3_small"}), ("stn", {})]
+    ("name", "options"),
+    [
+        ("dn10", {}),
+        ("torchvision", {"network": "mobilenet_v3_small"}),
+        ("stn", {}),
+        ("timm", {"network": "mobilenetv3_small_050"}),  # norms with an activation, convolutions that pad themselves
+        ("timm", {"network": "tf_efficientnet_b0"}),
+    ],
 )
 def test_a_thin_network_is_made_again_from_its_widths(name: str, options: dict[str, str], share: float) -> None:
+    if name == "timm":
+        pytest.importorskip("timm")
     model, architecture = thin_network(Architecture(name, SIZE, 10, options, FLAT), share)
     assert model.training
     narrowed = architecture.narrowed
@@ -162,7 +172,30 @@ def test_a_thin_network_is_made_again_from_its_widths(name: str, options: dict[s
     again.load_state_dict(model.state_dict())
     x = torch.rand(2, *SIZE)
     assert torch.equal(again.eval()(x), model.eval()(x))
+    assert list(map(type, again.modules())) == list(map(type, model.modules()))
     assert architecture.title.startswith(f"{architecture.base_title} thin ")
+
+
+class TiedNet(nn.Sequential):
+    """The third convolution has the second one's weights, as long as neither gets other ones."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(
+            *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs)),
+        )
+        self[4].weight = self[2].weight
+
+
+def tied_net(num_outputs: int) -> nn.Module:
+    return TiedNet(num_outputs)
+
+
+def test_a_network_that_its_widths_do_not_tell_is_refused() -> None:
+    whole = count_macs(TiedNet(10), SIZE).total_dense
+    # No width changes, and thinning gave each its own weights.
+    with pytest.raises(ValueError, match="made narrower can't be made again from its widths"):
+        thin_network(Architecture("python", SIZE, 10, {"factory": "tied:net"}, FLAT), whole - 1, tied_net)
 
 
 def test_impossible_thinness() -> None:
@@ -222,6 +255,24 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     torch.save({"a": 1}, tmp_path / "number.pt")
     with pytest.raises(ValueError, match="holds no tensors by name"):
         read_weights(tmp_path / "number.pt")
+
+
+def test_a_network_without_convolutions_of_images() -> None:
+    def flat_net(num_outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 3), nn.Flatten(), nn.LazyLinear(num_outputs))
+
+    trained, model = (build_model("python", SIZE, 10, factory=flat_net) for _ in range(2))
+    names = fit_weights(model, trained.state_dict(), "model.weights=w")
+    assert names == {"1.weight", "1.bias", "3.weight", "3.bias"}
+    assert torch.equal(model[1].weight, trained[1].weight)
+    with pytest.raises(ValueError, match=r"model\.stem=small: Sequential has no convolution of images"):
+        build_model("python", SIZE, 10, factory=flat_net, stem="small")
+
+
+@pytest.mark.parametrize("network", ["googlenet", "inception_v3"])
+def test_weights_for_images_in_another_range_are_refused(network: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.weights=DEFAULT of {network} expects images in another range"):
+        default_weights("torchvision", (3, 299, 299), 10, {"network": network})
 
 
 def test_freezing() -> None:

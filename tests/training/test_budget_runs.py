@@ -173,3 +173,23 @@ def test_a_run_that_ends_before_its_budget_is_met_has_no_best(tmp_path: Path, mo
     assert (summary["tested"], summary["best_epoch"], summary["epochs"]) == ("last", None, 1)
     assert not (tmp_path / "best.ckpt").exists()
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["budget"]["macs"] == ASKED
+
+
+def test_a_best_network_above_a_smaller_budget_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (*BUDGET, "data.validation=16")
+    tkn.run(compose(*arguments, "trainer.max_epochs=1", "penalty.share=0.9", "penalty.reach=0.1"), tmp_path / "first")
+    assert (tmp_path / "first" / "best.ckpt").is_file()
+    smaller = (*arguments, "penalty.reach=1", f"checkpoint={tmp_path / 'first' / 'last.ckpt'}")
+
+    def stop(self: TargetedTraining) -> None:
+        self.trainer.should_stop = True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TargetedTraining, "on_train_epoch_end", stop)
+        summary, _ = tkn.run(compose(*smaller), tmp_path / "short")
+    assert (summary["tested"], summary["best_epoch"], summary["epochs"]) == ("last", None, 2)
+    assert not (tmp_path / "short" / "best.ckpt").exists()
+    (tmp_path / "short" / "summary.json").unlink()
+    summary, _ = tkn.run(compose(*smaller), tmp_path / "short")
+    assert (summary["tested"], summary["best_epoch"]) == ("best", 4)
+    assert _within(summary["macs_roi"])

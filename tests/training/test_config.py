@@ -121,6 +121,7 @@ def test_an_experiment_can_be_overridden() -> None:
         ("channels.checkpoint=x channels.macs=1e6", r"channels\.checkpoint=x is for dense networks"),
         ("model=dn10 model.thin=.5 channels.checkpoint=x channels.macs=1e6", "both make the network narrower"),
         ("channels.lr_factor=0", r"channels\.lr_factor=0\.0 must be positive"),
+        ("channels.lr_factor=0.5", r"channels\.lr_factor=0\.5 must be 0\.1 without channels\.checkpoint"),
         ("attention.name=boxcar", r"attention\.name=boxcar must be one of gaussian, cauchy, flat"),
         ("attention.scale_unit=0", r"attention\.scale_unit=0\.0 must be positive"),
         ("attention.min_size=0", r"attention\.min_size=0 must be 'kernel' or a whole number"),

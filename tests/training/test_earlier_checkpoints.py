@@ -1,4 +1,4 @@
-"""Checkpoints from before the attention function's name travelled with the weights are tested and continued."""
+"""Checkpoints of earlier versions are tested and continued: they named no attention function, and no architecture."""
 
 from __future__ import annotations
 
@@ -33,4 +33,21 @@ def test_a_checkpoint_that_names_no_attention_function(tmp_path: Path) -> None:
         tkn.run(compose(*ARGUMENTS, "trainer.max_epochs=2", checkpoint), folder / "continued")
         errors.append(tested["error"])
     assert errors[0] == errors[1]
+    assert_same_run(now / "continued", earlier / "continued")
+
+
+def test_a_checkpoint_that_says_no_architecture(tmp_path: Path) -> None:
+    now, earlier = tmp_path / "now", tmp_path / "earlier"
+    arguments = (*ARGUMENTS, "model.dropout=0.5")
+    tkn.run(compose(*arguments, "trainer.max_epochs=1"), now)
+    shutil.copytree(now, earlier)
+    for path in (earlier / "last.ckpt", earlier / "best.ckpt"):
+        checkpoint = torch.load(path, weights_only=True)
+        del checkpoint["tkn"]["architecture"], checkpoint["tkn"]["config"]["channels"]
+        torch.save(checkpoint, path)
+    for folder in (now, earlier):
+        checkpoint = f"checkpoint={folder / 'last.ckpt'}"
+        _, objects = tkn.run(compose(*arguments, "trainer.max_epochs=2", checkpoint), folder / "continued")
+        rates = {module.p for module in objects["module"].model.modules() if isinstance(module, torch.nn.Dropout)}
+        assert rates == {0.5}
     assert_same_run(now / "continued", earlier / "continued")

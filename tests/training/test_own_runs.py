@@ -134,6 +134,12 @@ def test_a_pruned_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     tkn.run(compose(*TINY, "trainer.max_epochs=2", "model=dn10", *pruning, checkpoint), tmp_path / "longer")
     with pytest.raises(ValueError, match=r"channels\.checkpoint=.* is of model=dn10, but this run is of model=dn40"):
         _run(tmp_path / "other", "model=dn40", *pruning)
+    again = (f"channels.checkpoint={tmp_path / 'pruned' / 'last.ckpt'}", "channels.macs=3.0e6")
+    with pytest.raises(ValueError, match=r"channels\.checkpoint=.*last\.ckpt is of a network that is narrower already"):
+        _run(tmp_path / "twice", "model=dn10", *again)
+    for other in ("channels.lr_factor=0.5", "channels.checkpoint=elsewhere.ckpt", "channels.macs=5000000.0"):
+        with pytest.raises(ValueError, match=rf"is of {other.partition('=')[0]}=.*, but this run is of {other}"):
+            _run(tmp_path / "changed", "model=dn10", *pruning, other, checkpoint)
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     _assert_loads(tmp_path / "pruned", objects)
     tested, _ = _run(tmp_path / "test", "model=dn10", "mode=test", checkpoint)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 from omegaconf import OmegaConf
 
 import tkn
 from tkn.cli import compose
-from tkn.training.prune import is_hopeless
+from tkn.training.prune import Prune, is_hopeless
+from tkn.training.records.history import History
 
 pytestmark = pytest.mark.usefixtures("empty_pictures")
 
@@ -109,3 +113,17 @@ def test_unfinished_and_pruned_runs_do_not_count(sweep: Path, tmp_path: Path, ca
             (tmp_path / name / "summary.json").write_text(text)
     assert tkn.run(compose(*TINY), tmp_path / "run")[0]["pruned_epoch"] is None
     assert f"prune: {tmp_path / 'damaged'} is not compared with: " in caplog.text
+
+
+@pytest.mark.parametrize(("override", "count"), [("data.workers=2", 1), ("data.memory=0.5", 1), ("data.size=9", 0)])
+def test_how_images_are_read_makes_no_other_data(tmp_path: Path, override: str, count: int) -> None:
+    config = compose("data=folder", "data.path=images", "prune=dominated")
+    other = tmp_path / "other"
+    other.mkdir()
+    OmegaConf.save(compose("data=folder", "data.path=images", override), other / "config.yaml", resolve=True)
+    (other / "summary.json").write_text('{"mode": "train"}')
+    (other / "metrics.csv").write_text("epoch,macs_roi\n1,100\n")
+    prune = Prune(tmp_path / "run", History(tmp_path / "metrics.csv"), config)
+    trainer: Any = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(broadcast=lambda found: found))
+    prune.on_fit_start(trainer, pl.LightningModule())
+    assert prune.others == [{1: {"epoch": 1, "macs_roi": 100}}] * count

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from forked import TKN_RUN, ForkedPython
+from omegaconf import DictConfig, OmegaConf
 from runs import TINY, assert_same_run, metrics_rows
 
 import tkn
@@ -182,6 +183,14 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     metrics, objects = tkn.run(compose(*ARGUMENTS, "logger=tensorboard", "data_dir=elsewhere"), tmp_path)
     assert metrics["epochs"] == 2
     assert objects.keys() == {"config", "output_dir"}
+    # Nor do keys that are newer than it.
+    stored = OmegaConf.load(tmp_path / "config.yaml")
+    assert isinstance(stored, DictConfig)
+    del stored["channels"], stored.model["freeze"]
+    OmegaConf.save(stored, tmp_path / "config.yaml")
+    assert tkn.run(compose(*ARGUMENTS), tmp_path)[0] == metrics
+    with pytest.raises(ValueError, match=r"another run, of .*, channels\.macs=None; "):
+        tkn.run(compose(*ARGUMENTS, "model=dn10", "channels.checkpoint=x", "channels.macs=1e6"), tmp_path)
     assert_same_run(tmp_path, whole)
 
 

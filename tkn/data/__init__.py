@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tkn.data.python import load_python
 from tkn.data.svhn import load_svhn
 from tkn.data.tlmnist import load_tlmnist
 
-__all__ = ["HOW_READ", "DataSet", "Preparation", "Split", "check_data_options", "load_data"]
+__all__ = ["HOW_READ", "DataSet", "Preparation", "Split", "check_data_options", "load_data", "without_how_read"]
 
 _LOADERS: dict[str, Callable[..., DataSet]] = {
     "mnist": load_mnist,
@@ -37,6 +37,11 @@ _LOADERS: dict[str, Callable[..., DataSet]] = {
 
 #: Options of own data that say how they are read, and change no result.
 HOW_READ = ("memory", "workers")
+
+
+def without_how_read(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The group `data` of a configuration, with what can change a result alone."""
+    return {key: value for key, value in options.items() if key not in HOW_READ}
 
 
 def check_data_options(name: str, options: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tkn.app.messages import message, unknown
 
-#: Some have further outputs, for training.
+#: Some have further outputs, for training; they also scale their images anew if they are made with weights.
 _WITH_FURTHER_OUTPUTS = ("googlenet", "inception_v3")
 
 
@@ -29,7 +29,14 @@ def torchvision_network(_input_size: tuple[int, int, int], num_outputs: int, *, 
 
 
 def torchvision_weights(_input_size: tuple[int, int, int], _num_outputs: int, *, network: str) -> dict[str, Tensor]:
-    """What torchvision calls the network's default weights, downloaded where they are not kept yet."""
+    """What torchvision calls the network's default weights, downloaded where they are not kept yet.
+
+    ValueError for a network that with them normalises its images otherwise (`transform_input`), and without them not.
+    """
+    if network in _WITH_FURTHER_OUTPUTS:
+        raise ValueError(
+            f"model.weights=DEFAULT of {network} expects images in another range than others': choose one of these"
+        )
     try:
         return _torchvision(network, weights="DEFAULT", progress=False).state_dict()
     except (OSError, ValueError) as error:  # a network without weights, no connection, a damaged file

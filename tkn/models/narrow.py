@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from tkn.macs import count_macs
@@ -63,7 +65,18 @@ def _described(
         changed_widths(base, model),
     )
     described = replace(architecture, narrowed=narrowed)
-    remade = {name: value.shape for name, value in described.build(factory=factory).state_dict().items()}
-    if remade != {name: value.shape for name, value in model.state_dict().items()}:
+    if not _compute_the_same(described.build(factory=factory), model, size):
         raise ValueError(f"{architecture.title} made narrower can't be made again from its widths")
     return described
+
+
+@torch.no_grad()
+def _compute_the_same(remade: nn.Module, model: nn.Module, input_size: tuple[int, ...]) -> bool:
+    """Whether `remade` with the weights of `model` is that network: tied layers, for one, may have come apart."""
+    weights = model.state_dict()
+    if {name: value.shape for name, value in remade.state_dict().items()} != {n: v.shape for n, v in weights.items()}:
+        return False
+    remade.load_state_dict(weights)
+    images = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0))
+    theirs, ours = (copy.deepcopy(network).eval()(images) for network in (remade, model))
+    return torch.allclose(theirs, ours, equal_nan=True)

@@ -12,7 +12,7 @@ def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             return name, module
-    raise ValueError(f"{type(model).__name__} has no convolution")
+    raise ValueError(f"{type(model).__name__} has no convolution of images")
 
 
 def take_channels_(model: nn.Module, channels: int) -> None:
@@ -32,7 +32,10 @@ def keep_size_(model: nn.Module) -> None:
 
     Its kernels stay as they are, and so do pretrained weights. ValueError if neither is there to change.
     """
-    first_name, conv = first_convolution(model)
+    try:
+        first_name, conv = first_convolution(model)
+    except ValueError as error:
+        raise ValueError(f"model.stem=small: {error}") from error
     changed = conv.stride != (1, 1)
     conv.stride = (1, 1)
     modules = list(model.named_modules())

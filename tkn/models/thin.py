@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -12,11 +11,12 @@ from math import lcm
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils.hooks import RemovableHandle
 
 from tkn.app.messages import first_line
 from tkn.macs import count_macs
 from tkn.models.paper import initialise_all
+from tkn.models.widths import set_width
 
 #: Equal convolutions take their steps one after the other, at these distances.
 _GOLDEN = 0.6180339887
@@ -84,47 +84,41 @@ def _refusal(model: nn.Module, reason: Exception) -> ValueError:
 def _scaled(
     model: nn.Module, images: Tensor, factor: float, *, multiple: int, in_turns: bool, with_last: bool
 ) -> nn.Module:
-    """`model` with the convolutions' widths times `factor`; what follows them takes the channels that arrive."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Lazy modules are a new feature")
-        scaled = copy.deepcopy(model)
-        convolutions, count = 0, len(_convolutions(model))
-        for parent in list(scaled.modules()):
-            for name, child in list(parent.named_children()):
-                lazy: LazyModuleMixin | None = None
-                if isinstance(child, nn.Conv1d | nn.Conv2d) and (with_last or convolutions + 1 < count):
-                    phase = convolutions * _GOLDEN % 1 if in_turns else 0.5
-                    lazy = _lazy_convolution(child, _width(child.out_channels, factor, multiple, phase))
-                    convolutions += 1
-                elif isinstance(child, nn.Conv1d | nn.Conv2d):
-                    lazy = _lazy_convolution(child, child.out_channels)
-                elif isinstance(child, nn.BatchNorm2d):
-                    lazy = nn.LazyBatchNorm2d(child.eps, child.momentum)
-                elif isinstance(child, nn.Linear):
-                    lazy = nn.LazyLinear(child.out_features, child.bias is not None)
-                elif isinstance(child, _BatchNorm):
-                    lazy = nn.LazyBatchNorm1d(child.eps, child.momentum)
-                if lazy is not None:
-                    setattr(parent, name, lazy)
-        scaled.eval()
-        with torch.no_grad():
-            scaled(images)
+    """`model` with the convolutions' widths times `factor`; what follows them takes the channels that arrive.
+
+    The layers stay of their own classes, which may compute more than torch's.
+    """
+    scaled = copy.deepcopy(model).eval()
+    children = dict.fromkeys(child for parent in scaled.modules() for child in parent.children())
+    convolutions = [child for child in children if isinstance(child, nn.Conv1d | nn.Conv2d)]
+    outputs = {conv: conv.out_channels for conv in convolutions}
+    for index, conv in enumerate(convolutions if with_last else convolutions[:-1]):
+        phase = index * _GOLDEN % 1 if in_turns else 0.5
+        outputs[conv] = _width(conv.out_channels, factor, multiple, phase)
+    hooks: dict[nn.Module, RemovableHandle] = {}
+
+    def take_what_arrives(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        hooks[module].remove()
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
+            width = outputs[module]
+            groups = width // (module.out_channels // module.groups) if module.groups > 1 else 1
+            arriving = inputs[0].shape[1]
+            if arriving % groups:
+                raise ValueError(f"{arriving} channels can't be parted into {groups} groups")
+            set_width(module, (arriving, width, groups))
+        elif isinstance(module, nn.Linear):
+            set_width(module, (inputs[0].shape[-1], module.out_features))
+        else:
+            set_width(module, (inputs[0].shape[1],))
+
+    for child in children:
+        if isinstance(child, nn.Conv1d | nn.Conv2d | nn.Linear | _BatchNorm):
+            hooks[child] = child.register_forward_pre_hook(take_what_arrives)
+    with torch.no_grad():
+        scaled(images)
     return scaled
 
 
 def _width(width: int, factor: float, multiple: int, phase: float) -> int:
     """`width` times `factor` in whole multiples, rounded up if what is over is at least 1 - `phase` of one."""
     return min(width, max(1, int(factor * width / multiple + phase)) * multiple)
-
-
-def _lazy_convolution(conv: nn.Conv1d | nn.Conv2d, width: int) -> nn.LazyConv1d | nn.LazyConv2d:
-    return (nn.LazyConv1d if isinstance(conv, nn.Conv1d) else nn.LazyConv2d)(
-        width,
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
-        width // (conv.out_channels // conv.groups) if conv.groups > 1 else 1,
-        bias=conv.bias is not None,
-        padding_mode=conv.padding_mode,
-    )

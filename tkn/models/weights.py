@@ -57,10 +57,11 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> s
     """
     given = dict(weights)
     own = model.state_dict()
-    first, conv = first_convolution(model)
-    colour = given.get(f"{first}.weight")
-    if conv.in_channels == 1 and colour is not None and colour.shape[1:2] == (3,):
-        given[f"{first}.weight"] = colour.sum(dim=1, keepdim=True)
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        first, conv = first_convolution(model)
+        colour = given.get(f"{first}.weight")
+        if conv.in_channels == 1 and colour is not None and colour.shape[1:2] == (3,):
+            given[f"{first}.weight"] = colour.sum(dim=1, keepdim=True)
     new = _other_classifier(model, own, given)
     if new:
         _log.info("%s: the classifier %s starts anew, for it is of other classes", what, ", ".join(sorted(new)))

@@ -48,11 +48,12 @@ def resize_(model: nn.Module, widths: Widths) -> None:
         present = None if module is None else _width(module)
         if module is None or present is None or len(present) != len(width):
             raise ValueError(f"the network has no layer {name!r} of widths {list(width)}")
-        _set_width(module, tuple(width))
+        set_width(module, tuple(width))
 
 
 @torch.no_grad()
-def _set_width(module: nn.Module, width: tuple[int, ...]) -> None:
+def set_width(module: nn.Module, width: tuple[int, ...]) -> None:
+    """Give one layer this width (see `Widths`), with fresh parameters; in place."""
     if isinstance(module, _ConvNd):
         module.in_channels, module.out_channels, module.groups = width
         shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)

@@ -191,6 +191,12 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     for key in ("lr", "weight_decay"):
         value = config.recipe.optimizer.get(key, 0)
         yield f"recipe.optimizer.{key}", isinstance(value, int | float) and value >= 0, "a number, at least 0"
+    channels = config.channels
+    yield (
+        "channels.lr_factor",
+        channels.checkpoint is not None or channels.lr_factor == ChannelsConfig.lr_factor,
+        f"{ChannelsConfig.lr_factor} without channels.checkpoint, for it has no effect there",
+    )
     yield "data.limit", limit is None or (type(limit) is int and limit >= 1), "null or at least 1"
     yield "data.validation", type(validation) is int and validation >= 0, "a whole number, at least 0"
     yield "trainer.max_epochs", type(epochs) is int and epochs >= 1, "a whole number, at least 1"

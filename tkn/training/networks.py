@@ -116,7 +116,12 @@ def start_network(
         model = architecture.build(factory=factory, **_execution(config))
         pretrained = checkpoint["tkn"].get("pretrained", ())
     elif config.channels.checkpoint is not None:
-        trained = read_checkpoint(Path(config.channels.checkpoint).expanduser(), architecture, "channels.checkpoint=")
+        path = Path(config.channels.checkpoint).expanduser()
+        trained = read_checkpoint(path, architecture, "channels.checkpoint=")
+        if trained["tkn"]["architecture"]["narrowed"] is not None:
+            raise ValueError(
+                f"channels.checkpoint={path} is of a network that is narrower already: name the whole one's run"
+            )
         model, architecture = pruned_network(architecture, run_weights(trained), round(config.channels.macs), factory)
     elif thin is not None:
         model, architecture = thin_network(architecture, thin, factory)

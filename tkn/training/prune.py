@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
 from tkn.app.messages import first_line
+from tkn.data import without_how_read
 from tkn.training.module import TargetedTraining
 from tkn.training.records.history import History
 
@@ -36,7 +37,8 @@ class Prune(Callback):
     """Ends the training after an epoch that shows that the run is hopeless (see `is_hopeless`), as if it were the last.
 
     The others are the runs in folders beside this one's that had finished when it started, unpruned, with the same
-    `data` and `trainer`. So the decision depends on nothing that happens meanwhile. config: the run's configuration.
+    `data` (however they are read) and `trainer`. So the decision depends on nothing that happens meanwhile. config: the
+    run's configuration.
     """
 
     def __init__(self, folder: Path, history: History, config: DictConfig) -> None:
@@ -98,7 +100,8 @@ class Prune(Callback):
         if summary.get("mode") != "train" or summary.get("pruned_epoch") is not None:
             return False
         config: Any = OmegaConf.load(summary_path.with_name("config.yaml"))
-        return all(config[group] == self.config[group] for group in ("data", "trainer"))
+        same_data = without_how_read(config.data) == without_how_read(self.config.data)
+        return same_data and bool(config.trainer == self.config.trainer)
 
 
 def _metrics(folder: Path) -> dict[int, dict[str, float]]:

@@ -168,7 +168,10 @@ def _train_and_test(
 
     # A tested network's penalty and seed are those it was trained with.
     trained = OmegaConf.create(checkpoint["tkn"]["config"]) if checkpoint and config.mode == "test" else config
-    summary = summarise(config, trained, source, module, datamodule, history, prune.epoch, tested, trainer, commit)
+    best = checkpoints.best_row
+    summary = summarise(
+        config, trained, source, module, datamodule, history, best, prune.epoch, tested, trainer, commit
+    )
     if rank == 0:
         _draw(folder, module, history, summary)
         if log is not None:

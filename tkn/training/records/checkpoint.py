@@ -13,7 +13,7 @@ from torch import nn
 
 from tkn.app.messages import first_line, message
 from tkn.app.schema import flatten
-from tkn.data import HOW_READ
+from tkn.data import without_how_read
 from tkn.models import Architecture
 from tkn.models.factory import Factory
 from tkn.models.weights import run_weights
@@ -105,12 +105,13 @@ def _read(path: Path, option: str) -> dict[str, Any]:
         raise ValueError(f"{option}{path} was not written by tkn-run")
     identity = checkpoint["tkn"]
     if "architecture" not in identity:
-        attention = identity["config"]["attention"]
+        attention, dropout = identity["config"]["attention"], identity["config"]["model"].get("dropout")
         identity["architecture"] = Architecture(
             identity["model"],
             tuple(identity["input_size"]),
             identity["num_outputs"],
-            attention={"attention": attention["name"], **{key: attention[key] for key in ("scale_unit", "min_size")}},
+            {} if dropout is None else {"dropout": dropout},
+            {"attention": attention["name"], **{key: attention[key] for key in ("scale_unit", "min_size")}},
         ).to_dict()
     return checkpoint
 
@@ -123,14 +124,17 @@ def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: Dic
     before: dict[str, Any] = {**checkpoint["tkn"]["config"]}
     now: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for side in (before, now):
-        side["data"] = {key: value for key, value in side["data"].items() if key not in HOW_READ}
+        side["data"] = without_how_read(side["data"])
     named = f"checkpoint={path}"
     for group in ("seed", "data", "attention"):
         _require_same(named, group, before[group], now[group])
     # Earlier versions lack keys that now are null.
     for key in sorted(before["model"].keys() | now["model"].keys()):
         _require_same(named, f"model.{key}", before["model"].get(key), now["model"].get(key))
-    _require_same(named, "channels.macs", before.get("channels", {}).get("macs"), now["channels"]["macs"])
+    for key in ("checkpoint", "macs", "lr_factor"):
+        # An earlier version pruned nothing, and lr_factor is the default's where nothing is pruned.
+        unpruned = now["channels"][key] if key == "lr_factor" else None
+        _require_same(named, f"channels.{key}", before.get("channels", {}).get(key, unpruned), now["channels"][key])
     if before["recipe"].keys() != now["recipe"].keys():
         raise ValueError(f"checkpoint={path} was written by another version: it can be tested, but not continued")
     # The first are part of the optimiser's state; with and without an average there are different networks.

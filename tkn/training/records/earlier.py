@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from tkn.app.schema import flatten
 from tkn.data import HOW_READ
@@ -25,7 +25,7 @@ class Earlier:
 
 
 def earlier_run(folder: Path, config: DictConfig) -> Earlier:
-    """What the folder holds of a run of the configuration `config`; ValueError if it holds a run of another one.
+    """What the folder holds of a run of `config`, a checked configuration; ValueError if it holds another one's run.
 
     A configuration whose `checkpoint` is the folder's own last.ckpt means to go on with whatever is there.
     """
@@ -40,7 +40,10 @@ def earlier_run(folder: Path, config: DictConfig) -> Earlier:
     except Exception as error:  # YAML's, OmegaConf's and the decoder's kinds
         raise ValueError(f"{stored_path} is damaged: choose another folder") from error
     present: Any = OmegaConf.to_container(config, resolve=True)
-    before, now = flatten(stored), flatten(present)
+    # What a version before the key did is what its default does.
+    defaults: Any = OmegaConf.to_container(OmegaConf.structured(OmegaConf.get_type(config)))
+    known = {key: value for key, value in flatten(defaults).items() if value != MISSING}
+    before, now = known | flatten(stored), flatten(present)
     differing = [key for key in {**now, **before} if not key.startswith(_FREE_KEYS) and before.get(key) != now.get(key)]
     if differing:
         there, here = (", ".join(f"{key}={values.get(key)}" for key in differing) for values in (before, now))

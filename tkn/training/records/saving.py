@@ -44,8 +44,8 @@ class LastAndBest(Checkpoint):
     last.ckpt is written after every epoch; before the last step of every epoch, so that a run stopped in the
     evaluation need not train the epoch again; every ten minutes; and when `signals` ask to stop, after which
     `Interrupted` is raised. "Lowest" is over the whole history, also that of the run that is continued (from the
-    checkpoint `continued`), whose files are brought along. Lightning's ModelCheckpoint would forget them in a new
-    folder.
+    checkpoint `continued`), whose files are brought along, unless its best network does not meet this run's budget.
+    Lightning's ModelCheckpoint would forget them in a new folder.
     """
 
     def __init__(self, folder: Path, history: History, continued: Path | None, signals: Signals) -> None:
@@ -56,18 +56,38 @@ class LastAndBest(Checkpoint):
         self.saved_at = time.monotonic()
         self.within_epoch = False
         self.loaded_sums: dict[str, Any] | None = None
+        #: the metrics of the epoch that best.ckpt is of
+        self.best_row: dict[str, float] | None = None
+        self.knows_best = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_row": self.best_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_row, self.knows_best = state_dict["best_row"], True
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TargetedTraining)
-        if self.continued is None or not trainer.is_global_zero:
+        if self.continued is None:
             return
-        best = self.continued.with_name(self.best.name)
-        if best.is_file():
-            # First: where there is a last.ckpt, its best.ckpt must be too.
+        if not self.knows_best:  # an earlier version's checkpoint
+            allowed = filter(module.may_be_best, self.history.rows)
+            self.best_row = min(allowed, key=lambda row: row[module.monitor], default=None)
+        elif self.best_row is not None and not module.may_be_best(self.best_row):
+            self.best_row = None
+        if trainer.is_global_zero:
+            self._bring_files(self.continued)
+
+    def _bring_files(self, continued: Path) -> None:
+        best = continued.with_name(self.best.name)
+        # First: where there is a last.ckpt, its best.ckpt must be too.
+        if self.best_row is None:
+            self.best.unlink(missing_ok=True)
+        elif best.is_file():
             _copy(best, self.best)
-        elif any(module.may_be_best(row) for row in self.history.rows):
-            raise FileNotFoundError(f"checkpoint={self.continued} can be continued only with {best} beside it")
-        _copy(self.continued, self.last)
+        else:
+            raise FileNotFoundError(f"checkpoint={continued} can be continued only with {best} beside it")
+        _copy(continued, self.last)
 
     def on_train_start(self, _trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TargetedTraining)
@@ -101,9 +121,11 @@ class LastAndBest(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TargetedTraining)
-        rows = self.history.rows
-        best = min(filter(module.may_be_best, rows), key=lambda row: row[module.monitor], default=None)
-        self._save(trainer, within_epoch=False, best=best is rows[-1])
+        row, key = self.history.rows[-1], module.monitor
+        best = module.may_be_best(row) and (self.best_row is None or row[key] < self.best_row[key])
+        if best:
+            self.best_row = row
+        self._save(trainer, within_epoch=False, best=best)
         (stop,) = _most(trainer, self.signals.received or 0)
         if stop:
             raise Interrupted(stop)

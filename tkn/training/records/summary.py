@@ -44,6 +44,7 @@ def summarise(
     module: TargetedTraining,
     datamodule: TensorDataModule,
     history: History,
+    best: Mapping[str, float] | None,
     pruned_epoch: int | None,
     tested: Mapping[str, float],
     trainer: pl.Trainer,
@@ -52,15 +53,15 @@ def summarise(
     """The content of summary.json.
 
     `config` is this run's configuration, `trained` that of the training, which for mode=test was another run's;
-    `source` says where the data came from, `tested` are Lightning's test metrics, `pruned_epoch` is the one that
-    ended a hopeless run, `commit` is the project's when this process began (`project_commit`).
+    `source` says where the data came from, `best` is the row of best.ckpt's epoch, `tested` are Lightning's test
+    metrics, `pruned_epoch` is the one that ended a hopeless run, `commit` is the project's when this process began
+    (`project_commit`).
     """
     report = module.count_macs()
     architecture = module.architecture
     narrowed = architecture.narrowed
     name = module.error_names[0]
     column = f"{module.eval_name}/{name}"
-    best = min(filter(module.may_be_best, history.rows), key=lambda row: row[column], default=None)
     return {
         "model": architecture.title,
         "base_model": architecture.base_title,
