@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,12 @@ NEEDED = {"timm": ("model.network=resnet18",), "python": ("model.factory=torchvi
 @pytest.mark.parametrize("data", [path.stem for path in sorted((CONFIG_DIR / "data").glob("*.yaml"))])
 def test_every_model_and_data_set_composes(model: str, data: str) -> None:
     needed = [*REQUIRED.get(data, ()), *NEEDED.get(model, ())]
-    config = check_config(compose(f"model={model}", f"data={data}", *needed))
+    composed = compose(f"model={model}", f"data={data}", *needed)
+    if model == "timm" and find_spec("timm") is None:
+        with pytest.raises(ValueError, match="model=timm needs the extra 'timm'"):
+            check_config(composed)
+        return
+    config = check_config(composed)
     assert (config.model.name, config.data.name) == (model, data)
 
 

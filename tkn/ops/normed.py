@@ -18,13 +18,16 @@ from tkn.ops.reference import reference as target_conv
 from tkn.spec import Target, spec_of
 
 
-@torch.compiler.assume_constant_result
 def usable() -> bool:
     """Whether there are kernels for it here, compiled now if need be.
 
     Never in a checkpointed region or a backward pass, where a pass that is computed once more must save the same.
     """
     return may_build() and normed.available(may_build=True)
+
+
+# As torch.compiler.assume_constant_result marks it, which would import the compiler, for seconds.
+usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def reference(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, target: Target) -> Tensor:
