@@ -36,7 +36,7 @@ def test_checkpoints_have_the_keys_of_the_first_version(tmp_path: Path, recipe: 
     plain = list(tkn.build_model("tdn10", (1, 28, 28), 10).state_dict())
     for network in networks:
         assert [name for prefix, name in names if prefix == network] == plain
-    assert list(checkpoint["callbacks"]) == ["History", "RoiHistory", "Prune"]
+    assert list(checkpoint["callbacks"]) == ["History", "RoiHistory", "Prune", "LastAndBest"]
     (schedule,) = checkpoint["lr_schedulers"]
     assert schedule["last_epoch"] == 3
     assert schedule["lr_lambdas"] == [None, None]

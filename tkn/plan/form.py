@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 
@@ -22,7 +21,7 @@ class Form:
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     result: Any
 
-    @cached_property
+    @property  # not cached: the lock of Python 3.11's cached_property is nothing that torch.compile follows
     def takes_one_tensor(self) -> bool:
         """By its place."""
         return self.arguments == ONE_TENSOR.arguments
