@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models import get_model
 
 from tkn.app.messages import message
 from tkn.bench.config import KEYWORDS, RUN, TORCHVISION, check_config
@@ -25,6 +23,7 @@ from tkn.layers import roi_layers
 from tkn.macs import MacsReport, count_macs
 from tkn.models import build_model
 from tkn.models.dense import densified
+from tkn.models.library import torchvision_network
 from tkn.models.thin import thin
 from tkn.training.records.checkpoint import checkpoint_network
 
@@ -183,12 +182,7 @@ def _baseline(case: DictConfig) -> nn.Module:
         return TcResNet8(case.input_size[0], case.num_outputs)
     if case.baseline != TORCHVISION:
         return build_model(case.baseline, tuple(case.input_size), case.num_outputs)
-    # Some have further outputs, for training.
-    options: dict[str, Any] = {"aux_logits": False} if case.network in ("googlenet", "inception_v3") else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of weights that are not initialised as they will be
-        model: nn.Module = get_model(case.network, weights=None, num_classes=case.num_outputs, **options)
-    return model
+    return torchvision_network(tuple(case.input_size), case.num_outputs, network=case.network)
 
 
 @torch.no_grad()
