@@ -8,15 +8,16 @@ docs/sweeps.md explains it.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tkn.app.command import FULL_ERROR, one_line
-from tkn.app.signals import Interrupted, interrupt
+from hydra.errors import HydraException
+
+from tkn.app.plain_command import run_plain
+from tkn.app.signals import interrupt
 from tkn.bench.alone import benchmark_runs
 from tkn.sweep.child import RunProcess, supervise
 from tkn.sweep.rows import Row, find_rows, next_run
@@ -62,15 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     own, overrides = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
     parsed = _parser().parse_args(own)
-    try:
+
+    def work() -> int:
         fill(find_rows(parsed.experiments, overrides), parsed.results, parsed.seconds)
-    except (KeyboardInterrupt, Interrupted) as stop:
-        print(f"{_NAME}: interrupted", file=sys.stderr)
-        sys.exit(stop.exit_code if isinstance(stop, Interrupted) else 130)
-    except Exception as error:
-        if os.environ.get(FULL_ERROR) == "1":
-            raise
-        sys.exit(f"{_NAME}: error: {one_line(error)}")
+        return 0
+
+    run_plain(_NAME, work, HydraException)
 
 
 def _parser() -> argparse.ArgumentParser:
