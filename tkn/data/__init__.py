@@ -21,7 +21,16 @@ from tkn.data.python import load_python
 from tkn.data.svhn import load_svhn
 from tkn.data.tlmnist import load_tlmnist
 
-__all__ = ["HOW_READ", "DataSet", "Preparation", "Split", "check_data_options", "load_data", "without_how_read"]
+__all__ = [
+    "HOW_READ",
+    "DataSet",
+    "Preparation",
+    "Split",
+    "check_data_options",
+    "load_data",
+    "loader_options",
+    "without_how_read",
+]
 
 _LOADERS: dict[str, Callable[..., DataSet]] = {
     "mnist": load_mnist,
@@ -37,6 +46,15 @@ _LOADERS: dict[str, Callable[..., DataSet]] = {
 
 #: Options of own data that say how they are read, and change no result.
 HOW_READ = ("memory", "workers")
+
+
+#: Keys of a configuration's group `data` that no loader takes.
+_NOT_LOADERS = ("name", "limit", "validation")
+
+
+def loader_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a loader takes of a configuration's group `data`."""
+    return {key: value for key, value in group.items() if key not in _NOT_LOADERS}
 
 
 def without_how_read(options: Mapping[str, Any]) -> dict[str, Any]:

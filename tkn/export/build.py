@@ -16,7 +16,7 @@ from tkn.app.files import whole_file, write_whole
 from tkn.app.messages import printable
 from tkn.app.versions import package_versions
 from tkn.bench.machine import describe_machine
-from tkn.data import load_data
+from tkn.data import load_data, loader_options
 from tkn.data.base import DataSet
 from tkn.export.check import Outcome, outcomes, random_batch, test_images
 from tkn.export.finished import Finished, Trust, read_finished, require_trust
@@ -99,7 +99,7 @@ def export(folder: Path, options: Options, console: Console) -> dict[str, Any]:
 def _data(finished: Finished, options: Options) -> DataSet:
     """The data set of the run's training. ValueError or FileNotFoundError if it, or the same of it, is not there."""
     config, summary = finished.identity["config"], finished.run.result
-    arguments = {key: value for key, value in config["data"].items() if key not in ("name", "limit", "validation")}
+    arguments = loader_options(config["data"])
     if "source" in arguments and "embedded: " in summary["data_source"]:
         arguments["source"] = "embedded"
     if "path" in arguments and options.data_dir is not None:

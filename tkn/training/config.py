@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tkn.app.messages import unknown
 from tkn.app.schema import check_rules, typed
 from tkn.attention import ATTENTION
-from tkn.data import check_data_options
+from tkn.data import check_data_options, loader_options
 from tkn.ops.engines import ENGINES
 from tkn.training.loggers.config import check_logger
 from tkn.training.networks import check_model
@@ -145,7 +145,7 @@ def check_config(config: DictConfig) -> DictConfig:
     check_model(checked)
     check_rules(checked, _rules(checked))
     data: dict[str, Any] = OmegaConf.to_container(checked.data)  # type: ignore[assignment]
-    check_data_options(data.pop("name"), {k: v for k, v in data.items() if k not in ("limit", "validation")})
+    check_data_options(data["name"], loader_options(data))
     check_optimizer(OmegaConf.to_container(checked.recipe.optimizer))  # type: ignore[arg-type]
     for key in checked.trainer:
         if key not in TRAINER_KEYS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,16 @@ _TRAINING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Start:
-    """A network as a run begins with it. `pretrained`: the names of parameters whose values were learned before."""
+    """A network as a run begins with it.
+
+    pretrained: the names of parameters whose values were learned before; frozen: names or patterns of what does not
+        learn.
+    """
 
     model: nn.Module
     architecture: Architecture
     pretrained: Collection[str] = ()
+    frozen: Sequence[str] = ()
 
 
 def check_model(config: DictConfig) -> None:
@@ -134,9 +139,10 @@ def start_network(
             path = Path(weights).expanduser()
             pretrained = fit_weights(model, read_weights(path), f"model.weights={path}")
         _warn_of_window(architecture, pretrained)
-    if freeze := as_patterns(_options(config).get("freeze")):
-        freeze_(model, freeze)
-    return Start(model, architecture, pretrained)
+    frozen = as_patterns(_options(config).get("freeze"))
+    if frozen:
+        freeze_(model, frozen)
+    return Start(model, architecture, pretrained, frozen)
 
 
 def _warn_of_window(architecture: Architecture, pretrained: Collection[str]) -> None:

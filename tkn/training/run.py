@@ -28,13 +28,12 @@ from tkn.app.memory import keep_freed_memory
 from tkn.app.signals import Interrupted, Signals
 from tkn.app.versions import project_commit
 from tkn.backends.torch.fourier import use_fourier
-from tkn.data import load_data
+from tkn.data import load_data, loader_options
 from tkn.data.base import DataSet
 from tkn.drawing.figures import attention_maps, save_figure, training_curves
 from tkn.drawing.tables import layers_table, results_table
 from tkn.layers import roi_layers
 from tkn.models.densenet import trains_on_contiguous_maps
-from tkn.models.names import as_patterns
 from tkn.training.batches import TensorDataModule
 from tkn.training.config import LIGHTNING_KEYS, check_config
 from tkn.training.cuda_graphs import may_capture
@@ -214,13 +213,18 @@ def _trainer(config: DictConfig, folder: Path, callbacks: list[Callback], rank: 
 
 def _data(config: DictConfig) -> TensorDataModule:
     options: dict[str, Any] = OmegaConf.to_container(config.data)  # type: ignore[assignment]
-    limit, validation = options.pop("limit", None), options.pop("validation", 0)
-    data = load_data(options.pop("name"), config.data_dir, **options)
+    data = load_data(config.data.name, config.data_dir, **loader_options(options))
     if data.task == "regression" and config.recipe.label_smoothing:
         raise ValueError(
             f"recipe.label_smoothing={config.recipe.label_smoothing} must be 0: a regression has no labels"
         )
-    return TensorDataModule(data, config.recipe.batch_size, limit=limit, validation=validation, seed=config.seed)
+    return TensorDataModule(
+        data,
+        config.recipe.batch_size,
+        limit=options.get("limit"),
+        validation=options.get("validation", 0),
+        seed=config.seed,
+    )
 
 
 def _checkpoint(config: DictConfig, data: DataSet, path: Path) -> dict[str, Any]:
@@ -254,7 +258,7 @@ def _module(
         penalty=dict(config.penalty),
         recipe=recipe,
         identity=identify(config, start.architecture, start.pretrained),
-        frozen=as_patterns(OmegaConf.to_container(config.model).get("freeze")),  # type: ignore[union-attr]
+        frozen=start.frozen,
         pretrained=start.pretrained,
         pretrained_lr_factor=config.model.get("pretrained_lr_factor"),
         cuda_graphs=may_capture(config.trainer),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tkn.app.messages import message
-from tkn.data import check_data_options, load_data
+from tkn.data import check_data_options, load_data, loader_options
 from tkn.data.base import DataSet, is_whole
 from tkn.report.figures.animation import save_animation
 from tkn.report.figures.attention import SCALE_UNIT, attention_functions
@@ -20,9 +20,6 @@ from tkn.report.runs.groups import Group, Section
 from tkn.report.runs.roi_states import MANY_KERNELS, read_states
 from tkn.report.runs.run import Run, short_source
 from tkn.report.timing import time_gain
-
-#: Options that samples are shown without; so are those of a group, as augmentation is for training.
-_NOT_OF_SAMPLES = ("name", "limit", "validation", "normalise")
 
 
 def attention_picture(folder: Path) -> Picture:
@@ -76,7 +73,8 @@ def _data_options(runs: Iterable[Run], data_dir: Path) -> list[tuple[str, dict[s
         name = run.result["data"]
         prefix = "data."
         options = {key.removeprefix(prefix): v for key, v in (run.config or {}).items() if key.startswith(prefix)}
-        options = {key: v for key, v in options.items() if key not in _NOT_OF_SAMPLES and "." not in key}
+        # Samples are shown as they are: without normalisation, and without a group's, as augmentation in training.
+        options = {key: v for key, v in loader_options(options).items() if key != "normalise" and "." not in key}
         if "embedded" in run.result["data_source"]:
             options["source"] = "embedded"
         try:
