@@ -8,6 +8,7 @@ from tkn import moved  # noqa: F401  # old import paths
 from tkn.budget import Budget
 from tkn.convert import targetize
 from tkn.decay import parameter_groups
+from tkn.fixed_rois import fix_rois_
 from tkn.layers import (
     AttentiveRegularization1d,
     AttentiveRegularization2d,
@@ -38,6 +39,7 @@ __all__ = [
     "accelerate",
     "build_model",
     "count_macs",
+    "fix_rois_",
     "kernel_costs",
     "load_model",
     "load_plan",

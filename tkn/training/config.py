@@ -100,6 +100,12 @@ class ChannelsConfig:
 
 
 @dataclass
+class RoisConfig:
+    checkpoint: str | None = None
+    places: str = "learned"
+
+
+@dataclass
 class RunConfig:
     """`model`, `data`, `trainer` and `logger` are open: a network's options, the loader's arguments, TRAINER_KEYS, a
     logger's keys. What has a default may be missing: configurations of earlier versions lack it."""
@@ -119,6 +125,7 @@ class RunConfig:
     data_dir: str
     experiment: str | None
     channels: ChannelsConfig = field(default_factory=ChannelsConfig)
+    rois: RoisConfig = field(default_factory=RoisConfig)
 
 
 @dataclass

@@ -140,6 +140,8 @@ class TargetedTraining(pl.LightningModule):
         #: multiply-adds inside the ROIs as of the last epoch's last step
         self.macs_roi = counted.total_roi
         self.map_sizes = {row.name: row.map_size for row in counted.target_layers}
+        #: the layers whose ROIs learn
+        self._moving = [name for name in self.map_sizes if self._moves(name)]
         #: what holds the network to its multiply-adds
         self.budget = self._budget() if "reach" in penalty else None
         #: only one of two errors is that of the network as it is counted
@@ -190,10 +192,15 @@ class TargetedTraining(pl.LightningModule):
         return count_macs(self.model, self.input_size)
 
     def project(self) -> None:
-        """Clip every layer's loc and scale to valid ROIs (Sec. 3.5)."""
-        for name, layer in roi_layers(self.learning).items():
-            if name in self.map_sizes:  # else it is never run
-                layer.project_(self.map_sizes[name])
+        """Clip loc and scale of every layer that runs and learns them to valid ROIs (Sec. 3.5)."""
+        layers = roi_layers(self.learning)
+        for name in self._moving:
+            layers[name].project_(self.map_sizes[name])
+
+    def _moves(self, name: str) -> bool:
+        """Whether the ROIs of this layer learn."""
+        layer = roi_layers(self.model)[name]
+        return any(layer.get_parameter(parameter).requires_grad for parameter in layer.no_weight_decay())
 
     def _follow_step(self) -> None:
         """What a step of the optimiser needs after it, on the device."""
@@ -336,8 +343,8 @@ class TargetedTraining(pl.LightningModule):
             self.budget.advance()
         if self._graphs is not None:
             held = self.budget is not None and self.budget.held
-            # Without ROIs nothing is captured.
-            self._graphs.project(captured=self._replayed and bool(self.map_sizes), held=held)
+            # Without ROIs that learn nothing is captured.
+            self._graphs.project(captured=self._replayed and bool(self._moving), held=held)
         else:
             self._follow_step()
         if self._average is not None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from tkn.app.messages import unknown
 from tkn.app.options import check_options
+from tkn.decay import attention_parameters
+from tkn.fixed_rois import PLACES, fix_rois_, freeze_rois_
 from tkn.models import Architecture, check_model_options
 from tkn.models.build import default_weights, is_targeted
 from tkn.models.channels import require_library
@@ -19,7 +23,7 @@ from tkn.models.freezing import freeze_
 from tkn.models.names import Names, as_patterns
 from tkn.models.narrow import pruned_network, thin_network
 from tkn.models.weights import fit_weights, read_weights, run_weights
-from tkn.training.records.checkpoint import read_checkpoint
+from tkn.training.records.checkpoint import read_checkpoint, read_rois
 
 _log = logging.getLogger(__name__)
 
@@ -38,17 +42,18 @@ class Start:
     """A network as a run begins with it.
 
     pretrained: the names of parameters whose values were learned before; frozen: names or patterns of what does not
-        learn.
+        learn; rois: of ROIs that do not learn, as plain data, where they are from.
     """
 
     model: nn.Module
     architecture: Architecture
     pretrained: Collection[str] = ()
     frozen: Sequence[str] = ()
+    rois: Mapping[str, Any] | None = None
 
 
 def check_model(config: DictConfig) -> None:
-    """ValueError if a run's `model` or `channels` has a wrong key or value, or one that nothing would read."""
+    """ValueError if a run's `model`, `channels` or `rois` has a wrong key or value, or one that nothing would read."""
     options = _options(config)
     name = options.pop("name", None)
     if name is None:
@@ -57,7 +62,9 @@ def check_model(config: DictConfig) -> None:
     check_model_options(name, options)
     check_options("model", name, training, _TRAINING)
     targeted = is_targeted(name, options)
-    for key, valid, wanted in _rules(training, targeted, config.channels):
+    if config.rois.places not in PLACES:
+        raise ValueError(unknown("rois.places", config.rois.places, PLACES))
+    for key, valid, wanted in (*_rules(training, targeted, config.channels), *_rois_rules(config, targeted)):
         if not valid:
             raise ValueError(f"{key}={OmegaConf.select(config, key)} {wanted}")
     if config.channels.checkpoint is not None:
@@ -82,6 +89,15 @@ def _rules(training: Mapping[str, Any], targeted: bool, channels: DictConfig) ->
     yield "channels.checkpoint", not (pruning and weights), "brings the weights that model.weights would"
 
 
+def _rois_rules(config: DictConfig, targeted: bool) -> Iterator[tuple[str, bool, str]]:
+    fixed = config.rois.checkpoint is not None
+    yield "rois.places", fixed or config.rois.places == "learned", "has no effect without rois.checkpoint"
+    yield "rois.checkpoint", targeted or not fixed, "is for targeted networks, and this one has no target layers"
+    for key in ("l2", "share", "macs"):
+        shrinks = fixed and config.penalty.get(key)
+        yield f"penalty.{key}", not shrinks, "has no effect on the ROIs of rois.checkpoint: take penalty=none"
+
+
 def model_title(config: DictConfig) -> str:
     """What tables call the network of a configuration, as far as that alone says."""
     return architecture_of(config, (1, 1, 1), 1).title
@@ -101,6 +117,19 @@ def architecture_of(config: DictConfig, input_size: tuple[int, int, int], num_ou
     )
 
 
+def check_rois(config: DictConfig) -> None:
+    """Errors as of `start_network` for what `rois.checkpoint` names, but for the images' size and the outputs: those
+    are known when the data are loaded."""
+    if config.rois.checkpoint is not None:
+        _read_rois(config, partial(architecture_of, config))
+
+
+def _read_rois(
+    config: DictConfig, architecture_for: Callable[[tuple[int, int, int], int], Architecture]
+) -> dict[str, Any]:
+    return read_rois(Path(config.rois.checkpoint).expanduser(), architecture_for, "rois.checkpoint=")
+
+
 def start_network(
     config: DictConfig,
     input_size: tuple[int, int, int],
@@ -116,10 +145,14 @@ def start_network(
     factory = config.model.get("factory")
     thin, weights = config.model.get("thin"), config.model.get("weights")
     pretrained: Collection[str] = ()
+    rois: Mapping[str, Any] | None = None
     if checkpoint is not None:
         architecture = Architecture.from_dict(checkpoint["tkn"]["architecture"])
         model = architecture.build(factory=factory, **_execution(config))
         pretrained = checkpoint["tkn"].get("pretrained", ())
+        rois = checkpoint["tkn"].get("rois")
+        if rois is not None:
+            freeze_rois_(model)
     elif config.channels.checkpoint is not None:
         path = Path(config.channels.checkpoint).expanduser()
         trained = read_checkpoint(path, architecture, "channels.checkpoint=")
@@ -139,10 +172,31 @@ def start_network(
             path = Path(weights).expanduser()
             pretrained = fit_weights(model, read_weights(path), f"model.weights={path}")
         _warn_of_window(architecture, pretrained)
+        if config.rois.checkpoint is not None:
+            rois = _take_rois(config, model, architecture, pretrained)
     frozen = as_patterns(_options(config).get("freeze"))
     if frozen:
         freeze_(model, frozen)
-    return Start(model, architecture, pretrained, frozen)
+    return Start(model, architecture, pretrained, frozen, rois)
+
+
+def _take_rois(
+    config: DictConfig, model: nn.Module, architecture: Architecture, pretrained: Collection[str]
+) -> dict[str, Any]:
+    """Give `model` the ROIs of `rois.checkpoint`; returns where they are from."""
+    path, places = config.rois.checkpoint, config.rois.places
+    if attention_parameters(model) & set(pretrained):
+        raise ValueError(f"rois.checkpoint={path} and model.weights={config.model.weights} both bring loc and scale")
+    trained = _read_rois(config, lambda *_: architecture)
+    fix_rois_(model, run_weights(trained), architecture.input_size, places=places, seed=config.seed)
+    learned = trained["tkn"]["config"]
+    return {
+        "places": places,
+        "checkpoint": path,
+        "data": learned["data"]["name"],
+        "epochs": learned["trainer"]["max_epochs"],
+        "penalty": learned["penalty"],
+    }
 
 
 def _warn_of_window(architecture: Architecture, pretrained: Collection[str]) -> None:

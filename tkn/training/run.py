@@ -40,7 +40,7 @@ from tkn.training.cuda_graphs import may_capture
 from tkn.training.loggers.log import RunLog
 from tkn.training.loggers.trackers import open_log
 from tkn.training.module import TargetedTraining
-from tkn.training.networks import architecture_of, start_network
+from tkn.training.networks import architecture_of, check_rois, start_network
 from tkn.training.processes import run_processes
 from tkn.training.progress import ProgressBar
 from tkn.training.prune import Prune
@@ -136,6 +136,8 @@ def _train_and_test(
     callbacks = [history, RoiHistory(folder / "rois.npz"), *([log] if log else []), prune, checkpoints]
     trainer = _trainer(config, folder, callbacks, rank)
 
+    if continued is None:
+        check_rois(config)
     datamodule = _data(config)
     checkpoint = _checkpoint(config, datamodule.data, continued) if continued else None
     module = _module(config, datamodule, checkpoint, trainer.strategy.root_device)
@@ -257,7 +259,7 @@ def _module(
         eval_name=datamodule.eval_name,
         penalty=dict(config.penalty),
         recipe=recipe,
-        identity=identify(config, start.architecture, start.pretrained),
+        identity=identify(config, start.architecture, start.pretrained, start.rois),
         frozen=start.frozen,
         pretrained=start.pretrained,
         pretrained_lr_factor=config.model.get("pretrained_lr_factor"),
@@ -274,14 +276,18 @@ def _module(
 def _draw(folder: Path, module: TargetedTraining, history: History, summary: Mapping[str, Any]) -> None:
     title = run_title(summary["model"], summary["data"], summary["data_source"])
     if roi_layers(module.model):
-        detail = f"{title}: {summary['attention']['name']}, {_describe(summary['penalty'])}"
+        detail = f"{title}: {summary['attention']['name']}, {_describe(summary)}"
         save_figure(attention_maps(module.model, module.map_sizes, detail), folder / "attention_maps.png")  # type: ignore[arg-type]
     if history.rows:
         figure = training_curves(history.rows, module.error_names[0], summary["macs_dense"], title)
         save_figure(figure, folder / "curves.png")
 
 
-def _describe(penalty: Mapping[str, Any]) -> str:
+def _describe(summary: Mapping[str, Any]) -> str:
+    """What made the ROIs."""
+    if summary["rois"] is not None:
+        return f"{summary['rois']['places']} ROIs, fixed"
+    penalty = summary["penalty"]
     if "reach" in penalty:
         return f"budget = {penalty['asked'] / 1e6:.3g}M multiply-adds"
     return f"l2 = {penalty['l2']:g}, beta = {penalty['beta']:g}"

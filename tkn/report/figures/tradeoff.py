@@ -84,13 +84,12 @@ def tradeoff_figure(panels: Sequence[Panel], title: str, xlabel: str) -> Figure:
 
 
 def _pair(point: Point) -> tuple[str, float]:
-    common = point.group.common
-    penalty = common.get("penalty") or {}
-    return common["attention"].get("name", ""), _BUDGET if "asked" in penalty else penalty.get("beta", 0)
+    run = point.group.first
+    return run.windows, _BUDGET if "asked" in run.shrunk_by else run.shrunk_by.get("beta", 0)
 
 
 def _l2(point: Point) -> float:
-    value: float = (point.group.common.get("penalty") or {}).get("l2", 0)
+    value: float = point.group.first.shrunk_by.get("l2", 0)
     return value
 
 
@@ -141,7 +140,7 @@ def _text(point: Point, styles: _Styles) -> str:
     """What is written at a point."""
     pair = _pair(point)
     if pair[1] == _BUDGET:
-        return f"{point.group.common['penalty']['asked'] / point.group.common['macs_dense']:.2g}"
+        return f"{point.group.first.shrunk_by['asked'] / point.group.common['macs_dense']:.2g}"
     l2 = _l2(point)
     return f"{l2:.2g}" if pair in styles else f"{l2:.2g}, {pair[1]:.2g}"
 

@@ -177,24 +177,24 @@ def _groups(runs: Iterable[Run]) -> tuple[Group, ...]:
 
 def _order(group: Group) -> tuple[Any, ...]:
     common = group.common
-    attention, penalty = common.get("attention") or {}, common.get("penalty") or {}
+    penalty = group.first.shrunk_by
     table = group.paper.table if group.paper else 0
-    settings = (attention.get("name", ""), penalty.get("asked", 0), penalty.get("l2", 0), penalty.get("beta", 0))
+    settings = (group.first.windows, penalty.get("asked", 0), penalty.get("l2", 0), penalty.get("beta", 0))
     return (table, common["data"], group.base_model, group.targeted, *settings, group.label)
 
 
 def _base_label(row: Sequence[Run]) -> str:
-    summary = row[0].result
-    experiments = [run.result["experiment"] for run in row if run.result.get("experiment")]
-    if experiments:
-        return experiments[0]
-    label = f"{summary['model']} {summary['data']}"
+    run, summary = row[0], row[0].result
+    experiments = [name for member in row if (name := member.result.get("experiment"))]
     if not summary.get("attention"):
-        return label
-    penalty = summary.get("penalty") or {}
+        return experiments[0] if experiments else f"{summary['model']} {summary['data']}"
+    penalty = run.shrunk_by
     settings = [f"{key} {penalty[key]:.3g}" for key in ("l2", "beta") if key in penalty]
     settings += [f"budget {penalty['asked'] / summary['macs_dense']:.3g}"] if "asked" in penalty else []
-    return ", ".join([f"{label} {summary['attention'].get('name', '')}", *settings])
+    if experiments:
+        # The experiment says it all, but for ROIs of another run.
+        return ", ".join([experiments[0], run.fixed_rois, *settings]) if run.fixed_rois else experiments[0]
+    return ", ".join([f"{summary['model']} {summary['data']} {run.windows}", *settings])
 
 
 def _labels(bases: Sequence[str], identities: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -19,7 +19,16 @@ from tkn.attention import ATTENTION
 from tkn.data import HOW_READ
 from tkn.data.base import is_own, is_whole
 from tkn.data.mnist import EMBEDDED_SOURCE
+from tkn.fixed_rois import PLACES
 from tkn.training.config import run_schema
+
+
+def _is_penalty(value: object) -> bool:
+    """Whether it is a summary's penalty, or its budget."""
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(value.get(key), int | float) for key in (("asked",) if "reach" in value else ("l2", "beta")))
+
 
 #: What every summary must have, with its type.
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -36,9 +45,9 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
         and isinstance(value.get("scale_unit"), int | float)
         and value["scale_unit"] > 0
     ),
-    "penalty": lambda value: (
-        isinstance(value, dict)
-        and all(isinstance(value.get(key), int | float) for key in (("asked",) if "reach" in value else ("l2", "beta")))
+    "penalty": _is_penalty,
+    "rois": lambda value: (
+        isinstance(value, dict) and value.get("places") in PLACES and _is_penalty(value.get("penalty"))
     ),
     "target_layers": lambda value: (
         isinstance(value, list) and all(isinstance(row, dict) and {"name", "map_size"} <= row.keys() for row in value)
@@ -94,6 +103,23 @@ class Run:
         return (self.result.get("attention") or {}).get("clip") is False
 
     @property
+    def fixed_rois(self) -> str:
+        """What a table says of ROIs that did not learn; empty if they did, or there are none."""
+        rois = self.result.get("rois")
+        return f"fixed {rois['places']} ROIs" if rois else ""
+
+    @property
+    def windows(self) -> str:
+        """What a table calls a targeted run's windows: its attention, and that they did not learn."""
+        name = str((self.result.get("attention") or {}).get("name", ""))
+        return f"{name}, {self.fixed_rois}" if self.fixed_rois else name
+
+    @property
+    def shrunk_by(self) -> Mapping[str, Any]:
+        """The penalty, or budget, that the ROIs were learned with: in another run if they are fixed in this one."""
+        return (self.result.get("rois") or self.result).get("penalty") or {}
+
+    @property
     def tests_best(self) -> bool:
         """Whether its figures are those of the best epoch on held-out images, not of the last."""
         return self.result.get("tested") == "best"
@@ -116,6 +142,9 @@ class Run:
         # The multiply-adds that a budget's run met are its result.
         penalty = summary.get("penalty")
         shared["penalty"] = penalty and {key: value for key, value in penalty.items() if key != "met"}
+        # Each seed may have its own run's ROIs.
+        rois = summary.get("rois")
+        shared["rois"] = rois and {key: value for key, value in rois.items() if key != "checkpoint"}
         identity: dict[str, Any] = {"summary": {**shared, **{n: summary[n] for n in ("data_source", "macs_dense")}}}
         if self.config is None or "model.name" not in self.config:  # moved results, damaged configurations
             return identity | flatten({**shared, **{n: summary.get(n) for n in ("engine", "precision", "tested")}})
@@ -127,8 +156,9 @@ class Run:
             if key not in _NO_DIFFERENCE
             and not key.startswith(_NO_DIFFERENCE_GROUPS)
             and not (dense and key.startswith(_OF_TARGETS))
-            and key != "channels.checkpoint"
+            and key not in ("channels.checkpoint", "rois.checkpoint")
             and not (unpruned and key.startswith("channels."))
+            and not (not rois and key.startswith("rois."))
         }
 
     def settings(self) -> str:

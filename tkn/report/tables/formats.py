@@ -72,7 +72,8 @@ def groups_csv(sections: Iterable[Section]) -> str:
             row: dict[str, Any] = {"row": group.label, "whole_data": section.whole}
             row |= {key: common[key] for key in ("model", "data", "data_source")}
             row |= {key: (common.get("attention") or {}).get(name) for key, name in _ATTENTION.items()}
-            row |= {key: (common.get("penalty") or {}).get(key) for key in ("l2", "beta", "asked")}
+            row |= {key: group.first.shrunk_by.get(key) for key in ("l2", "beta", "asked")}
+            row |= {"fixed_rois": (common.get("rois") or {}).get("places")}
             row |= {"n": len(group.runs), "seeds": " ".join(map(str, group.seeds))}
             for key in _STATISTICS:
                 statistic = group.statistic(key)

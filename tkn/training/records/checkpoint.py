@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,19 @@ from tkn.models.weights import run_weights
 
 _log = logging.getLogger(__name__)
 
+#: The group `rois` of a run whose ROIs learn.
+_LEARNING_ROIS = {"checkpoint": None, "places": "learned"}
 
-def identify(config: DictConfig, architecture: Architecture, pretrained: Collection[str] = ()) -> dict[str, Any]:
+
+def identify(
+    config: DictConfig,
+    architecture: Architecture,
+    pretrained: Collection[str] = (),
+    rois: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What a checkpoint is a checkpoint of: the network, and the configuration that trained it, as plain data.
 
-    pretrained: the names of the parameters that had been trained before.
+    pretrained: the names of the parameters that had been trained before; rois: where ROIs that do not learn are from.
     """
     return {
         "model": architecture.name,
@@ -32,6 +40,7 @@ def identify(config: DictConfig, architecture: Architecture, pretrained: Collect
         "num_outputs": architecture.num_outputs,
         "architecture": architecture.to_dict(),
         "pretrained": sorted(pretrained),
+        "rois": rois,
         "config": OmegaConf.to_container(config, resolve=True),
     }
 
@@ -43,8 +52,27 @@ def read_checkpoint(path: Path, architecture: Architecture, option: str = "check
     messages put before the path.
     """
     checkpoint = _read(path, option)
-    theirs = Architecture.from_dict(checkpoint["tkn"]["architecture"])
-    named = f"{option}{path}"
+    _require_network(f"{option}{path}", Architecture.from_dict(checkpoint["tkn"]["architecture"]), architecture)
+    return checkpoint
+
+
+def read_rois(
+    path: Path, architecture_for: Callable[[tuple[int, int, int], int], Architecture], option: str
+) -> dict[str, Any]:
+    """A run's checkpoint for its ROIs, which must have been learned by a network as `architecture_for` gives for images
+    of (C, H, W) and so many outputs. Errors and `option`: as of `read_checkpoint`."""
+    checkpoint = _read(path, option)
+    named, theirs = f"{option}{path}", Architecture.from_dict(checkpoint["tkn"]["architecture"])
+    architecture = architecture_for(theirs.input_size, theirs.num_outputs)
+    _require_network(named, theirs, architecture)
+    _require_same(named, "attention.min_size", theirs.attention["min_size"], architecture.attention["min_size"])
+    if checkpoint["tkn"].get("rois") is not None:
+        raise ValueError(f"{named} is of ROIs that did not learn: name the run that learned them")
+    return checkpoint
+
+
+def _require_network(named: str, theirs: Architecture, architecture: Architecture) -> None:
+    """ValueError unless `theirs` is the network `architecture`, or that one made narrower."""
     _require_same(named, "model", theirs.name, architecture.name)
     _require_same(named, "input_size", list(theirs.input_size), list(architecture.input_size))
     _require_same(named, "num_outputs", theirs.num_outputs, architecture.num_outputs)
@@ -56,7 +84,6 @@ def read_checkpoint(path: Path, architecture: Architecture, option: str = "check
     for key in sorted(theirs.options.keys() | architecture.options.keys()):
         if key != "dropout":  # evaluation has none
             _require_same(named, f"model.{key}", theirs.options.get(key), architecture.options.get(key))
-    return checkpoint
 
 
 def require_same_thinning(path: Path, checkpoint: dict[str, Any], config: DictConfig) -> None:
@@ -135,6 +162,9 @@ def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: Dic
         # An earlier version pruned nothing, and lr_factor is the default's where nothing is pruned.
         unpruned = now["channels"][key] if key == "lr_factor" else None
         _require_same(named, f"channels.{key}", before.get("channels", {}).get(key, unpruned), now["channels"][key])
+    for key, value in now["rois"].items():
+        # An earlier version's ROIs learned.
+        _require_same(named, f"rois.{key}", before.get("rois", _LEARNING_ROIS)[key], value)
     if before["recipe"].keys() != now["recipe"].keys():
         raise ValueError(f"checkpoint={path} was written by another version: it can be tested, but not continued")
     # The first are part of the optimiser's state; with and without an average there are different networks.

@@ -88,6 +88,7 @@ def summarise(
         "train_seconds": round(sum(row["seconds"] for row in history.rows), 2),
         "attention": {**trained.attention, "clip": config.attention.clip} if module.map_sizes else None,
         "penalty": _penalty(trained.penalty, report) if module.map_sizes else None,
+        "rois": _rois(module, report),
         "engine": config.engine if module.map_sizes else None,
         "precision": str(trainer.precision),
         "compiled": config.trainer.compile,
@@ -109,7 +110,16 @@ def summarise(
     }
 
 
-def _penalty(penalty: DictConfig, report: MacsReport) -> dict[str, Any]:
+def _rois(module: TargetedTraining, report: MacsReport) -> dict[str, Any] | None:
+    """Where ROIs that do not learn are from, with the multiply-adds that a budget's asked for; None of others."""
+    rois = module.identity.get("rois")
+    if rois is None:
+        return None
+    penalty = {key: value for key, value in _penalty(rois["penalty"], report).items() if key != "met"}
+    return {**rois, "penalty": penalty}
+
+
+def _penalty(penalty: Mapping[Any, Any], report: MacsReport) -> dict[str, Any]:
     """The group `penalty`; of a budget with the multiply-adds that were asked for, and those of the network."""
     options: dict[str, Any] = {str(key): value for key, value in penalty.items()}
     if "reach" in options:
