@@ -29,7 +29,7 @@ def thin_network(
         raise ValueError(f"model.thin={wanted:g} is for dense networks: {architecture.title} has target layers")
     base, size = architecture.build(factory=factory), architecture.input_size
     whole = count_macs(base, size).total_dense
-    macs = round(wanted * whole if wanted < 1 else wanted)
+    macs = _asked(wanted, whole)
     if macs >= whole:
         raise ValueError(f"model.thin={wanted:g} must be below the {whole} multiply-adds of {architecture.title}")
     least = count_macs(thin(base, size, 0), size).total_dense
@@ -42,15 +42,23 @@ def thin_network(
 
 
 def pruned_network(
-    architecture: Architecture, weights: Mapping[str, Tensor], macs: int, factory: Factory | str | None = None
+    architecture: Architecture, weights: Mapping[str, Tensor], wanted: float, factory: Factory | str | None = None
 ) -> tuple[nn.Module, Architecture]:
-    """The network of `weights` without its least channels (see `prune_channels`), and its architecture."""
+    """The network of `weights` without its least channels (see `prune_channels`), and its architecture.
+
+    wanted: multiply-adds for one image, or below 1 the share of the whole network's. ValueError for a targeted network.
+    """
     if architecture.targeted:
-        raise ValueError(f"channels.macs={macs} is for dense networks: {architecture.title} has target layers")
+        raise ValueError(f"channels.macs={wanted:g} is for dense networks: {architecture.title} has target layers")
     base = architecture.build(factory=factory)
     base.load_state_dict(weights)
+    macs = _asked(wanted, count_macs(base, architecture.input_size).total_dense)
     model = prune_channels(base, architecture.input_size, macs)
     return model, _described(architecture, "channels", macs, base, model, factory)
+
+
+def _asked(wanted: float, whole: int) -> int:
+    return round(wanted * whole if wanted < 1 else wanted)
 
 
 def _described(

@@ -160,7 +160,7 @@ def start_network(
             raise ValueError(
                 f"channels.checkpoint={path} is of a network that is narrower already: name the whole one's run"
             )
-        model, architecture = pruned_network(architecture, run_weights(trained), round(config.channels.macs), factory)
+        model, architecture = pruned_network(architecture, run_weights(trained), config.channels.macs, factory)
     elif thin is not None:
         model, architecture = thin_network(architecture, thin, factory)
     else:
