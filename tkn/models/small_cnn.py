@@ -1,4 +1,4 @@
-"""A small network for images of a fixed camera: model=python model.factory=tkn.models.small_cnn:small_cnn (docs/pays.md)."""
+"""A small network for images of a fixed camera: model.factory=tkn.models.small_cnn:small_cnn (docs/pays.md)."""
 
 from __future__ import annotations
 
