@@ -49,6 +49,46 @@ def test_runs_with_a_budget_form_a_row_of_their_own(tmp_path: Path) -> None:
     assert [row["asked"] for row in table] == ["3960960", ""]
 
 
+def test_rois_of_other_runs_form_rows_of_their_own(tmp_path: Path) -> None:
+    """By their places and by the budget that they were learned with, not by the run that each seed took them from."""
+    none, budgets = {"l2": 0.0, "beta": 1.0}, {}
+    for share in (0.35, 0.2):
+        budgets[share] = {"share": share, "macs": None, "reach": 0.5, "asked": round(share * 11_317_030)}
+        write_run(tmp_path / f"learned{share}", penalty={**budgets[share], "met": 3_000_000})
+    for share, places, seed in (
+        *((0.35, "learned", 0), (0.35, "random", 0), (0.35, "random", 1)),
+        *((0.2, "random", 0), (0.2, "centred", 0)),
+    ):
+        rois = {"places": places, "checkpoint": f"{seed}.ckpt", "data": "mnist", "epochs": 20}
+        arguments = (f"rois.checkpoint={seed}.ckpt", f"rois.places={places}")
+        for folder, changes in (("plain", {}), ("named", {"experiment": "pays", "epochs": 30})):
+            write_run(
+                tmp_path / folder / f"{share}{places}{seed}",
+                *arguments,
+                **{"seed": seed, "penalty": none, "rois": {**rois, "penalty": budgets[share]}, **changes},
+            )
+    write_run(tmp_path / "whole_maps", penalty=none)
+    rows = _sections(tmp_path)[0].groups
+    assert sorted((group.label, group.seeds) for group in rows) == [
+        ("pays, fixed centred ROIs, budget 0.2", [0]),
+        ("pays, fixed learned ROIs, budget 0.35", [0]),
+        ("pays, fixed random ROIs, budget 0.2", [0]),
+        ("pays, fixed random ROIs, budget 0.35", [0, 1]),
+        ("tdn10 mnist cauchy, budget 0.2", [0]),
+        ("tdn10 mnist cauchy, budget 0.35", [0]),
+        ("tdn10 mnist cauchy, fixed centred ROIs, budget 0.2", [0]),
+        ("tdn10 mnist cauchy, fixed learned ROIs, budget 0.35", [0]),
+        ("tdn10 mnist cauchy, fixed random ROIs, budget 0.2", [0]),
+        ("tdn10 mnist cauchy, fixed random ROIs, budget 0.35", [0, 1]),
+        ("tdn10 mnist cauchy, l2 0, beta 1", [0]),
+    ]
+    assert not [run.remarks for group in rows for run in group.runs if run.remarks]
+    table = {row["row"]: row for row in csv.DictReader(io.StringIO(groups_csv(_sections(tmp_path))))}
+    row = table["tdn10 mnist cauchy, fixed random ROIs, budget 0.35"]
+    assert (row["fixed_rois"], row["asked"]) == ("random", "3960960")
+    assert table["tdn10 mnist cauchy, budget 0.35"]["fixed_rois"] == ""
+
+
 def test_seeds_form_a_row(tmp_path: Path) -> None:
     _three_seeds(tmp_path)
     (section,) = _sections(tmp_path)

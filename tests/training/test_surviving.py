@@ -186,7 +186,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     # Nor do keys that are newer than it.
     stored = OmegaConf.load(tmp_path / "config.yaml")
     assert isinstance(stored, DictConfig)
-    del stored["channels"], stored.model["freeze"]
+    del stored["channels"], stored["rois"], stored.model["freeze"]
     OmegaConf.save(stored, tmp_path / "config.yaml")
     assert tkn.run(compose(*ARGUMENTS), tmp_path)[0] == metrics
     with pytest.raises(ValueError, match=r"another run, of .*, channels\.macs=None; "):
