@@ -10,6 +10,7 @@ import torch
 from tkn import build_model, count_macs
 from tkn.models import Architecture
 from tkn.models.narrow import pruned_network
+from tkn.models.small_cnn import small_cnn
 
 pytest.importorskip("torch_pruning")
 FLAT = {"attention": "cauchy", "scale_unit": 0.5, "min_size": 3}
@@ -50,10 +51,21 @@ def test_the_channels_that_stay_keep_their_weights() -> None:
     assert all(any(torch.equal(row, other) for other in trained[0].weight[1::2]) for row in kept)
 
 
+def test_a_small_network_comes_as_near_as_whole_channels_allow() -> None:
+    torch.manual_seed(0)
+    size = (1, 16, 16)
+    architecture = Architecture("python", size, 2, {"factory": "tkn.models.small_cnn:small_cnn"}, FLAT)
+    trained = architecture.build(factory=small_cnn)
+    wanted = 0.3333 * count_macs(trained, size).total_dense
+    pruned, described = pruned_network(architecture, trained.state_dict(), 0.3333, small_cnn)
+    assert described.narrowed is not None
+    assert described.narrowed.macs == count_macs(pruned, size).total_dense == pytest.approx(wanted, rel=0.1)
+
+
 def test_impossible_budgets() -> None:
     architecture = Architecture("dn10", (1, 8, 8), 3, {}, FLAT)
     weights = architecture.build().state_dict()
-    with pytest.raises(ValueError, match=r"channels\.macs=1: the nearest that pruning comes to is \d+$"):
+    with pytest.raises(ValueError, match=r"channels\.macs=1: the least that pruning comes to is \d+$"):
         pruned_network(architecture, weights, 1)
     with pytest.raises(ValueError, match=r"channels\.macs=1000000000 must lie between 0 and \d+, those of the whole"):
         pruned_network(architecture, weights, 10**9)

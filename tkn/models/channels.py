@@ -15,8 +15,8 @@ from tkn.models.stn import SpatialTransformer
 
 #: No layer loses more than this part of its channels.
 _MOST = 0.95
-#: How near the multiply-adds must come.
-TOLERANCE = 0.02
+#: The search ends when the multiply-adds are so near.
+_NEAR = 0.001
 
 
 def require_library() -> None:
@@ -26,7 +26,7 @@ def require_library() -> None:
 
 
 def prune_channels(model: nn.Module, input_size: tuple[int, ...], macs: int) -> nn.Module:
-    """A copy of a trained dense `model` without its least channels, of `macs` multiply-adds within 2 %.
+    """A copy of a trained dense `model` without its least channels, as near to `macs` as whole channels allow.
 
     Which channels matter is said by the l2 norm of all weights that go with one (DepGraph's GroupMagnitudeImportance,
     Fang et al. 2023), compared over the whole network; the outputs stay. ValueError if the network can't be pruned, or
@@ -46,16 +46,16 @@ def prune_channels(model: nn.Module, input_size: tuple[int, ...], macs: int) -> 
         # As many halvings as part the channels of any network one from another.
         costs = {share: cost(share) for share in (low, high)}
         for _ in range(16):
-            if min(abs(value - macs) for value in costs.values()) <= TOLERANCE / 20 * macs:
+            if min(abs(value - macs) for value in costs.values()) <= _NEAR * macs:
                 break
             middle = (low + high) / 2
             costs[middle] = cost(middle)
             low, high = (middle, high) if costs[middle] > macs else (low, middle)
     except Exception as error:  # the library's and the network's own kinds
         raise ValueError(f"{type(model).__name__} can't be pruned: {first_line(error)}") from error
+    if min(costs.values()) > macs * (1 + _NEAR):
+        raise ValueError(f"channels.macs={macs}: the least that pruning comes to is {min(costs.values())}")
     nearest = min(costs, key=lambda share: abs(costs[share] - macs))
-    if abs(costs[nearest] - macs) > TOLERANCE * macs:
-        raise ValueError(f"channels.macs={macs}: the nearest that pruning comes to is {costs[nearest]}")
     return found[nearest].train(model.training)
 
 
