@@ -10,12 +10,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from tkn.app.files import whole_file
 from tkn.drawing.figures import COLOURS
 from tkn.report.claims import half_width
 from tkn.report.figures.style import PAGE, plain_axis, print_style
+from tkn.report.pays.design import SHARE
 from tkn.report.pays.study import SetResults
 from tkn.report.pays.verdicts import statistic
 from tkn.report.runs.groups import Group
@@ -61,10 +62,10 @@ def _draw_cost(axis: Axes, found: SetResults) -> None:
     for arm, group in found.groups.items():
         macs = statistic(group, "macs_roi").mean / found.whole
         aside = 0 if arm == "dense" else (others.index(arm) - (len(others) - 1) / 2) * _APART
-        _point(axis, arm, group, found, 100 * (macs + aside))
-    axis.set_xlim(0, 112)
-    axis.set_xticks([0, 100 / 3, 100], ["0", "33", "100"])
-    axis.set_xlabel("multiply-adds (% of dense)")
+        _point(axis, arm, group, found, macs + aside)
+    axis.set_xlim(0, 1.12)
+    axis.set_xticks([0, SHARE, 1], ["0", "1/3", "1"])
+    axis.set_xlabel("multiply-adds / dense")
     axis.margins(y=0.12)
     plain_axis(axis)
 
@@ -85,10 +86,12 @@ def _draw_time(axis: Axes, found: SetResults) -> None:
         axis.text(0.5, 0.5, "not timed", ha="center", va="center", transform=axis.transAxes, color="0.4")
         return
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.margins(x=0.15)
+    axis.autoscale_view()
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def _point(
