@@ -44,10 +44,10 @@ TARGETED = ("tkn", "openvino", "torch-masked", "torch-masked-channels-last")
 
 
 def factory_of(run: Run) -> str | None:
-    """The function that made the network, if it is one of this checkout's examples; ValueError for another's."""
+    """The function that made the network, if it is one of the project's; ValueError for another's."""
     name = (run.config or {}).get("model.factory")
-    if name is not None and not name.startswith("examples."):
-        raise ValueError(f"{run.name} is made by {name}, which is not of examples/")
+    if name is not None and not name.startswith("tkn."):
+        raise ValueError(f"{run.name} is made by {name}, which is not of this project")
     return name
 
 
@@ -137,7 +137,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each network and engine")
     parser.add_argument("--seconds", type=float, default=1.0, help="that each is timed at least, over all its turns")
     given = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # for the functions of examples/ that made networks
     sampling = Sampling(given.rounds, given.rounds, given.seconds, warmup=0.2)
     try:
         for name in given.sets:

@@ -44,7 +44,7 @@ def write_pays_run(results: Path, row: str, seed: int, error: float, *overrides:
     summary = summary_of("dn10" if dense else "tdn10", **{"seed": seed, "macs_roi": macs, "precision": "bf16-mixed"})
     summary["experiment"] = f"pays_{row}"
     if dense:
-        summary["macs_dense"] = macs
+        summary["macs_dense"] = macs + seed * (arm == "pruned")  # each has its own widths
         narrowed = {"by": arm, "wanted": THIRD, "macs": macs, "baseline_macs": WHOLE, "widths": {}}
         summary["narrowed"] = None if arm == "dense" else narrowed
     else:

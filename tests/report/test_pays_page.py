@@ -39,9 +39,9 @@ def test_verdicts_arms_and_secondary_differences(results: Path) -> None:
     write_set(results, "casting")
     blocks = _filled(results)
     assert "old" not in "".join(blocks.values())
-    rows = [line for line in blocks["verdicts"].splitlines() if line.startswith("| castings")]
+    rows = [line for line in blocks["verdicts"].splitlines() if line.startswith("| castings, 96x96: small")]
     assert rows == [
-        "| castings, 96x96: a small CNN | error, % | 0.50 ± 0.05 | pruned: 0.62 ± 0.05 | 0.53 ± 0.04 | -0.09 ± 0.04 | "
+        "| castings, 96x96: small CNN | error, % | 0.50 ± 0.05 | pruned: 0.62 ± 0.05 | 0.53 ± 0.04 | -0.09 ± 0.04 | "
         "3, 3 | 0.005 | 0.005 | **ahead** |  |"
     ]
     assert (
@@ -53,7 +53,7 @@ def test_verdicts_arms_and_secondary_differences(results: Path) -> None:
     casting = blocks["casting"].splitlines()
     links = ", ".join(f"[{seed}](../results/pays_casting_thin/seed{seed}/summary.json)" for seed in range(3))
     assert (
-        f"| thin: fewer channels, from scratch | 0.72 ± 0.05 | 3 | 3.77M | 33.3 % | not timed | not timed | {links} |"
+        f"| thin: every layer narrower | 0.72 ± 0.05 | 3 | 3.77M | 33.3 % | not timed | not timed | {links} |"
     ) in casting
     assert [line.split(" | ")[0] for line in casting if line.startswith("| ") and " - " in line] == [
         *("| targeted - dense", "| converted - pruned", "| targeted - centred", "| targeted - random"),
@@ -81,7 +81,7 @@ def test_runs_of_a_row_that_differ_are_named_and_not_averaged(results: Path) -> 
     write_pays_run(results, folder, 9, 9.0).joinpath("config.yaml").unlink()
     write_pays_run(results, folder, 10, 9.0).joinpath("summary.json").write_text("{")
     blocks = _filled(results)
-    assert "| thin: fewer channels, from scratch | 0.72 ± 0.05 | 3 |" in blocks["casting"]
+    assert "| thin: every layer narrower | 0.72 ± 0.05 | 3 |" in blocks["casting"]
     assert "runs left out, named below: 8 of thin" in blocks["verdicts"]
     left = [line.removeprefix("- left out: pays_casting_thin/") for line in blocks["casting"].splitlines()]
     for text in (
@@ -126,7 +126,7 @@ def test_what_was_tried_has_a_table_of_its_own(results: Path) -> None:
     assert "| reach25 | 0.55 ± 0.64 | 2 | 3.77M | 33.3 % | +0.02 ± " in block
     assert "| min5 | not run |" in block
     assert "- left out: pays_casting_targeted_min5/seed0: unfinished: no epoch of 20 done" in block
-    assert "| targeted: ROIs within a budget, from scratch | 0.53 ± 0.04 | 3 |" in block
+    assert "| targeted: ROIs that learn | 0.53 ± 0.04 | 3 |" in block
 
 
 def test_times_are_of_the_rows_own_networks(results: Path) -> None:

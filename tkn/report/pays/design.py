@@ -31,7 +31,7 @@ class PaysSet:
 SETS = {
     data.name: data
     for data in (
-        PaysSet("casting", "castings, 96x96: a small CNN"),
+        PaysSet("casting", "castings, 96x96: small CNN"),
         PaysSet("meter", "meters: DN10"),
         PaysSet("faces", "age of faces, 48x48: DN10", "mae", "mean absolute error"),
         PaysSet("gtsrb", "GTSRB, 32x32: STN"),
@@ -39,19 +39,19 @@ SETS = {
         PaysSet("mnist_cnn6", "MNIST, 28x28: CNN6"),
         PaysSet("tlmnist_dn10", "tlMNIST, 56x56: DN10"),
         PaysSet("tlmnist_cnn6", "tlMNIST, 56x56: CNN6"),
-        PaysSet("pretrained", "a network trained on ImageNet, fine-tuned"),
+        PaysSet("pretrained", "castings, 96x96: pretrained EfficientNet-Lite0"),
     )
 }
 
 #: What each network of a set is.
 ARMS = {
     "dense": "dense",
-    "thin": "thin: fewer channels, from scratch",
-    "pruned": "pruned: dense, then channels removed, fine-tuned",
-    "targeted": "targeted: ROIs within a budget, from scratch",
-    "converted": "converted: dense, then ROIs within a budget",
-    "centred": "control: centred ROIs that do not learn",
-    "random": "control: random ROIs that do not learn",
+    "thin": "thin: every layer narrower",
+    "pruned": "pruned: the trained dense network without its least channels",
+    "targeted": "targeted: ROIs that learn",
+    "converted": "converted: ROIs that learn, from the trained dense network",
+    "centred": "control: ROIs in the middle, which do not learn",
+    "random": "control: ROIs at random places, which do not learn",
 }
 #: The primary comparison of a set: the first against the better of the others.
 OURS = "targeted"
