@@ -33,7 +33,7 @@ SETS = {
     for data in (
         PaysSet("casting", "castings, 96x96: small CNN"),
         PaysSet("meter", "meters: DN10"),
-        PaysSet("faces", "age of faces, 48x48: DN10", "mae", "mean absolute error"),
+        PaysSet("faces", "age of faces, 48x48: DN10", "mae", "mean error, years"),
         PaysSet("gtsrb", "GTSRB, 32x32: STN"),
         PaysSet("mnist_dn10", "MNIST, 28x28: DN10"),
         PaysSet("mnist_cnn6", "MNIST, 28x28: CNN6"),
