@@ -114,6 +114,8 @@ def test_a_thin_network(tmp_path: Path) -> None:
     narrowed = summary["narrowed"]
     assert (narrowed["by"], narrowed["wanted"], narrowed["baseline_macs"]) == ("thin", 6_000_000, 11_317_030)
     assert summary["macs_dense"] == summary["macs_roi"] == narrowed["macs"] == pytest.approx(6.0e6, rel=0.02)
+    assert narrowed["widths"]["fc"] == [objects["module"].model.fc.in_features, 10]
+    assert (summary["input_size"], summary["num_outputs"]) == ([1, 28, 28], 10)
     _assert_loads(tmp_path / "thin", objects)
     checkpoint = f"checkpoint={tmp_path / 'thin' / 'last.ckpt'}"
     tested, _ = _run(tmp_path / "test", *arguments, "mode=test", checkpoint)

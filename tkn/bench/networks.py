@@ -58,7 +58,7 @@ def build_networks(config: DictConfig) -> Iterator[Network]:
         yield from _networks_of_run(config)
         return
     baseline = _baseline(case).eval()
-    _settle(baseline, input_size)
+    settle_norms(baseline, input_size)
     dense = count_macs(baseline, input_size)
     yield Network("baseline", "baseline", baseline, dense.total_dense, dense.parameters)
 
@@ -129,7 +129,7 @@ def _thinned(suffix: str, baseline: nn.Module, report: MacsReport, config: DictC
     except ValueError as error:  # one of torchvision's
         _log.warning("no thinned network is timed: %s", error)
         return
-    _settle(thinned, input_size)
+    settle_norms(thinned, input_size)
     counted = count_macs(thinned, input_size)
     macs = counted.total_dense
     yield Network(f"thinned{suffix}", "thinned", thinned, macs, counted.parameters, macs / report.total_dense)
@@ -154,7 +154,7 @@ def _targeted(config: DictConfig, share: float | None) -> tuple[nn.Module, str]:
         else:
             model = build_model(case.targeted, input_size, case.num_outputs)
         generate_rois(model, input_size, share, config.seed)
-        _settle(model, input_size)
+        settle_norms(model, input_size)
         return model.eval(), f"generated at a share of {share:g}, seed {config.seed}"
     path = Path(rois.path).expanduser()
     if rois.source == "checkpoint":
@@ -167,7 +167,7 @@ def _targeted(config: DictConfig, share: float | None) -> tuple[nn.Module, str]:
     attention = {key: content[key] for key in ("attention", "scale_unit", "min_size")}
     model = build_model(case.targeted, input_size, case.num_outputs, **attention)
     load_rois(model, path)
-    _settle(model, input_size)
+    settle_norms(model, input_size)
     return model.eval(), f"{path}: {content['trained']}"
 
 
@@ -186,7 +186,7 @@ def _baseline(case: DictConfig) -> nn.Module:
 
 
 @torch.no_grad()
-def _settle(model: nn.Module, input_size: tuple[int, ...]) -> None:
+def settle_norms(model: nn.Module, input_size: tuple[int, ...]) -> None:
     """Give batch normalisations statistics of their inputs and random weights, as if trained.
 
     With those of the start a wrongly folded normalisation would go unseen.

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,13 +19,13 @@ from typing import Any
 from tkn.app.command import one_line
 from tkn.app.files import write_whole
 from tkn.report.author_count import author_count
+from tkn.report.blocks import fill_blocks
 from tkn.report.claims import claims_table, half_width, paper_rows, recorded, row_name
 from tkn.report.runs.groups import Group, Statistic, composed, plus_minus
-from tkn.report.tables.formats import markdown_rows
+from tkn.report.tables.formats import markdown_rows, seed_links
 from tkn.report.tables.sheets import Column, duration, millions
 from tkn.training.compose import TKN_RUN
 
-_BLOCK = re.compile(r"(<!-- (paper|claims|runs) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 #: Keys that a command need not repeat: where a run was, and what it showed.
 _NOT_SAID = (
     "seed",
@@ -48,17 +46,12 @@ def fill(text: str, results: Path, page: Path) -> str:
     ValueError for a table that the paper does not have, a folder without counted runs, or a run without config.yaml.
     """
 
-    def block(match: re.Match[str]) -> str:
-        begin, kind, name, before, end = match.groups()
-        if "<!--" in before:
-            raise ValueError(f"{begin.strip()} has no end before the next")
+    def tables(kind: str, name: str) -> str:
         if kind == "runs":
-            tables = _runs_tables(results / name, page)
-        else:
-            tables = _paper_tables(int(name), results, page) if kind == "paper" else claims_table(int(name), results)
-        return f"{begin}\n{tables}\n{end}"
+            return _runs_tables(results / name, page)
+        return _paper_tables(int(name), results, page) if kind == "paper" else claims_table(int(name), results)
 
-    return _BLOCK.sub(block, text)
+    return fill_blocks(text, ("paper", "claims", "runs"), tables)
 
 
 _FIGURES = (Column("error (%)"), Column("95 %"), Column("multiply-adds"), Column("n"), Column("seeds"))
@@ -109,13 +102,12 @@ def _figures(group: Group, page: Path) -> tuple[str, ...]:
     error, macs, clipped = (group.statistic(key) for key in (name, "macs_roi", f"{name}_clipped"))
     assert error is not None
     assert macs is not None
-    links = [f"[{run.result['seed']}]({os.path.relpath(run.folder, page.parent)}/summary.json)" for run in group.runs]
     half = half_width(error)
     return (
         plus_minus(error, name) + (f" (clipped: {plus_minus(clipped, name)})" if clipped else ""),
         "" if half is None else f"± {half:.2f}",
         millions(macs.mean, macs.deviation),
-        *(str(len(group.runs)), ", ".join(links)),
+        *(str(len(group.runs)), seed_links(group, page)),
     )
 
 

@@ -145,7 +145,9 @@ class Run:
         # Each seed may have its own run's ROIs.
         rois = summary.get("rois")
         shared["rois"] = rois and {key: value for key, value in rois.items() if key != "checkpoint"}
-        identity: dict[str, Any] = {"summary": {**shared, **{n: summary[n] for n in ("data_source", "macs_dense")}}}
+        # Where channels were pruned, each seed's network has its own widths.
+        whole = (summary.get("narrowed") or {}).get("baseline_macs", summary["macs_dense"])
+        identity: dict[str, Any] = {"summary": {**shared, "data_source": summary["data_source"], "macs_dense": whole}}
         if self.config is None or "model.name" not in self.config:  # moved results, damaged configurations
             return identity | flatten({**shared, **{n: summary.get(n) for n in ("engine", "precision", "tested")}})
         dense = not summary.get("attention")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.markup import escape
@@ -11,7 +13,7 @@ from rich.table import Table
 from tkn.app.files import csv_text
 from tkn.app.messages import printable
 from tkn.app.schema import flatten
-from tkn.report.runs.groups import Section
+from tkn.report.runs.groups import Group, Section
 from tkn.report.runs.run import Run
 from tkn.report.tables.sheets import Column, Sheet
 
@@ -45,6 +47,12 @@ def markdown_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> s
     lines.append(_markdown_row(["---:" if column.right else "---" for column in columns]))
     lines += [_markdown_row(row) for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def seed_links(group: Group, page: Path) -> str:
+    """The row's seeds, each a link from a Markdown page to its run's summary."""
+    folders = {run.result["seed"]: os.path.relpath(run.folder, page.parent) for run in group.runs}
+    return ", ".join(f"[{seed}]({folder}/summary.json)" for seed, folder in folders.items())
 
 
 def _markdown_row(cells: Iterable[str]) -> str:

@@ -59,7 +59,7 @@ def summarise(
     """
     report = module.count_macs()
     architecture = module.architecture
-    narrowed = architecture.narrowed
+    network = architecture.to_dict()
     name = module.error_names[0]
     column = f"{module.eval_name}/{name}"
     return {
@@ -78,7 +78,8 @@ def summarise(
         "parameters": report.parameters,
         "macs_dense": report.total_dense,
         "macs_roi": report.total_roi,
-        "narrowed": narrowed and {key: getattr(narrowed, key) for key in ("by", "wanted", "macs", "baseline_macs")},
+        # With config.yaml these make the network again, but for its weights.
+        **{key: network[key] for key in ("input_size", "num_outputs", "narrowed")},
         "data_source": source,
         "train_images": len(datamodule.train_split),
         "test_images": len(datamodule.data.test),
