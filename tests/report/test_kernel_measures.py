@@ -11,19 +11,23 @@ from own_images import face_rows, write_faces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tkn import AttentiveRegularization2d, TargetConv2d, TargetSequential
+from tkn import AttentiveRegularization2d, TargetConv2d
 from tkn.data import load_data
 from tkn.data.face import PAIN_FACE, FaceWarp, WarpFaces
 from tkn.layers import roi_layers
 from tkn.report.kernels.face_parts import PARTS, mass_shares, part_masks, reference_points
 from tkn.report.kernels.responses import largest_responses
 from tkn.report.kernels.silencing import CANDIDATES, expected_changes, silencing_rises
+from tkn.sequential import TargetSequential
 
 
 def _network(kernels: int = 4) -> nn.Module:
     torch.manual_seed(0)
     model = TargetSequential(
-        TargetConv2d(1, kernels, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(kernels * 64, 3)
+        TargetConv2d(1, kernels, 3, padding=1, engine="dense"),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(kernels * 64, 3),
     )
     layer = model[0]
     with torch.no_grad():

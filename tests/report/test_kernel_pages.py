@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,10 @@ import tkn
 from tkn.cli import compose
 from tkn.data import load_data
 from tkn.layers import roi_layers
-from tkn.report.build import build_report
 from tkn.report.cli import main
+from tkn.report.kernels.pages import kernel_pages
+from tkn.report.runs.collect import collect
+from tkn.report.runs.groups import sections
 
 TINY = (
     "trainer.limit_val_batches=1",
@@ -40,10 +43,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _build(path: Path, folder: Path, data_dir: Path, images: int | None = 8) -> str:
-    text = StringIO()
-    build_report([path], folder, data_dir, Console(file=text, width=120), None, images)
-    return text.getvalue()
+def _pages(runs: Path, folder: Path, data_dir: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The pages of the runs below a folder on 8 images, and what could not be shown."""
+    notes: list[str] = []
+    rows = sections(collect([runs])[0])
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    return kernel_pages(rows, folder, data_dir, 8, Console(file=StringIO()), notes), notes
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -98,70 +103,66 @@ def test_pages_of_an_earlier_report(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     for path in (*stale, own):
         path.write_text("")
-    _build(digits, tmp_path, tmp_path, None)
-    assert all(path.exists() for path in stale)
-    _build(digits, tmp_path, tmp_path)
-    assert not any(path.exists() for path in stale)
-    assert own.exists()
+    written, notes = _pages(digits, tmp_path, tmp_path)
+    assert notes == []
+    assert list(written) == ["Kernels of tdn10 mnist cauchy, l2 0.5, beta 2, seed 0"]
+    assert {*tmp_path.rglob("kernels_*")} == {own, *(path for made in written.values() for path in made)}
     first = {path: path.read_bytes() for path in tmp_path.rglob("kernels_*")}
-    _build(digits, tmp_path, tmp_path)
+    _pages(digits, tmp_path, tmp_path)
     assert first == {path: path.read_bytes() for path in tmp_path.rglob("kernels_*")}
 
 
 def test_faces_have_a_table_of_their_parts(tmp_path: Path) -> None:
     tkn.run(compose(*FACES, "model=tdn10", f"data_dir={tmp_path}"), tmp_path / "runs")
-    _build(tmp_path / "runs", tmp_path / "report", tmp_path)
-    (page,) = (tmp_path / "report").glob("kernels_01_*.html")
+    ((page, table, *_),) = _pages(tmp_path / "runs", tmp_path / "report", tmp_path)[0].values()
     text = page.read_text()
     assert ">Where on the face</h2>" in text
     assert "MSE rises by" in text
     assert "percentage points of error" not in text
     assert "all 4 test images" in text
-    rows = _rows(page.with_suffix(".csv"))
+    rows = _rows(table)
     assert len(rows) == 72
     for row in rows:
         assert 0 <= sum(float(row[part]) for part in ("brows", "eyes", "nose", "mouth")) <= 1
 
 
-def test_what_is_missing_is_said(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = tmp_path / "runs"
-    write_run(runs / "no_checkpoint")
-    shutil.copytree(digits / "run", runs / "no_data")
-    summary, checkpoint = runs / "no_data" / "summary.json", runs / "no_data" / "last.ckpt"
-    summary.write_text(summary.read_text().replace('"embedded: ', '"full: '))
-    content = torch.load(checkpoint, weights_only=True)
-    content["tkn"]["config"]["data"] |= {"name": "pain", "source": None}
-    del content["tkn"]["config"]["data"]["source"]
-    torch.save(content, checkpoint)
-    main([str(runs), "--kernels", "--images", "8", "--data-dir", str(tmp_path / "empty")])
-    notes = [line for line in capsys.readouterr().out.splitlines() if "No kernels of" in line]
-    assert f"No kernels of {runs / 'no_checkpoint'}: {runs / 'no_checkpoint' / 'last.ckpt'} is not a file" in notes[0]
-    assert f"No kernels of {runs / 'no_data'}: its data cannot be loaded: {tmp_path / 'empty' / 'pain'}" in notes[1]
-    assert not list((runs / "report").glob("kernels_*"))
+def _changed(run: Path, folder: Path, **data: str) -> Path:
+    """A copy of a run whose checkpoint says that it was trained on other data."""
+    shutil.copytree(run, folder)
+    content = torch.load(folder / "last.ckpt", weights_only=True)
+    content["tkn"]["config"]["data"] = data
+    torch.save(content, folder / "last.ckpt")
+    summary = (folder / "summary.json").read_text()
+    (folder / "summary.json").write_text(summary.replace('"embedded: ', '"partial: '))
+    return folder
 
 
-def test_data_of_other_sizes_and_of_code_are_refused(digits: Path, tmp_path: Path) -> None:
-    for name, changes, message in (
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
         (
-            "sizes",
-            {"name": "tlmnist"},
-            r"the data are of (1, 56, 56) and 10 outputs, the network of (1, 28, 28) and 10",
+            {"name": "pain"},
+            "its data cannot be loaded: .*Images: the UNBC-McMaster pain archive is expected here",
         ),
-        ("code", {"name": "python"}, "a report runs no code of a run's, which data=python needs"),
-    ):
-        shutil.copytree(digits / "run", tmp_path / name)
-        checkpoint = tmp_path / name / "last.ckpt"
-        content = torch.load(checkpoint, weights_only=True)
-        content["tkn"]["config"]["data"] |= changes
-        torch.save(content, checkpoint)
-        assert f"note: No kernels of {tmp_path / name}: {message}" in _build(
-            tmp_path / name, tmp_path / "out", tmp_path
-        )
+        (
+            {"name": "tlmnist", "source": "embedded"},
+            r"the data are of \(1, 56, 56\) and 10 outputs, the network ",
+        ),
+        ({"name": "python", "factory": "os:remove"}, "a report runs no code of a run's, which data=python needs"),
+    ],
+)
+def test_what_is_missing_is_said(digits: Path, tmp_path: Path, data: dict[str, str], message: str) -> None:
+    run = _changed(digits / "run", tmp_path / "run", **data)
+    written, (note,) = _pages(run, tmp_path / "out", tmp_path / "empty")
+    assert written == {}
+    assert re.match(f"No kernels of {re.escape(str(run))}: {message}", note)
 
 
-def test_dense_runs_have_no_kernels_to_look_at(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", "penalty=none", model="dn10")
-    assert "note: --kernels: no counted run has target layers" in _build(tmp_path / "run", tmp_path / "out", tmp_path)
+def test_runs_without_checkpoints_or_target_layers(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "targeted")
+    assert _pages(run, tmp_path / "out", tmp_path) == ({}, [f"No kernels of {run}: {run / 'last.ckpt'} is not a file"])
+    dense = write_run(tmp_path / "dense", "penalty=none", model="dn10")
+    assert _pages(dense, tmp_path / "out", tmp_path) == ({}, ["--kernels: no counted run has target layers"])
 
 
 @pytest.mark.parametrize("images", ["0", "-1", "few"])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from tkn.app.files import csv_text, write_whole
 from tkn.report.document import Document, html
@@ -37,7 +38,7 @@ def kernel_pages(
     for number, group in enumerate(groups, 1):
         title = f"{group.label}, seed {group.seeds[0]}"
         try:
-            with console.status(f"looking at the kernels of {group.first.name}", spinner="line"):
+            with console.status(escape(f"looking at the kernels of {group.first.name}"), spinner="line"):
                 look = look_at(group.first, data_dir, count)
         except ValueError as error:
             notes.append(f"No kernels of {group.first.name}: {error}")
