@@ -18,7 +18,7 @@ from tkn.report.figures.style import PAGE, print_style, wrapped
 from tkn.report.kernels.look import Look
 from tkn.report.runs.roi_states import layer_title
 
-_COLUMNS = 6
+_COLUMNS = 4
 
 
 def coverage_figure(look: Look, title: str) -> Figure:
@@ -26,8 +26,11 @@ def coverage_figure(look: Look, title: str) -> Figure:
     columns = min(_COLUMNS, len(look.layers))
     rows = ceil(len(look.layers) / columns)
     with print_style():
-        cell = PAGE / columns
-        figure = Figure(figsize=(PAGE, rows * (min(cell, 1.6) + 0.55) + 0.4), layout="constrained")
+        cell = PAGE / _COLUMNS
+        height, width = look.images.shape[2:]
+        figure = Figure(
+            figsize=(columns * cell, rows * (0.75 * cell * height / width + 0.5) + 0.4), layout="constrained"
+        )
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axis in axes:
             axis.set_axis_off()
@@ -35,9 +38,9 @@ def coverage_figure(look: Look, title: str) -> Figure:
             kernels = layer.layer.num_kernels
             image = axis.imshow(layer.coverage().numpy(), cmap="magma", vmin=0, vmax=kernels)
             axis.set_title(f"{layer_title(name)}\n{'x'.join(map(str, layer.responses.size))}", fontsize=8)
-            bar = figure.colorbar(image, ax=axis, shrink=0.7, ticks=(0, kernels), pad=0.03)
+            bar = figure.colorbar(image, ax=axis, shrink=0.8, ticks=(0, kernels), pad=0.03)
             bar.ax.tick_params(labelsize=7)
-        figure.suptitle(wrapped(f"How many ROIs hold each pixel: {title}"))
+        figure.suptitle(wrapped(f"How many ROIs hold each pixel: {title}", columns * cell))
     return figure
 
 
@@ -51,7 +54,7 @@ def kernels_figure(look: Look, name: str, kernels: Sequence[int], labels: Sequen
         cell = (PAGE - 1.1) / (top + 1)
         height, width = look.images.shape[2:]
         figure = Figure(
-            figsize=(PAGE, len(kernels) * (cell * max(height / width, 0.5) + 0.3) + 0.4), layout="constrained"
+            figsize=(PAGE, len(kernels) * (cell * max(height / width, 0.5) + 0.15) + 0.35), layout="constrained"
         )
         axes = figure.subplots(len(kernels), top + 1, squeeze=False)
         with torch.no_grad():

@@ -81,13 +81,14 @@ def _pictures(look: Look, title: str, shown: Mapping[str, Sequence[int]], name: 
         found = look.layers[layer]
         if not kernels:
             continue
-        labels = [f"kernel {kernel}\n{_signed(found.rises[kernel].error)}{_unit(look)}" for kernel in kernels]
+        labels = [f"kernel {kernel}\n{_error_name(look)} {_signed(found.rises[kernel].error)}" for kernel in kernels]
         figure = kernels_figure(look, layer, kernels, labels)
         png, pdf = save_print(figure, folder, f"{name}_layer{number:02}")
+        points = " (percentage points)" if look.data.task == "classification" else ""
         caption = (
-            f"The kernels of layer {layer} that cost most when silenced, with what the test error then rises by; the "
-            "window with the ROI; and the test images with the largest responses inside the ROI, with their label and "
-            "the response (convolution times window). The box is the ROI's receptive field: what lies outside cannot "
+            f"The kernels of layer {layer} that cost most when silenced, and what the test error then rises by{points}; "
+            "the window with the ROI; and the test images with the largest responses inside the ROI, with their label "
+            "and the response (convolution times window). The box is the ROI's receptive field: what lies outside cannot "
             "change a response inside the ROI."
         )
         alt = f"Rows of test images with orange boxes, a row a kernel of layer {layer}."
@@ -95,10 +96,9 @@ def _pictures(look: Look, title: str, shown: Mapping[str, Sequence[int]], name: 
 
 
 def _importance_sheet(look: Look, shown: Mapping[str, Sequence[int]]) -> Sheet:
-    errors = "error" if look.data.task == "classification" else "MSE"
     columns = (
         *(Column("layer", right=False), Column("kernel"), Column("ROI"), Column("receptive field of the ROI")),
-        *(Column(f"{errors} rises by"), Column("loss rises by"), Column("largest response")),
+        *(Column(f"{_error_name(look)} rises by"), Column("loss rises by"), Column("largest response")),
     )
     rows = []
     for layer, kernels in shown.items():
@@ -170,6 +170,10 @@ def _box(edges: Sequence[Sequence[int]]) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.3g}"
+
+
+def _error_name(look: Look) -> str:
+    return "error" if look.data.task == "classification" else "MSE"
 
 
 def _unit(look: Look) -> str:
