@@ -86,9 +86,9 @@ def _pictures(look: Look, title: str, shown: Mapping[str, Sequence[int]], name: 
         png, pdf = save_print(figure, folder, f"{name}_layer{number:02}")
         points = " (percentage points)" if look.data.task == "classification" else ""
         caption = (
-            f"The kernels of layer {layer} that cost most when silenced, and what the test error then rises by{points}; "
-            "the window with the ROI; and the test images with the largest responses inside the ROI, with their label "
-            "and the response (convolution times window). The box is the ROI's receptive field: what lies outside cannot "
+            f"The kernels of layer {layer} that cost most when silenced, with the rise of the test error{points}; the "
+            "window with the ROI; and the test images with the largest responses inside the ROI, with their label and "
+            "the response (convolution times window). The box is the ROI's receptive field: what lies outside cannot "
             "change a response inside the ROI."
         )
         alt = f"Rows of test images with orange boxes, a row a kernel of layer {layer}."
