@@ -77,7 +77,8 @@ def _draw_image(axis: Axes, image: Tensor, field: Tensor) -> None:
     if image.min() < 0 or image.max() > 1:
         image = (image - image.min()) / (image.max() - image.min())
     gray = len(image) != 3
-    axis.imshow(image[0] if gray else image.permute(1, 2, 0), cmap="gray" if gray else None, vmin=0, vmax=1)
+    pixels = image[0] if gray else image.permute(1, 2, 0)
+    axis.imshow(pixels.numpy(), cmap="gray" if gray else None, vmin=0, vmax=1)
     (top, bottom), (left, right) = field.tolist()
     box = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top)
     box.set(facecolor="none", edgecolor=ROI_COLOUR, linewidth=1.2, clip_on=False)
