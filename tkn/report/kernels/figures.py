@@ -83,6 +83,7 @@ def _draw_image(axis: Axes, image: Tensor, field: Tensor) -> None:
     box = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top)
     box.set(facecolor="none", edgecolor=ROI_COLOUR, linewidth=1.2, clip_on=False)
     axis.add_patch(box)
+    axis.spines[:].set_visible(False)  # they would hide a box at the border
     axis.set_xticks([])
     axis.set_yticks([])
 
