@@ -158,8 +158,11 @@ def test_time_is_measured_once_and_used_later(real_runs: Path, tmp_path: Path, m
 def test_the_command_measures_time(real_runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[int | None] = []
 
-    def build(_paths: list[Path], folder: Path, _data_dir: Path, _console: Console, batch: int | None) -> list[Path]:
-        asked.append(batch)
+    def build(
+        _paths: list[Path], folder: Path, _data_dir: Path, _console: Console, *asked_for: int | None
+    ) -> list[Path]:
+        assert asked_for[1] is None
+        asked.append(asked_for[0])
         return [folder / "report.html"]
 
     monkeypatch.setattr("tkn.report.build.build_report", build)

@@ -11,6 +11,7 @@ from rich.console import Console
 from tkn.app.files import write_whole
 from tkn.report.document import Document, html, markdown
 from tkn.report.figures.pictures import attention_picture, attention_pictures, sample_pictures, tradeoff_pictures
+from tkn.report.kernels.pages import kernel_pages
 from tkn.report.runs.collect import collect
 from tkn.report.runs.groups import Section, sections
 from tkn.report.runs.run import Run
@@ -20,11 +21,17 @@ from tkn.report.timing import measure_timings, read_timings
 
 
 def build_report(
-    paths: Sequence[Path], folder: Path, data_dir: Path, console: Console, time_batch: int | None = None
+    paths: Sequence[Path],
+    folder: Path,
+    data_dir: Path,
+    console: Console,
+    time_batch: int | None = None,
+    kernel_images: int | None = None,
 ) -> list[Path]:
     """Write the report on all runs below the paths, and print its tables; returns the files written.
 
     `time_batch`: measure the networks' inference at this batch size too; None keeps the timings of an earlier report.
+    `kernel_images`: write pages of what kernels look at too, with so many test images; None leaves an earlier report's.
     FileNotFoundError if a path is not there or no path holds a run.
     """
     runs, empty = collect(paths)
@@ -50,10 +57,12 @@ def build_report(
     ]
     written = [path for picture in pictures for path in (picture.path, *picture.others)]
     _remove_stale(figures, written)
+    pages = {} if kernel_images is None else kernel_pages(rows, folder, data_dir, kernel_images, console, notes)
 
     extra = [left_out_sheet(runs), remarks_sheet(runs), timings_sheet(timings) if timings else None]
     sheets = [*result_sheets(rows), *(sheet for sheet in extra if sheet is not None)]
-    document = Document(list(_lead(runs, rows)), sheets, pictures, notes)
+    links = [(title, made[0].name) for title, made in pages.items()]
+    document = Document(list(_lead(runs, rows)), sheets, pictures, notes, links=links)
     texts = {
         "report.html": html(document),
         "report.md": markdown(document, folder),
@@ -68,7 +77,12 @@ def build_report(
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     measured = [folder / "timings.json"] if time_batch is not None and timings else []
-    return [*(folder / name for name in texts), *measured, *written]
+    return [
+        *(folder / name for name in texts),
+        *measured,
+        *written,
+        *(path for made in pages.values() for path in made),
+    ]
 
 
 def _lead(runs: Sequence[Run], rows: Sequence[Section]) -> Iterator[str]:

@@ -28,7 +28,8 @@ def _report(parsed: argparse.Namespace) -> int:
     # A log file has no width to fit.
     console = Console(width=None if sys.stdout.isatty() else 120)
     batch = parsed.batch_size if parsed.time else None
-    written = build_report(parsed.paths, folder, parsed.data_dir, console, batch)
+    images = parsed.images if parsed.kernels else None
+    written = build_report(parsed.paths, folder, parsed.data_dir, console, batch, images)
     names = ", ".join(path.relative_to(folder).as_posix() for path in written)
     console.print(f"in {folder}: {names}", soft_wrap=True, markup=False, highlight=False)
     return 0
@@ -48,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--time", action="store_true", help="measure how fast the networks infer on this machine")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images a batch of --time (128)")
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="pages of what the networks' kernels look at: needs their checkpoints and data, and minutes of computing",
+    )
+    parser.add_argument("--images", type=positive, default=1000, metavar="N", help="test images of --kernels (1000)")
     return parser
 
 

@@ -19,17 +19,21 @@ _TYPES = {".png": "image/png", ".gif": "image/gif"}
 
 @dataclass(frozen=True)
 class Document:
-    """What a report shows: sentences, tables, figures, and what could not be shown."""
+    """What a report shows: sentences, tables, figures, what could not be shown, and other pages (title, address)."""
 
     lead: Sequence[str]
     sheets: Sequence[Sheet]
     pictures: Sequence[Picture]
     notes: Sequence[str]
+    title: str = TITLE
+    links: Sequence[tuple[str, str]] = ()
 
 
 def markdown(document: Document, folder: Path) -> str:
     """`folder`: the report's, to which the figures' links are relative."""
-    parts = [f"# {TITLE}\n", *(f"{sentence}\n" for sentence in document.lead)]
+    parts = [f"# {document.title}\n", *(f"{sentence}\n" for sentence in document.lead)]
+    if document.links:
+        parts.append("\n".join(f"- [{title}]({address})" for title, address in document.links) + "\n")
     parts += [markdown_table(sheet) for sheet in document.sheets]
     if document.notes:
         parts.append("\n".join(["## Notes", "", *(f"- {note}" for note in document.notes)]) + "\n")
@@ -53,7 +57,7 @@ def html(document: Document) -> str:
     )
     environment.filters["slug"] = slug
     environment.filters["data_uri"] = _data_uri
-    return environment.get_template("report.html.jinja").render(title=TITLE, document=document)
+    return environment.get_template("report.html.jinja").render(document=document)
 
 
 def _data_uri(path: Path) -> str:

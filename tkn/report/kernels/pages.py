@@ -1,0 +1,184 @@
+"""A page for each row's run: what its kernels look at, and what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from tkn.app.files import csv_text, write_whole
+from tkn.report.document import Document, html
+from tkn.report.figures.style import Picture, save_print, slug
+from tkn.report.kernels.figures import coverage_figure, kernels_figure
+from tkn.report.kernels.look import Look, look_at
+from tkn.report.kernels.silencing import CANDIDATES
+from tkn.report.runs.groups import Section
+from tkn.report.runs.roi_states import layer_title
+from tkn.report.tables.sheets import Column, Sheet
+
+#: Kernels that are shown of a layer.
+_SHOWN = 3
+_PREFIX = "kernels_"
+
+
+def kernel_pages(
+    sections: Iterable[Section], folder: Path, data_dir: Path, count: int, console: Console, notes: list[str]
+) -> dict[str, list[Path]]:
+    """Write the page of the lowest seed of each row with target layers, measured on `count` test images.
+
+    Returns the files of each page by its title, the page first; `notes` gets what could not be looked at. Pages of an
+    earlier report are removed.
+    """
+    written: dict[str, list[Path]] = {}
+    groups = [group for section in sections for group in section.groups if group.targeted]
+    if not groups:
+        notes.append("--kernels: no counted run has target layers")
+    for number, group in enumerate(groups, 1):
+        title = f"{group.label}, seed {group.seeds[0]}"
+        try:
+            with console.status(escape(f"looking at the kernels of {group.first.name}"), spinner="line"):
+                look = look_at(group.first, data_dir, count)
+        except ValueError as error:
+            notes.append(f"No kernels of {group.first.name}: {error}")
+            continue
+        written[f"Kernels of {title}"] = _write_page(look, title, f"{_PREFIX}{number:02}_{slug(group.label)}", folder)
+    kept = {path for paths in written.values() for path in paths}
+    for where in (folder, folder / "figures"):
+        for path in where.glob(f"{_PREFIX}[0-9][0-9]_*"):
+            if path.suffix in (".html", ".csv", ".png", ".pdf") and path not in kept:
+                path.unlink()
+    return written
+
+
+def _write_page(look: Look, title: str, name: str, folder: Path) -> list[Path]:
+    figures = folder / "figures"
+    shown = {layer: found.important()[:_SHOWN] for layer, found in look.layers.items()}
+    pictures = list(_pictures(look, title, shown, name, figures))
+    sheets = [_importance_sheet(look, shown), *_parts_sheets(look, shown)]
+    links = (("The report", "report.html"),)
+    document = Document(list(_lead(look)), sheets, pictures, [], f"Kernels of {title}", links)
+    page, table = folder / f"{name}.html", folder / f"{name}.csv"
+    write_whole(page, html(document))
+    write_whole(table, csv_text(list(_csv_rows(look))))
+    return [page, table, *(path for picture in pictures for path in (picture.path, *picture.others))]
+
+
+def _lead(look: Look) -> Iterator[str]:
+    count, whole = len(look.images), len(look.data.test)
+    images = f"all {count:,} test images" if count == whole else f"{count:,} test images, evenly among {whole:,}"
+    yield f"Run {look.run.name}. Data: {look.data.source}. Measured with the run's checkpoint on {images}."
+    if look.data.task == "classification":
+        yield f"One image more or less is {100 / count:.2g} percentage points of error."
+
+
+def _pictures(look: Look, title: str, shown: Mapping[str, Sequence[int]], name: str, folder: Path) -> Iterator[Picture]:
+    png, pdf = save_print(coverage_figure(look, title), folder, f"{name}_coverage")
+    caption = "For each pixel of a target layer's map the number of its kernels whose ROI holds it."
+    yield Picture("Coverage", caption, "Small maps, a layer each, bright where many ROIs lie.", png, (pdf,))
+    for number, (layer, kernels) in enumerate(shown.items(), 1):
+        found = look.layers[layer]
+        if not kernels:
+            continue
+        labels = [f"kernel {kernel}\n{_error_name(look)} {_signed(found.rises[kernel].error)}" for kernel in kernels]
+        figure = kernels_figure(look, layer, kernels, labels)
+        png, pdf = save_print(figure, folder, f"{name}_layer{number:02}")
+        points = " (percentage points)" if look.data.task == "classification" else ""
+        caption = (
+            f"The kernels of layer {layer} that cost most when silenced, with the rise of the test error{points}; the "
+            "window with the ROI; and the test images with the largest responses inside the ROI, with their label and "
+            "the response (convolution times window). The box is the ROI's receptive field: what lies outside cannot "
+            "change a response inside the ROI."
+        )
+        alt = f"Rows of test images with orange boxes, a row a kernel of layer {layer}."
+        yield Picture(f"Layer {layer}", caption, alt, png, (pdf,))
+
+
+def _importance_sheet(look: Look, shown: Mapping[str, Sequence[int]]) -> Sheet:
+    columns = (
+        *(Column("layer", right=False), Column("kernel"), Column("ROI"), Column("receptive field of the ROI")),
+        *(Column(f"{_error_name(look)} rises by"), Column("loss rises by"), Column("largest response")),
+    )
+    rows = []
+    for layer, kernels in shown.items():
+        found = look.layers[layer]
+        for kernel in kernels:
+            rise = found.rises[kernel]
+            rows.append(
+                (
+                    *(layer_title(layer), str(kernel), _box(found.responses.rois[kernel].tolist())),
+                    *(_box(found.fields[kernel].tolist()), f"{_signed(rise.error)}{_unit(look)}", _signed(rise.loss)),
+                    f"{float(found.responses.values[0, kernel]):.3g}",
+                )
+            )
+    note = (
+        f"Of each layer the {_SHOWN} kernels that cost most when their output channel is made zero after the target "
+        f"layer, one at a time; of layers of more than {CANDIDATES} kernels those {CANDIDATES} are tried whose output "
+        "times the loss's gradient is largest. Boxes are rows by columns, from the first pixel to the last. All "
+        "kernels are in the CSV file beside this page."
+    )
+    return Sheet("The most important kernels", note, columns, tuple(rows))
+
+
+def _parts_sheets(look: Look, shown: Mapping[str, Sequence[int]]) -> Iterator[Sheet]:
+    """On faces: where the kernels sit."""
+    if not look.areas:
+        return
+    columns = (Column("layer", right=False), Column("kernel", right=False), *map(Column, look.areas))
+    rows = [("", "share of the image", *map(_percent, look.areas.values()))]
+    for layer, kernels in shown.items():
+        found = look.layers[layer]
+        means = (_percent(float(shares.mean())) for shares in found.parts.values())
+        rows.append((layer_title(layer), f"mean of {found.layer.num_kernels}", *means))
+        rows += [
+            (layer_title(layer), str(kernel), *(_percent(float(shares[kernel])) for shares in found.parts.values()))
+            for kernel in kernels
+        ]
+    note = (
+        "The share of a window's mass within its ROI that lies inside the parts of the reference face, which all faces "
+        "are warped to: the convex hulls of its landmarks. The first row is what a window would have that is the same "
+        "everywhere."
+    )
+    yield Sheet("Where on the face", note, columns, tuple(rows))
+
+
+def _csv_rows(look: Look) -> Iterator[dict[str, object]]:
+    for layer, found in look.layers.items():
+        for kernel in range(found.layer.num_kernels):
+            boxes = {"roi": found.responses.rois[kernel].tolist(), "field": found.fields[kernel].tolist()}
+            edges = {
+                f"{name}_{edge}": value
+                for name, box in boxes.items()
+                for edge, value in zip(("top", "bottom", "left", "right"), [*box[0], *box[1]], strict=True)
+            }
+            rise = found.rises.get(kernel)
+            yield {
+                **{"layer": layer, "kernel": kernel, **edges},
+                **{"error_rise": rise and rise.error, "loss_rise": rise and rise.loss},
+                "largest_response": float(found.responses.values[0, kernel]),
+                **{name: float(shares[kernel]) for name, shares in found.parts.items()},
+            }
+
+
+def _box(edges: Sequence[Sequence[int]]) -> str:
+    (top, bottom), (left, right) = edges
+    if top == bottom or left == right:
+        return "nothing"
+    return f"{top}-{bottom - 1} x {left}-{right - 1}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}"
+
+
+def _error_name(look: Look) -> str:
+    return "error" if look.data.task == "classification" else "MSE"
+
+
+def _unit(look: Look) -> str:
+    return " points" if look.data.task == "classification" else ""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

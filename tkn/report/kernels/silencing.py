@@ -1,0 +1,98 @@
+"""What a network loses without one of its kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from tkn.data.base import Task
+from tkn.layers import RoiLayer
+from tkn.report.kernels.hooks import Change, hooked_outputs
+from tkn.report.kernels.responses import BATCH
+from tkn.training.module import batch_errors
+
+#: Of a layer with more kernels so many are silenced.
+CANDIDATES = 16
+#: Images of which the choice of these is made.
+_CHOSEN_ON = 256
+
+
+@dataclass(frozen=True)
+class Rise:
+    """By how much the test error (percentage points, or a regression's mean squared error) and the loss rise."""
+
+    error: float
+    loss: float
+
+
+def silencing_rises(
+    model: nn.Module, images: Tensor, targets: Tensor, task: Task, layers: Mapping[str, RoiLayer]
+) -> dict[str, dict[int, Rise]]:
+    """For each of the model's layers the `Rise` of its kernels, each silenced alone, the largest first.
+
+    Silenced: the kernel's channel of the layer's output is zero. images: [N, C, H, W]. Of a layer of more than
+    `CANDIDATES` kernels those are silenced of which `expected_changes` are largest.
+    """
+    before = _errors(model, images, targets, task)
+    step = max(1, len(images) // _CHOSEN_ON)
+    large = {name: layer for name, layer in layers.items() if layer.num_kernels > CANDIDATES}
+    expected = expected_changes(model, images[::step], targets[::step], task, large)
+    found = {}
+    for name, layer in layers.items():
+        kernels = range(layer.num_kernels) if name not in expected else expected[name].topk(CANDIDATES)[1].tolist()
+        rises = {}
+        for kernel in kernels:
+            with hooked_outputs(layer, partial(_without, kernel)):
+                after = _errors(model, images, targets, task)
+            rises[kernel] = Rise(after.error - before.error, after.loss - before.loss)
+        ordered = sorted(rises.items(), key=lambda item: (-item[1].error, -item[1].loss))
+        found[name] = dict(ordered)
+    return found
+
+
+def expected_changes(
+    model: nn.Module, images: Tensor, targets: Tensor, task: Task, layers: Mapping[str, RoiLayer]
+) -> dict[str, Tensor]:
+    """For each layer [C], how much silencing a kernel would change the loss if that were linear in the layer's output.
+
+    The mean over the images of |sum over the pixels of output x gradient| (after Molchanov et al.,
+    Pruning Convolutional Neural Networks for Resource Efficient Inference, 2017).
+    """
+    sums: dict[str, list[Tensor]] = {name: [] for name in layers}
+    if not layers:
+        return {}
+    for batch, wanted in zip(images.split(BATCH), targets.split(BATCH), strict=True):
+        kept: dict[str, Tensor] = {}
+        with ExitStack() as stack, torch.enable_grad():
+            for name, layer in layers.items():
+                stack.enter_context(hooked_outputs(layer, _keeper(kept, name)))
+            loss = batch_errors(model(batch), wanted, task)["loss"] * len(batch)
+            gradients = torch.autograd.grad(loss, list(kept.values()))
+        for (name, output), gradient in zip(kept.items(), gradients, strict=True):
+            sums[name].append((output.detach() * gradient).sum(dim=(2, 3)).abs())
+    return {name: torch.cat(parts).mean(dim=0) for name, parts in sums.items()}
+
+
+def _keeper(kept: dict[str, Tensor], name: str) -> Change:
+    def keep(output: Tensor) -> Tensor:
+        kept[name] = output
+        return output.clone()  # a ReLU may write over it
+
+    return keep
+
+
+def _without(kernel: int, output: Tensor) -> Tensor:
+    silenced = output.clone()
+    silenced[:, kernel] = 0
+    return silenced
+
+
+@torch.no_grad()
+def _errors(model: nn.Module, images: Tensor, targets: Tensor, task: Task) -> Rise:
+    errors = batch_errors(torch.cat([model(batch) for batch in images.split(BATCH)]), targets, task)
+    return Rise(float(errors["error" if task == "classification" else "mse"]), float(errors["loss"]))
