@@ -38,7 +38,7 @@ def figure(found: dict[str, RoiStates]) -> Figure:
     rows = {"a": ("initialisation", first, 0)}
     rows |= {letter: (RUNS[letter][1], state, len(state.epochs) - 1) for letter, state in found.items()}
     with print_style():
-        figure = Figure(figsize=(PAGE, 0.95 * len(rows) + 0.4), layout="constrained")
+        figure = Figure(figsize=(PAGE, 0.75 * len(rows) + 0.3), layout="constrained")
         axes = figure.subplots(len(rows), len(names), squeeze=False)
         for row, (letter, (what, state, index)) in zip(axes, rows.items(), strict=True):
             for axis, name in zip(row, names, strict=True):
