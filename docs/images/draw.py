@@ -208,6 +208,8 @@ def figure5_picture(found: Mapping[int, Sequence[Group]]) -> Figure:
         figure = Figure(figsize=(0.7 * PAGE, 2.9), layout="constrained")
         axis = figure.subplots()
         for (beta, groups), colour in zip(found.items(), COLOURS, strict=False):
+            if not groups:
+                continue
             errors = [group.statistic("error") for group in groups]
             axis.errorbar(
                 [group.times_fewer for group in groups],
