@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tkn.drawing.figures import COLOURS
+from tkn.report import figure4, figure5
 from tkn.report.figures.rois import attention_pages
 from tkn.report.figures.style import PAGE, plain_axis, print_style, save_print
 from tkn.report.figures.tradeoff import tradeoff_figure
@@ -201,12 +202,53 @@ def rois(run: str, title: str) -> Figure:
     return attention_pages(read_states(found), title)[0]
 
 
+def figure5_picture(found: Mapping[int, Sequence[Group]]) -> Figure:
+    """Error against relative speed-up, a line for each beta."""
+    with print_style():
+        figure = Figure(figsize=(0.7 * PAGE, 2.9), layout="constrained")
+        axis = figure.subplots()
+        for (beta, groups), colour in zip(found.items(), COLOURS, strict=False):
+            if not groups:
+                continue
+            errors = [group.statistic("error") for group in groups]
+            axis.errorbar(
+                [group.times_fewer for group in groups],
+                [error.mean for error in errors if error],
+                yerr=[error.deviation or 0 for error in errors if error],
+                color=colour,
+                marker="o",
+                markersize=4,
+                linewidth=1,
+                capsize=2,
+                label=f"β = {beta}",
+            )
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel("times fewer multiply-adds than CNN6")
+        axis.set_ylabel("test error (%)")
+        axis.legend(frameon=False)
+        plain_axis(axis)
+    return figure
+
+
+def papers_figures() -> dict[str, Figure]:
+    """Figures 4 and 5, as far as their runs are recorded."""
+    maps, points = figure4.states(RESULTS), figure5.lines(RESULTS)
+    return {
+        **({"results_figure4": figure4.figure(maps)} if maps else {}),
+        **({"results_figure5": figure5_picture(points)} if points else {}),
+    }
+
+
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     figures = {
         "error_against_time": error_against_time(),
         "results_tradeoff": tradeoff(),
         "tkn6_steps": steps(),
+        **papers_figures(),
         **{name: rois(run, title) for name, (run, title) in ROIS.items()},
     }
     for name, figure in figures.items():

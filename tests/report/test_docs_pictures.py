@@ -68,6 +68,16 @@ def test_steps_are_drawn_by_what_they_began_with(draw: ModuleType) -> None:
     assert frequencies.get_ydata()[0] == pytest.approx(0.3677)
 
 
+def test_figure_5_is_drawn_of_what_is_there(draw: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw, "RESULTS", tmp_path)
+    assert draw.papers_figures() == {}
+    for name, macs in (("figure5_beta4_weak", 4_000_000), ("figure5_beta4_middle", 2_000_000)):
+        write_run(tmp_path / name / "seed0", model="tkn6", macs_roi=macs, macs_dense=8_000_000, target_layers=[])
+    (picture,) = draw.papers_figures().values()
+    lines = [line for line in picture.axes[0].lines if len(line.get_xdata()) == 2]
+    assert list(lines[0].get_xdata()) == [2, 4]
+
+
 def test_every_picture_is_there(draw: ModuleType) -> None:
     for name in ("error_against_time", "results_tradeoff", "tkn6_steps", *draw.ROIS):
         assert (IMAGES / f"{name}.png").is_file(), name

@@ -12,7 +12,8 @@ from made_runs import LAYERS, write_rois, write_run
 from omegaconf import OmegaConf
 
 from tkn.cli import compose
-from tkn.report.claims import claims_table, difference
+from tkn.report.claims import claims_table
+from tkn.report.compare import difference
 from tkn.report.page import fill, main
 from tkn.report.runs.groups import Statistic
 
@@ -95,10 +96,10 @@ def test_claims_have_the_interval_of_the_difference(results: Path) -> None:
         write_run(results / "table2_dn10" / f"seed{seed}", *arguments, model="dn10", **summary)
     rows = [line for line in claims_table(2, results).splitlines() if line.startswith("| T")]
     assert rows[2] == (
-        "| TDN10, Gaussian, 0.0001, β = 2, against DN10 | 0.42 against 0.48 %, 1.6 times fewer | not run |  |  |  |"
+        "| TDN10, Gaussian, 0.0001, β = 2, against DN10 | 0.42 against 0.48 %, 1.6 times fewer | not run |  |  |  |  |"
     )
     # Welch's t-test of [0.4, 0.6] against [0.45, 0.5, 0.55]: 0.1041 by 1.17 degrees of freedom.
-    assert rows[3].endswith(" | 0.50 against 0.50 %, 2.3 times fewer | +0.00 ± 0.95 | 2, 3 | not shown |")
+    assert rows[3].endswith(" | 0.50 against 0.50 %, 2.3 times fewer | +0.00 ± 0.95 | 2, 3 | not shown |  |")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,7 @@ def test_errors_are_one_line(results: Path, tmp_path: Path) -> None:
         ("<!-- paper 7 -->\n<!-- end -->", "the paper has no error rates in a Table 7"),
         ("<!-- paper 6 -->\n<!-- end -->", "the paper has no error rates in a Table 6"),
         ("<!-- paper 2 -->\nprose\n<!-- runs factors -->\n<!-- end -->", "paper 2 --> has no end before the next"),
+        ("<!-- figure 3 -->\n<!-- end -->", "there are Figures 4 and 5 of runs, not 3"),
         ("<!-- runs other -->\n<!-- end -->", "other does not exist"),
     ):
         page.write_text(text)

@@ -6,16 +6,24 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
 from forked import ForkedPython
+from omegaconf import OmegaConf
+from own_images import face_rows, write_faces, write_folder
 
+from tkn.app.files import locked, own_folder
 from tkn.bench.alone import alone, benchmark_runs
 from tkn.sweep import fill as filling
 from tkn.sweep.child import Failure, supervise
 from tkn.sweep.fill import fill, main
-from tkn.sweep.rows import Row, find_rows, next_run
+from tkn.sweep.rows import Row, find_rows
+from tkn.sweep.turns import CLAIM, Turn, Turns
+from tkn.sweep.work import work
+from tkn.training.compose import compose
+from tkn.training.config import check_config
 
 ROW = "table2_dn10"
 SMALL = ("data.source=embedded", "data.limit=64", "recipe.batch_size=32", "trainer.accelerator=cpu")
@@ -27,6 +35,12 @@ def finish(results: Path, experiment: str, seed: int) -> None:
     folder = results / experiment / f"seed{seed}"
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text("{}")
+
+
+def next_run(rows: list[Row], results: Path, seeds: int | None = None) -> tuple[Row, int] | None:
+    """The row and the seed that come next."""
+    turn = Turns(rows, results, seeds).next()
+    return turn and (turn.row, turn.seed)
 
 
 def order(rows: list[Row], results: Path, count: int) -> list[tuple[str, int]]:
@@ -61,28 +75,153 @@ def test_the_fewest_seeds_first_and_the_cheapest_of_these(tmp_path: Path) -> Non
     assert next_run([], tmp_path) is None
 
 
-def test_a_seed_that_failed_does_not_block_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    rows = find_rows("table[23]_dn10", [])
-    tried = []
+@pytest.fixture(autouse=True)
+def _results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where results are is set for this process's experiments, and not left to other tests."""
+    monkeypatch.setenv("TKN_RESULTS", "results")
 
-    class Failing:
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], set[str]]:
+    """Runs that take no time: those that were made, in order, and those that shall fail."""
+    made: list[str] = []
+    failing: set[str] = set()
+
+    class FakeRun:
         """A run's process that has ended."""
 
-        def __init__(self, _arguments: tuple[str, ...], folder: Path) -> None:
-            tried.append(folder.relative_to(tmp_path).as_posix())
+        def __init__(self, _config: dict[str, Any], folder: Path) -> None:
+            self.name = f"{folder.parent.name}/{folder.name}"
+            made.append(self.name)
             (folder / "last.ckpt").touch()
+            if self.name not in failing:
+                (folder / "summary.json").touch()
 
-        def failure(self) -> Failure:
-            return Failure("it diverged", missing=False)
+        def failure(self) -> Failure | None:
+            return Failure("it diverged", missing=False) if self.name in failing else None
 
-    monkeypatch.setattr(filling, "RunProcess", Failing)
+    monkeypatch.setattr(filling, "RunProcess", FakeRun)
     monkeypatch.setattr(filling, "supervise", lambda *_: None)
+    return made, failing
+
+
+def test_a_seed_that_failed_does_not_block_the_others(
+    tmp_path: Path, runs: tuple[list[str], set[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = find_rows("table[23]_dn10", [])
+    expected = [f"{name}/seed{seed}" for name in ("table2_dn10", "table3_dn10") for seed in (0, 1)]
+    runs[1].update(expected)
     fill(rows, tmp_path, 100.0, clock=lambda: 0.0)
-    assert tried == [f"{name}/seed{seed}" for name in ("table2_dn10", "table3_dn10") for seed in (0, 1)]
+    assert runs[0] == expected
     said = capfd.readouterr().err.splitlines()
     assert [line.split(": ")[2].rsplit("/", 1)[-1] for line in said] == ["seed0", "table2_dn10", "seed0", "table3_dn10"]
+
+
+def row_after(
+    experiment: str, name: str, key: str = "model.weights", path: str = "{}/seed${{seed}}/last.ckpt"
+) -> list[Row]:
+    """The rows of `experiment` and of one, cheaper, that begins with a file of its runs."""
+    (before,) = find_rows(experiment, SMALL)
+    arguments = (*before.arguments, "trainer.max_epochs=1")
+    config = compose(*arguments)
+    OmegaConf.update(config, key, "${oc.env:TKN_RESULTS,results}/" + path.format(experiment), force_add=True)
+    return [before, Row(name, arguments, config, before.work / 2)]
+
+
+@pytest.mark.parametrize("key", ["model.weights", "channels.checkpoint", "rois.checkpoint"])
+def test_a_row_waits_for_the_runs_whose_checkpoints_it_needs(
+    tmp_path: Path, runs: tuple[list[str], set[str]], key: str
+) -> None:
+    fill(row_after(ROW, "warm", key), tmp_path, 100, lambda: 0.0, seeds=3)
+    assert runs[0] == [f"{row}/seed{seed}" for seed in range(3) for row in (ROW, "warm")]
+
+
+def test_an_unfinished_run_is_waited_for(tmp_path: Path) -> None:
+    rows = row_after(ROW, "warm")
+    folder = tmp_path / ROW / "seed0"
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt").touch()
+    assert next_run(rows, tmp_path) == (rows[0], 0)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "left", "said"),
+    [
+        ((ROW, "warm"), {"seed0", "seed1"}, "last.ckpt: that run could not be done"),
+        (("warm",), set(), f"{ROW} has to come before, and is not among the experiments"),
+    ],
+)
+def test_a_row_is_left_with_the_one_that_it_needs(
+    tmp_path: Path,
+    runs: tuple[list[str], set[str]],
+    capfd: pytest.CaptureFixture[str],
+    chosen: tuple[str, ...],
+    left: set[str],
+    said: str,
+) -> None:
+    made, failing = runs
+    failing.update(f"{ROW}/{seed}" for seed in left)
+    fill([row for row in row_after(ROW, "warm") if row.experiment in chosen], tmp_path, 100, lambda: 0.0)
+    assert set(made) == failing
+    lines = capfd.readouterr().err.splitlines()
+    assert said in lines[-1]
+    assert lines[-1].startswith("tkn.sweep.fill: left: warm: model.weights=")
+
+
+def test_a_recorded_run_without_its_checkpoint_is_named(
+    tmp_path: Path, runs: tuple[list[str], set[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    finish(tmp_path, ROW, 0)
+    fill(row_after(ROW, "warm"), tmp_path, 100, lambda: 0.0, seeds=2)
+    folder = tmp_path / ROW / "seed0"
+    assert capfd.readouterr().err.startswith(
+        f"tkn.sweep.fill: left: {tmp_path / 'warm' / 'seed0'}: model.weights={folder / 'last.ckpt'}: that run is "
+        f"finished but left no such file: remove {folder} to have it done anew\n"
+    )
+    assert runs[0] == [f"{ROW}/seed1", "warm/seed1"]
+
+
+def test_what_never_comes_is_not_waited_for(tmp_path: Path, runs: tuple[list[str], set[str]]) -> None:
+    """The other row ends before it, or waits for this one."""
+    rows = row_after(ROW, "warm", path="{}/seed7/last.ckpt")
+    fill(rows, tmp_path / "seeds", 100, lambda: 0.0, seeds=1)
+    circle = [row_after(ROW, name, path=f"{other}/seed0/last.ckpt")[1] for name, other in (("a", "b"), ("b", "a"))]
+    fill(circle, tmp_path / "circle", 100, lambda: 0.0)
+    assert runs[0] == [f"{ROW}/seed0"]
+
+
+def test_other_files_must_be_there(
+    tmp_path: Path, runs: tuple[list[str], set[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What lies elsewhere does not come, and is not taken for missing data."""
+    rows = row_after(ROW, "warm", path="../elsewhere/last.ckpt")
+    fill(rows, tmp_path / "results", 100, lambda: 0.0, seeds=1)
+    assert runs[0] == [f"{ROW}/seed0"]
+    assert "elsewhere/last.ckpt is not a file" in capfd.readouterr().err
+
+
+def test_a_row_ends_with_so_many_seeds(tmp_path: Path) -> None:
+    (row,) = find_rows(ROW, [])
+    for seed in (0, 5):
+        finish(tmp_path, ROW, seed)
+    assert next_run([row], tmp_path, seeds=2) is None
+    assert next_run([row], tmp_path, seeds=3) == (row, 1)
+
+
+def test_two_at_once_do_not_choose_the_same_run(tmp_path: Path, runs: tuple[list[str], set[str]]) -> None:
+    rows = row_after(ROW, "warm")
+    folder = tmp_path / ROW / "seed0"
+    folder.mkdir(parents=True)
+    with locked(folder / CLAIM):  # the other has begun it, and the row's run with this seed waits
+        assert next_run(rows, tmp_path) == (rows[0], 1)
+        assert next_run(rows, tmp_path, seeds=1) is None
+        assert Turns(rows, tmp_path, 1).others_run()
+        assert filling._do(Turn(rows[0], 0), folder, tmp_path, lambda: 0.0, (0.0, 0.0)) is None
+        assert not runs[0]
+    with own_folder(folder):
+        assert next_run(rows, tmp_path) == (rows[0], 1)
+    assert next_run(rows, tmp_path) == (rows[0], 0)
+    assert not list(folder.iterdir())
 
 
 def test_work_follows_the_overrides() -> None:
@@ -90,6 +229,27 @@ def test_work_follows_the_overrides() -> None:
     assert whole.work == 1000 * part.work
     assert whole.run(3) == (f"experiment={ROW}", "seed=3")
     assert part.run(0) == (f"experiment={ROW}", "data.limit=600", "trainer.max_epochs=2", "seed=0")
+
+
+def test_work_is_guessed_of_images_of_ones_own(tmp_path: Path) -> None:
+    images = write_folder(tmp_path / "images", {"train/a": 3, "train/b": 2, "test/a": 1, "test/b": 1})
+    faces = write_faces(tmp_path / "faces", face_rows(6))
+    dn10 = ["model=dn10", "trainer.max_epochs=20"]
+    folder = [*dn10, "data=folder", f"data.path={images}", "data.size=28", "data.channels=1"]
+    whole, thin, thinner, of_faces, nowhere = (
+        work(check_config(compose(*arguments)))
+        for arguments in (
+            folder,
+            [*folder, "model.thin=0.5"],
+            [*folder, "model.thin=1000000"],
+            [*dn10, "data=faces", f"data.path={faces}", "data.target=age"],
+            [*folder, f"data.path={images}/nowhere"],
+        )
+    )
+    assert whole == pytest.approx(11_317_030 * 5 * 20, rel=1e-3)  # it has two classes, not ten
+    assert thin == whole / 2
+    assert thinner == 1e6 * 5 * 20
+    assert whole < of_faces < nowhere == float("inf")
 
 
 class FakeChild:
@@ -182,6 +342,17 @@ def test_a_run_is_stopped_and_goes_on_and_then_comes_the_next_seed(tmp_path: Pat
     assert json.loads(summary.read_text())["epochs"] == 2
     assert json.loads(summary.read_text())["experiment"] == ROW
     assert not (second / "summary.json").is_file()
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_run_begins_with_another_rows_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = row_after(ROW, "warm")
+    summary = tmp_path / "kept" / "warm" / "seed0" / "summary.json"
+    fill(rows, Path("kept"), 100, lambda: 0.0, seeds=1)
+    assert summary.is_file()
+    config = OmegaConf.load(summary.with_name("config.yaml"))
+    assert config.model.weights == f"kept/{ROW}/seed0/last.ckpt"
 
 
 @pytest.mark.usefixtures("no_waiting")

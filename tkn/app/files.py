@@ -60,27 +60,47 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 @contextmanager
-def own_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the block for the same folder, and clear away what killed ones had half written.
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out of the block for the same lock file, which is gone at the block's end.
 
-    ValueError, at once, if another one is in it. File systems without locks keep nobody out. The lock is a file in the
-    folder, gone at the block's end; that of a killed process locks nothing.
+    ValueError, at once, if another one is in it. File systems without locks keep nobody out; the file of a killed
+    process locks nothing.
     """
-    lock = FileLock(folder / _LOCK, fallback_to_soft=False)
+    lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(f"{folder} is in use: another process runs in it") from error
+        raise ValueError(f"{path.parent} is in use: another process runs in it") from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
     try:
-        for path in folder.glob(f"{_PREFIX}*"):
-            if path.is_file() and _TEMPORARY.fullmatch(path.name):
-                path.unlink()
         yield
     finally:
         # While it is locked: one that has opened it meanwhile sees that it is gone. Windows removes no open file.
         with suppress(OSError):
-            (folder / _LOCK).unlink()
+            path.unlink()
         lock.release()
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the block for the same folder (see `locked`), and clear away what killed ones had
+    half written.
+    """
+    with locked(folder / _LOCK):
+        for path in folder.glob(f"{_PREFIX}*"):
+            if path.is_file() and _TEMPORARY.fullmatch(path.name):
+                path.unlink()
+        yield
+
+
+def in_use(folder: Path, lock: str = _LOCK) -> bool:
+    """Whether another process is in `own_folder` of it now, or in `locked` by this name in it."""
+    if not (folder / lock).is_file():
+        return False
+    try:
+        with locked(folder / lock):
+            return False
+    except ValueError:
+        return True

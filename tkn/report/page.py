@@ -4,7 +4,8 @@
 
 Between `<!-- paper 2 -->` and `<!-- end -->` stand the rows of the paper's Table 2 with the runs in
 results/<experiment>/, or "not run"; between `<!-- claims 2 -->` and `<!-- end -->` what its targeted rows claim against
-the dense one; between `<!-- runs factors -->` and `<!-- end -->` all runs in results/factors/.
+the dense one, with `all` every claim of the paper; between `<!-- figure 4 -->` and `<!-- end -->` its Figure 4 or 5;
+between `<!-- runs factors -->` and `<!-- end -->` all runs in results/factors/.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from typing import Any
 
 from tkn.app.command import one_line
 from tkn.app.files import write_whole
+from tkn.report import figure4, figure5
 from tkn.report.author_count import author_count
 from tkn.report.blocks import fill_blocks
-from tkn.report.claims import claims_table, half_width, paper_rows, recorded, row_name
+from tkn.report.claims import claims_table, paper_rows, recorded, row_name
+from tkn.report.compare import half_width
 from tkn.report.runs.groups import Group, Statistic, composed, plus_minus
 from tkn.report.tables.formats import markdown_rows, seed_links
 from tkn.report.tables.sheets import Column, duration, millions
+from tkn.report.verdicts import verdicts_table
 from tkn.training.compose import TKN_RUN
 
 #: Keys that a command need not repeat: where a run was, and what it showed.
@@ -49,9 +53,32 @@ def fill(text: str, results: Path, page: Path) -> str:
     def tables(kind: str, name: str) -> str:
         if kind == "runs":
             return _runs_tables(results / name, page)
+        if kind == "figure":
+            return _figure(name, results, page)
+        if name == "all":
+            return verdicts_table(results)
         return _paper_tables(int(name), results, page) if kind == "paper" else claims_table(int(name), results)
 
-    return fill_blocks(text, ("paper", "claims", "runs"), tables)
+    return fill_blocks(text, ("paper", "claims", "runs", "figure"), tables)
+
+
+def _figure(number: str, results: Path, page: Path) -> str:
+    """The paper's Figure 4 or 5 with recorded runs."""
+    picture = page.parent / "images" / f"results_figure{number}.png"
+    shown = picture.relative_to(page.parent) if picture.is_file() else None
+    if number == "5":
+        return figure5.table(results, shown)
+    if number != "4":
+        raise ValueError(f"there are Figures 4 and 5 of runs, not {number}")
+    columns = (Column("map", right=False), Column("what", right=False), *_FIGURES)
+    rows = []
+    for letter, (experiment, what) in figure4.RUNS.items():
+        groups = recorded(results / experiment)
+        rows += [(f"({letter})", what, *_figures(group, page)) for group in groups]
+        if not groups:
+            rows.append((f"({letter})", what, "not run", *[""] * (len(_FIGURES) - 1)))
+    image = [f"![Attention maps of TDN10's six target layers]({shown})\n"] if shown else []
+    return "\n".join([*image, markdown_rows(columns, rows)])
 
 
 _FIGURES = (Column("error (%)"), Column("95 %"), Column("multiply-adds"), Column("n"), Column("seeds"))

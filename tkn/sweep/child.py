@@ -8,17 +8,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tkn.app.command import one_line
 from tkn.app.memory import keep_freed_memory
 from tkn.app.signals import Interrupted, interrupt
-from tkn.training.compose import compose
 from tkn.training.run import run
 
 #: Seconds between two looks at the clock and the lock.
@@ -46,9 +45,9 @@ class Child(Protocol):
 
 
 class RunProcess:
-    """`tkn.run` of these arguments of tkn-run, begun in a process and a process group of its own."""
+    """`tkn.run` of a configuration, begun in a process and a process group of its own."""
 
-    def __init__(self, arguments: Sequence[str], folder: Path) -> None:
+    def __init__(self, config: Mapping[str, Any], folder: Path) -> None:
         # Forked from a process that has imported everything and has touched no GPU, where the system can.
         context: ForkServerContext | SpawnContext
         if "forkserver" in multiprocessing.get_all_start_methods():
@@ -57,7 +56,7 @@ class RunProcess:
         else:
             context = multiprocessing.get_context("spawn")
         self._outcome, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=_run, args=(tuple(arguments), folder, theirs))
+        self._process = context.Process(target=_run, args=(config, folder, theirs))
         self._process.start()
         theirs.close()
 
@@ -111,7 +110,7 @@ def supervise(
         raise
 
 
-def _run(arguments: tuple[str, ...], folder: Path, outcome: Connection) -> None:
+def _run(config: Mapping[str, Any], folder: Path, outcome: Connection) -> None:
     signal.signal(_STOP, interrupt)  # before and after the run has handlers of its own
     os.setpgid(0, 0)  # Ctrl-C in a terminal goes to the parent alone, which hands it on
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -120,7 +119,7 @@ def _run(arguments: tuple[str, ...], folder: Path, outcome: Connection) -> None:
     keep_freed_memory()
     failure = None
     try:
-        run(compose(*arguments), folder)
+        run(config, folder)
     except Interrupted:
         pass
     except Exception as error:

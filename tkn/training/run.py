@@ -41,6 +41,7 @@ from tkn.training.loggers.log import RunLog
 from tkn.training.loggers.trackers import open_log
 from tkn.training.module import TargetedTraining
 from tkn.training.networks import architecture_of, check_rois, start_network
+from tkn.training.outputs import start_at_
 from tkn.training.processes import run_processes
 from tkn.training.progress import ProgressBar
 from tkn.training.prune import Prune
@@ -244,6 +245,9 @@ def _module(
     data = datamodule.data
     pl.seed_everything(config.seed, verbose=False)
     start = start_network(config, data.input_size, data.num_outputs, checkpoint)
+    if data.task == "regression" and checkpoint is None and config.channels.checkpoint is None:
+        mean = datamodule.train_split.targets.float().mean(dim=0)
+        start_at_(start.model, data.input_size, mean, frozenset(start.pretrained))
     if config.trainer.fourier:
         use_fourier(start.model)
     recipe: dict[str, Any] = OmegaConf.to_container(config.recipe)  # type: ignore[assignment]

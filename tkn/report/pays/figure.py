@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from tkn.app.files import whole_file
 from tkn.drawing.figures import COLOURS
-from tkn.report.claims import half_width
+from tkn.report.compare import half_width
 from tkn.report.figures.style import PAGE, plain_axis, print_style
 from tkn.report.pays.design import SHARE
 from tkn.report.pays.study import SetResults

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tkn.report.claims import half_width
+from tkn.report.compare import half_width
 from tkn.report.pays.design import ARMS, RIVALS, SECONDARY, PaysSet
 from tkn.report.pays.rows import Row, off_budget, percent
 from tkn.report.pays.study import SetResults, Study

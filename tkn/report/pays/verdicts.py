@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from scipy.stats import ttest_ind_from_stats
 
 from tkn.data.base import is_own
-from tkn.report.claims import difference
+from tkn.report.compare import difference
 from tkn.report.pays.design import LEVEL, OURS, RIVALS, PaysSet
 from tkn.report.pays.rows import Row, computed_on
 from tkn.report.runs.groups import Group, Statistic

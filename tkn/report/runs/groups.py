@@ -78,6 +78,11 @@ class Group:
         return self.common["macs_dense"] / mean(run.result["macs_roi"] for run in self.runs)
 
     @property
+    def computed_on(self) -> Mapping[str, str | None]:
+        """Precision, device and version of torch, which are those of all runs."""
+        return self.first.computed_on
+
+    @property
     def devices(self) -> list[str]:
         """Each run's precision and device, once."""
         texts = (", ".join(filter(None, map(run.result.get, ("precision", "device")))) for run in self.runs)

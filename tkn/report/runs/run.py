@@ -60,6 +60,8 @@ _NO_DIFFERENCE = (
     *("trainer.accelerator", "trainer.enable_progress_bar"),
     *(f"data.{key}" for key in HOW_READ),
 )
+#: How a CPU's device ends.
+_THREADS = re.compile(r", \d+ threads$")
 _NO_DIFFERENCE_GROUPS = ("logger.", "prune.")
 #: How they begin that a dense network does not use.
 _OF_TARGETS = ("attention.", "penalty.", "engine")
@@ -135,8 +137,21 @@ class Run:
         """The first is the one that training minimises."""
         return error_names(self.result)
 
+    @property
+    def computed_on(self) -> dict[str, str | None]:
+        """Its precision, device (a CPU whatever the number of threads) and version of torch, as far as it says them."""
+        versions, device = self.result.get("versions") or {}, self.result.get("device")
+        return {
+            "precision": self.result.get("precision"),
+            "device": _THREADS.sub("", device) if device else None,
+            "torch": versions.get("torch"),
+        }
+
     def identity(self) -> dict[str, Any]:
         """What it shares with the runs that differ from it only in the seed."""
+        return {**self._identity(), **{key: self.computed_on[key] for key in ("device", "torch")}}
+
+    def _identity(self) -> dict[str, Any]:
         summary = self.result
         shared = {name: summary.get(name) for name in ("model", "data", "attention", "epochs")}
         # The multiply-adds that a budget's run met are its result.
