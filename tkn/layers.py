@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from tkn.ops.engines import FOURIER, Engine, check_engine
 from tkn.ops.operator import by_torch
 from tkn.ops.reference import reference
 from tkn.passes import RemembersPasses
-from tkn.roi import project_, roi_bounds, roi_mask
+from tkn.roi import project_, roi_areas, roi_bounds, roi_mask
 from tkn.spec import Target, TargetSpec
 
 MinSize = int | Literal["kernel"]
@@ -41,6 +42,8 @@ class RoiLayer(RemembersPasses, nn.Module):
     loc: nn.Parameter
     scale: nn.Parameter
     training: bool
+    #: what keeps each kernel from having one rectangle, the same in every image; None: it has
+    other_rois: str | None = None
 
     def _init_attention(
         self,
@@ -56,7 +59,7 @@ class RoiLayer(RemembersPasses, nn.Module):
         if not scale_unit > 0:
             raise ValueError(f"scale_unit={scale_unit} must be positive")
         if any(isinstance(least, bool) or not isinstance(least, int) or least < 1 for least in min_size):
-            kernel = "'kernel' or " if isinstance(self, _TargetConv) else ""
+            kernel = "'kernel' or " if isinstance(self, TargetConvNd) else ""
             raise ValueError(f"min_size={min_size[0]!r} must be {kernel}a whole number of pixels, at least 1")
         if block < 0:
             raise ValueError(f"block={block} must not be negative")
@@ -66,6 +69,11 @@ class RoiLayer(RemembersPasses, nn.Module):
         self.min_size = min_size
         self.clip = clip
         self.block = block
+        self._register_attention(channels, device, dtype)
+
+    def _register_attention(
+        self, channels: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
         for name, value in _WHOLE_MAP.items():
             start = torch.full((self.num_dims, channels), value, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(start))
@@ -95,6 +103,10 @@ class RoiLayer(RemembersPasses, nn.Module):
     def rois(self, size: tuple[int, ...]) -> Tensor:
         """Every kernel's ROI (Eq. 15) on a map of spatial size `size`: int64 [C, dims, 2], (lo, hi) half-open."""
         return roi_bounds(self._checked_size(size), self.loc, self.scale)
+
+    def areas(self, size: tuple[int, ...]) -> Tensor:
+        """The pixels inside each output channel's ROI on a map of spatial size `size`: int64 [C]."""
+        return roi_areas(self.rois(size))
 
     def project_(self, size: tuple[int, ...]) -> None:
         """Clip loc and scale in place for maps of spatial size `size` (Sec. 3.5); call it after an optimiser's step.
@@ -309,8 +321,9 @@ class AttentiveRegularization3d(_AttentiveRegularization):
     num_dims = 3
 
 
-class _TargetConv(RoiLayer):
-    """The attention half of a target layer; the concrete classes add the torch convolution as their other base."""
+class TargetConvNd(RoiLayer):
+    """The attention half of a layer that convolves; the concrete classes add the torch convolution as their other base.
+    """
 
     kernel_size: tuple[int, ...]
     out_channels: int
@@ -375,10 +388,14 @@ class _TargetConv(RoiLayer):
         # A dense convolution's weights: every ROI is the whole map.
         weight = state_dict.get(prefix + "weight")
         if isinstance(weight, Tensor) and not any(prefix + name in state_dict for name in _WHOLE_MAP):
-            for name, value in _WHOLE_MAP.items():
-                shape = self.num_dims, self.num_kernels
-                state_dict[prefix + name] = torch.full(shape, value, device=weight.device, dtype=weight.dtype)
+            for name, start in self._start(weight).items():
+                state_dict[prefix + name] = start
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _start(self, like: Tensor) -> dict[str, Tensor]:
+        """loc and scale as they start, of the type of `like`."""
+        shape = self.num_dims, self.num_kernels
+        return {name: like.new_full(shape, value) for name, value in _WHOLE_MAP.items()}
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torch.nn.utils.fuse_conv_bn_eval would put a batch normalisation before the window instead of after it. Only
@@ -404,8 +421,7 @@ class _TargetConv(RoiLayer):
             self.padded(input),
             self.weight,
             self.bias,
-            self.loc,
-            self.scale,
+            *self._located(input),
             self.attention,
             self.scale_unit,
             self.clip,
@@ -416,13 +432,22 @@ class _TargetConv(RoiLayer):
             engine,
         )
 
+    def _located(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """loc and scale for this input: [dims, C], or those of each image [B, dims, C]."""
+        del input
+        return self.loc, self.scale
+
     def dense(self, input: Tensor) -> Tensor:
         """The whole map's convolution, times the window, zero outside the ROIs if `clip`: what any engine gives."""
-        return reference(self.padded(input), (self.target(),), fourier=uses_fourier(self))
+        return reference(self.padded(input), (self._target_for(input),), fourier=uses_fourier(self))
 
     def why(self, input: Tensor) -> str:
         """Which engine would compute `input` now, and why: "roi", or "dense: " and a reason."""
-        return explain(self.padded(input), self.target(), self.operator_engine())
+        return explain(self.padded(input), self._target_for(input), self.operator_engine())
+
+    def _target_for(self, input: Tensor) -> Target:
+        loc, scale = self._located(input)
+        return replace(self.target(), loc=loc, scale=scale)
 
     def padded(self, input: Tensor) -> Tensor:
         """The input with the padding of a `padding_mode` other than "zeros" around it."""
@@ -453,13 +478,13 @@ class _TargetConv(RoiLayer):
         return f"{super().extra_repr()}, {self._attention_repr()}, engine={self.engine}"
 
 
-class TargetConv1d(_TargetConv, nn.Conv1d):
+class TargetConv1d(TargetConvNd, nn.Conv1d):
     """`TargetConv2d` in one dimension: [B, Cin, L] -> [B, Cout, L']; the same arguments."""
 
     num_dims = 1
 
 
-class TargetConv2d(_TargetConv, nn.Conv2d):
+class TargetConv2d(TargetConvNd, nn.Conv2d):
     """A target layer (Eqs. 16, 17): convolution, times the kernel's window, zero outside its ROI.
 
     Takes the place of `nn.Conv2d`: the same arguments in the same order (so padding is 0 by default, while the paper
@@ -483,10 +508,17 @@ class TargetConv2d(_TargetConv, nn.Conv2d):
     num_dims = 2
 
 
-class TargetConv3d(_TargetConv, nn.Conv3d):
+class TargetConv3d(TargetConvNd, nn.Conv3d):
     """`TargetConv2d` in three dimensions: [B, Cin, D, H, W] -> [B, Cout, D', H', W']; the same arguments."""
 
     num_dims = 3
+
+
+def require_rectangles(model: nn.Module, what: str) -> None:
+    """ValueError for a layer whose kernels have other ROIs than one rectangle for all images; `what` can't have it."""
+    for name, layer in roi_layers(model).items():
+        if layer.other_rois is not None:
+            raise ValueError(f"{what}: layer {name!r} is a {type(layer).__name__}, {layer.other_rois}")
 
 
 def roi_layers(model: nn.Module) -> dict[str, RoiLayer]:

@@ -48,6 +48,9 @@ class AttentionConfig:
     scale_unit: float
     min_size: Any  # int or "kernel"
     clip: bool
+    windows: int = 1
+    combine: str = "max"
+    adaptive: bool = False
 
 
 @dataclass

@@ -113,7 +113,10 @@ def architecture_of(config: DictConfig, input_size: tuple[int, int, int], num_ou
         input_size,
         num_outputs,
         {key: value for key, value in options.items() if key not in _TRAINING and value is not None},
-        {"attention": attention.name, "scale_unit": attention.scale_unit, "min_size": attention.min_size},
+        {
+            **{"attention": attention.name, "scale_unit": attention.scale_unit, "min_size": attention.min_size},
+            **other_layers(attention),
+        },
     )
 
 
@@ -128,6 +131,15 @@ def _read_rois(
     config: DictConfig, architecture_for: Callable[[tuple[int, int, int], int], Architecture]
 ) -> dict[str, Any]:
     return read_rois(Path(config.rois.checkpoint).expanduser(), architecture_for, "rois.checkpoint=")
+
+
+def other_layers(attention: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration's group `attention` says of other target layers than those of one rectangle a kernel: empty
+    for these, also where an earlier version wrote it."""
+    if attention.get("adaptive"):
+        return {"adaptive": True}
+    windows = attention.get("windows", 1)
+    return {"windows": windows, "combine": attention.get("combine")} if windows != 1 else {}
 
 
 def start_network(

@@ -1,0 +1,150 @@
+"""Target layers whose ROIs follow the image: the static ones, moved and scaled by a small network (the paper's Sec. 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tkn.attention import at_least_float32
+from tkn.layers import TargetConvNd
+from tkn.locator import Locator
+from tkn.roi import least_scale, projected_loc, roi_bounds
+
+
+class _AdaptiveConv(TargetConvNd):
+    other_rois = "whose ROIs are of each image"
+    in_channels: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.locator = Locator(self.in_channels, self.num_dims, self.weight.device, self.weight.dtype)
+
+    def reset_attention(self) -> None:
+        """Every ROI the whole map in every image."""
+        super().reset_attention()
+        self.locator.reset_location()
+
+    def reset_parameters(self) -> None:
+        """Weight, bias and the small network as torch's layers start, and every ROI the whole map in every image."""
+        if "locator" in self._modules:
+            self.locator.reset_parameters()
+        super().reset_parameters()
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == self.num_dims + 1:
+            return self(input.unsqueeze(0)).squeeze(0)
+        return super().forward(input)
+
+    def located(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """loc and scale of each image of `input` [B, Cin, *size], within their range: both [B, dims, Cout]."""
+        kernel = self.weight.shape[2:]
+        size = self.target().spec.output_size(self.padded(input).shape[2:], kernel)
+        # Half precision could not place a pixel.
+        with torch.autocast(input.device.type, enabled=False):
+            move, factor = self.locator(input.to(self.weight.dtype))
+            static = at_least_float32(self.scale)
+            locs, scales = [], []
+            for axis, (length, wanted) in enumerate(zip(size, self.min_size, strict=True)):
+                least = min(wanted, length)
+                scale = static[axis] * factor[:, axis, None]
+                scale = scale.clamp(min=least_scale(least, length, scale.dtype), max=1)
+                loc = at_least_float32(self.loc[axis]) + move[:, axis, None]
+                locs.append(projected_loc(loc, scale, least / length, loc.dtype))
+                scales.append(scale)
+        return torch.stack(locs, dim=1), torch.stack(scales, dim=1)
+
+    def _located(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        return self.located(input)
+
+    def image_rois(self, input: Tensor) -> Tensor:
+        """Every kernel's ROI in each image of `input` [B, Cin, *size]: int64 [B, Cout, dims, 2], (lo, hi) half-open."""
+        size = self.target().spec.output_size(self.padded(input).shape[2:], self.weight.shape[2:])
+        loc, scale = (each.transpose(0, 1).flatten(1) for each in self.located(input))
+        return roi_bounds(size, loc, scale).unflatten(0, (len(input), -1))
+
+
+class AdaptiveConv1d(_AdaptiveConv, nn.Conv1d):
+    """`AdaptiveConv2d` in one dimension: [B, Cin, L] -> [B, Cout, L']; the same arguments."""
+
+    num_dims = 1
+
+
+class AdaptiveConv2d(_AdaptiveConv, nn.Conv2d):
+    """`TargetConv2d` whose ROIs follow the image: [B, Cin, H, W] -> [B, Cout, H', W'].
+
+    `loc` and `scale` [dims, Cout] are the ROIs as they start, and what `window`, `rois`, `project_` and the scale
+    penalty are about. `locator`, a small network on the layer's input, moves all of them alike and makes them up to
+    twice or half as large along each axis, in each image its own way (`image_rois`); it learns with the rest, by the
+    gradients of the windows. At the start it does nothing. What it takes is counted.
+
+    The arguments of `TargetConv2d`. Every engine but "roi", which has no ROIs of each image: computed dense, then
+    masked. Multiply-adds inside the ROIs depend on the images: `tkn.ImageRois` has their mean over those that it sees.
+    """
+
+    num_dims = 2
+
+
+class AdaptiveConv3d(_AdaptiveConv, nn.Conv3d):
+    """`AdaptiveConv2d` in three dimensions: [B, Cin, D, H, W] -> [B, Cout, D', H', W']; the same arguments."""
+
+    num_dims = 3
+
+
+def adaptive_layers(model: nn.Module) -> dict[str, _AdaptiveConv]:
+    """The model's layers whose ROIs follow the image, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, _AdaptiveConv)}
+
+
+class ImageRois:
+    """The mean ROIs of a model's adaptive layers over the images that it sees within the context.
+
+        with tkn.ImageRois(model) as rois, torch.no_grad():
+            for images in test:
+                model(images)
+        tkn.count_macs(model, (1, 56, 56), rois)
+
+    Nothing is seen in compiled passes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers: Mapping[_AdaptiveConv, str] = {layer: name for name, layer in adaptive_layers(model).items()}
+        self._handles: list[RemovableHandle] = []
+        #: by the layer's name and its map's size: the sums over images of the kernels' pixels and of the mean sides
+        self._sums: dict[tuple[str, tuple[int, ...]], tuple[int, Tensor, Tensor]] = {}
+
+    def __enter__(self) -> ImageRois:
+        self._handles = [layer.register_forward_hook(self._see) for layer in self._layers]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    @torch.no_grad()
+    def _see(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(layer, _AdaptiveConv)
+        if inputs[0].dim() == layer.num_dims + 1:
+            return  # the layer calls itself with a batch of it
+        sides = (rois := layer.image_rois(inputs[0]))[..., 1] - rois[..., 0]
+        pixels, means = sides.prod(dim=2).sum(), sides.double().mean(dim=1).sum(dim=0)
+        key = self._layers[layer], tuple(output.shape[2:])
+        images, before, means_before = self._sums.get(key, (0, torch.zeros_like(pixels), torch.zeros_like(means)))
+        self._sums[key] = images + len(rois), before + pixels, means_before + means
+
+    def pixels(self, name: str, size: tuple[int, ...]) -> float | None:
+        """The mean over images of the pixels inside all ROIs of a layer, on maps of `size`; None if none was seen."""
+        images, pixels, _ = self._sums.get((name, size), (0, None, None))
+        return None if pixels is None else int(pixels) / images
+
+    def sides(self, name: str, size: tuple[int, ...]) -> tuple[float, ...] | None:
+        """The mean over images and kernels of the ROIs' sides in pixels, per axis; None if no image was seen."""
+        images, _, sides = self._sums.get((name, size), (0, None, None))
+        return None if sides is None else tuple((sides / images).tolist())
