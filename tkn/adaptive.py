@@ -1,5 +1,4 @@
-"""Target layers whose ROIs follow the image: the static ones, moved and scaled by a small network (the paper's Sec. 6).
-"""
+"""Target layers whose ROIs follow the image: the static ones, moved and scaled by a network (Sec. 6)."""
 
 from __future__ import annotations
 
@@ -99,6 +98,15 @@ class AdaptiveConv3d(_AdaptiveConv, nn.Conv3d):
 def adaptive_layers(model: nn.Module) -> dict[str, _AdaptiveConv]:
     """The model's layers whose ROIs follow the image, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, _AdaptiveConv)}
+
+
+def locator_parameters(model: nn.Module) -> set[str]:
+    """The names of the parameters of what finds the ROIs of each image, as in `model.named_parameters()`."""
+    return {
+        ".".join(filter(None, (layer, "locator", parameter)))
+        for layer, module in adaptive_layers(model).items()
+        for parameter, _ in module.locator.named_parameters()
+    }
 
 
 class ImageRois:

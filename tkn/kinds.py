@@ -21,8 +21,8 @@ from tkn.several import (
 
 _PLAIN: tuple[type[TargetConvNd], ...] = (TargetConv1d, TargetConv2d, TargetConv3d)
 _ADAPTIVE: tuple[type[TargetConvNd], ...] = (AdaptiveConv1d, AdaptiveConv2d, AdaptiveConv3d)
-_MIXTURES: tuple[type[TargetConvNd], ...] = (MixtureConv1d, MixtureConv2d, MixtureConv3d)
-_PARTS: tuple[type[TargetConvNd], ...] = (PartsConv1d, PartsConv2d, PartsConv3d)
+_MIXTURES: tuple[Callable[..., TargetConvNd], ...] = (MixtureConv1d, MixtureConv2d, MixtureConv3d)
+_PARTS: tuple[Callable[..., TargetConvNd], ...] = (PartsConv1d, PartsConv2d, PartsConv3d)
 
 
 def target_layer(

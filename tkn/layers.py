@@ -71,9 +71,7 @@ class RoiLayer(RemembersPasses, nn.Module):
         self.block = block
         self._register_attention(channels, device, dtype)
 
-    def _register_attention(
-        self, channels: int, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> None:
+    def _register_attention(self, channels: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         for name, value in _WHOLE_MAP.items():
             start = torch.full((self.num_dims, channels), value, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(start))
@@ -322,8 +320,7 @@ class AttentiveRegularization3d(_AttentiveRegularization):
 
 
 class TargetConvNd(RoiLayer):
-    """The attention half of a layer that convolves; the concrete classes add the torch convolution as their other base.
-    """
+    """The attention half of a layer that convolves; the concrete classes add torch's as their other base."""
 
     kernel_size: tuple[int, ...]
     out_channels: int

@@ -1,5 +1,4 @@
-"""Target layers with several windows for each output channel: mixtures of windows, and kernels that are parts (Sec. 6).
-"""
+"""Target layers with several windows for each output channel: mixtures, and kernels that are parts (Sec. 6)."""
 
 from __future__ import annotations
 
@@ -80,9 +79,7 @@ class _SeveralWindowsConv(TargetConvNd):
 class _MixtureConv(_SeveralWindowsConv):
     other_rois = "whose ROIs are unions of rectangles"
 
-    def __init__(
-        self, *args: Any, windows: int = 2, combine: Literal["max", "sum"] = "max", **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, windows: int = 2, combine: Literal["max", "sum"] = "max", **kwargs: Any) -> None:
         check_windows(windows)
         check_combine(combine, ("max", "sum"))
         super().__init__(*args, **kwargs)
@@ -110,7 +107,9 @@ class _MixtureConv(_SeveralWindowsConv):
 
     def dense(self, input: Tensor) -> Tensor:
         """The whole map's convolution times the mixture of windows."""
-        convolved = convolve(self.padded(input), self.target(), fourier=uses_fourier(self) and not by_torch("dense", input))
+        convolved = convolve(
+            self.padded(input), self.target(), fourier=uses_fourier(self) and not by_torch("dense", input)
+        )
         return weigh(convolved, self.mixture(tuple(convolved.shape[-self.num_dims :])).to(convolved.dtype))
 
     def why(self, input: Tensor) -> str:
@@ -182,9 +181,18 @@ class PartsConvNd(_SeveralWindowsConv):
         for name, whole in self._shared(weight, bias).items():
             setattr(self, name, nn.Parameter(whole, requires_grad=weight.requires_grad))
 
+    def join_kernels_(self) -> None:
+        """Make the parts of each output channel one kernel, their sum: without windows they are no more."""
+        for name in ("weight", "bias"):
+            if (parts := getattr(self, name)) is not None:
+                whole = parts.detach().unflatten(0, (self.out_channels, self.windows)).sum(dim=1)
+                setattr(self, name, nn.Parameter(whole, requires_grad=parts.requires_grad))
+
     def _shared(self, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
         given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        return {name: each.detach().repeat_interleave(self.windows, dim=0) / self.windows for name, each in given.items()}
+        return {
+            name: each.detach().repeat_interleave(self.windows, dim=0) / self.windows for name, each in given.items()
+        }
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # A dense convolution's kernels: each part has its share.
@@ -204,7 +212,7 @@ class PartsConv1d(PartsConvNd, nn.Conv1d):
 
 
 class PartsConv2d(PartsConvNd, nn.Conv2d):
-    """`TargetConv2d` whose output channels are sums of several kernels, each with a window of its own: deformable parts.
+    """`TargetConv2d` whose output channels are sums of kernels that each have a window of their own: deformable parts.
 
     [B, Cin, H, W] -> [B, Cout, H', W']. As a `TargetConv2d` of K times the outputs and a sum over each K of them, which
     every engine computes. Args beyond those of `TargetConv2d`:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from tkn.adaptive import adaptive_layers
 from tkn.app.messages import first_line
-from tkn.layers import TargetConv1d, TargetConv2d, TargetConv3d
+from tkn.layers import TargetConvNd
 from tkn.plan.arithmetic import IN_PLACE, arithmetic_name, as_affine
 from tkn.plan.compare import random_inputs
 from tkn.plan.form import Form, Slot, called_with, slotted
@@ -50,10 +51,15 @@ from tkn.plan.vocabulary import Method, method_name
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, without gradients, whose target layers are torch's."""
+    """A copy in evaluation mode, without gradients, whose target layers are torch's. ValueError for layers whose ROIs
+    follow the image."""
+    for name in adaptive_layers(model):
+        raise ValueError(
+            f"a plan's ROIs are the same for all images, and layer {name!r} has others for each (adaptive)"
+        )
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, TargetConv1d | TargetConv2d | TargetConv3d):
+        if isinstance(module, TargetConvNd):
             module.engine = "dense"
     return model
 

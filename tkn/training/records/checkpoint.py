@@ -24,6 +24,11 @@ _log = logging.getLogger(__name__)
 _LEARNING_ROIS = {"checkpoint": None, "places": "learned"}
 
 
+#: What a configuration's group `attention` says of the layers that earlier versions knew.
+PLAIN_LAYERS = {"windows": 1, "combine": "max", "adaptive": False}
+
+
+
 def identify(
     config: DictConfig,
     architecture: Architecture,
@@ -81,6 +86,9 @@ def _require_network(named: str, theirs: Architecture, architecture: Architectur
         _require_same(
             named, "attention.scale_unit", theirs.attention["scale_unit"], architecture.attention["scale_unit"]
         )
+        for key, plain in PLAIN_LAYERS.items():
+            attentions = theirs.attention, architecture.attention
+            _require_same(named, f"attention.{key}", *(attention.get(key, plain) for attention in attentions))
     for key in sorted(theirs.options.keys() | architecture.options.keys()):
         if key != "dropout":  # evaluation has none
             _require_same(named, f"model.{key}", theirs.options.get(key), architecture.options.get(key))
@@ -153,6 +161,8 @@ def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: Dic
     for side in (before, now):
         side["data"] = without_how_read(side["data"])
     named = f"checkpoint={path}"
+    # Earlier versions knew no other layers, for which these are the defaults.
+    before["attention"] = {**PLAIN_LAYERS, **before["attention"]}
     for group in ("seed", "data", "attention"):
         _require_same(named, group, before[group], now[group])
     # Earlier versions lack keys that now are null.
