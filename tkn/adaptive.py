@@ -35,11 +35,6 @@ class _AdaptiveConv(TargetConvNd):
             self.locator.reset_parameters()
         super().reset_parameters()
 
-    def forward(self, input: Tensor) -> Tensor:
-        if input.dim() == self.num_dims + 1:
-            return self(input.unsqueeze(0)).squeeze(0)
-        return super().forward(input)
-
     def located(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """loc and scale of each image of `input` [B, Cin, *size], within their range: both [B, dims, Cout]."""
         kernel = self.weight.shape[2:]
@@ -59,6 +54,9 @@ class _AdaptiveConv(TargetConvNd):
         return torch.stack(locs, dim=1), torch.stack(scales, dim=1)
 
     def _located(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        if input.dim() == self.num_dims + 1:
+            loc, scale = self.located(input.unsqueeze(0))
+            return loc.squeeze(0), scale.squeeze(0)
         return self.located(input)
 
     def image_rois(self, input: Tensor) -> Tensor:
@@ -139,11 +137,11 @@ class ImageRois:
     @torch.no_grad()
     def _see(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(layer, _AdaptiveConv)
-        if inputs[0].dim() == layer.num_dims + 1:
-            return  # the layer calls itself with a batch of it
-        sides = (rois := layer.image_rois(inputs[0]))[..., 1] - rois[..., 0]
+        batch = inputs[0] if inputs[0].dim() == layer.num_dims + 2 else inputs[0].unsqueeze(0)
+        rois = layer.image_rois(batch)
+        sides = rois[..., 1] - rois[..., 0]
         pixels, means = sides.prod(dim=2).sum(), sides.double().mean(dim=1).sum(dim=0)
-        key = self._layers[layer], tuple(output.shape[2:])
+        key = self._layers[layer], tuple(output.shape[-layer.num_dims :])
         images, before, means_before = self._sums.get(key, (0, torch.zeros_like(pixels), torch.zeros_like(means)))
         self._sums[key] = images + len(rois), before + pixels, means_before + means
 

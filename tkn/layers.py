@@ -413,7 +413,7 @@ class TargetConvNd(RoiLayer):
     def _convolved(self, input: Tensor) -> Tensor:
         engine = self.operator_engine()
         if by_torch(engine, input):
-            return self.dense(input)
+            return self._dense(input)
         return torch.ops.tkn.target_conv(
             self.padded(input),
             self.weight,
@@ -436,6 +436,9 @@ class TargetConvNd(RoiLayer):
 
     def dense(self, input: Tensor) -> Tensor:
         """The whole map's convolution, times the window, zero outside the ROIs if `clip`: what any engine gives."""
+        return self._dense(input)
+
+    def _dense(self, input: Tensor) -> Tensor:
         return reference(self.padded(input), (self._target_for(input),), fourier=uses_fourier(self))
 
     def why(self, input: Tensor) -> str:

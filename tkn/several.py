@@ -12,12 +12,14 @@ from tkn.app.messages import unknown
 from tkn.backends.torch.fourier import uses_fourier
 from tkn.backends.torch.masked import convolve
 from tkn.backends.torch.weigh import weigh
-from tkn.layers import TargetConvNd
+from tkn.layers import TargetConv1d, TargetConv2d, TargetConv3d, TargetConvNd
 from tkn.ops.operator import by_torch
 from tkn.roi import roi_mask
 
 Combine = Literal["max", "sum", "parts"]
 COMBINE: tuple[Combine, ...] = ("max", "sum", "parts")
+
+_TARGETS = (TargetConv1d, TargetConv2d, TargetConv3d)
 
 #: Of the map's side: windows that start at the same place would stay together. All their ROIs are the whole map.
 _APART = 0.05
@@ -103,10 +105,9 @@ class _MixtureConv(_SeveralWindowsConv):
         return self.union(size).flatten(1).sum(dim=1)
 
     def _convolved(self, input: Tensor) -> Tensor:
-        return self.dense(input)
+        return self._dense(input)
 
-    def dense(self, input: Tensor) -> Tensor:
-        """The whole map's convolution times the mixture of windows."""
+    def _dense(self, input: Tensor) -> Tensor:
         convolved = convolve(
             self.padded(input), self.target(), fourier=uses_fourier(self) and not by_torch("dense", input)
         )
@@ -151,8 +152,25 @@ class MixtureConv3d(_MixtureConv, nn.Conv3d):
     num_dims = 3
 
 
+class _SumOfParts(nn.Module):
+    """[B, C * K, *size] -> [B, C, *size], by operations that plans know."""
+
+    def __init__(self, windows: int) -> None:
+        super().__init__()
+        self.windows = windows
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x[:, :: self.windows]
+        for part in range(1, self.windows):
+            total = total + x[:, part :: self.windows]
+        return total
+
+
 class PartsConvNd(_SeveralWindowsConv):
     """The parts' half of `PartsConv2d`, in any number of dimensions."""
+
+    in_channels: int
+    padding: Any
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Any, *args: Any, windows: int = 2, **kwargs: Any
@@ -169,7 +187,7 @@ class PartsConvNd(_SeveralWindowsConv):
 
     def dense(self, input: Tensor) -> Tensor:
         """Every part's convolution of the whole map, times its window, zero outside its ROI if `clip`; their sums."""
-        return self._summed(super().dense(input))
+        return self._summed(self._dense(input))
 
     def _summed(self, parts: Tensor) -> Tensor:
         """[..., Cout * K, *size] -> [..., Cout, *size]"""
@@ -180,6 +198,26 @@ class PartsConvNd(_SeveralWindowsConv):
         """Make every part the K'th part of a convolution's kernel, so that their sums are that convolution's."""
         for name, whole in self._shared(weight, bias).items():
             setattr(self, name, nn.Parameter(whole, requires_grad=weight.requires_grad))
+
+    def unrolled(self) -> nn.Sequential:
+        """The same of two layers: a target layer of all parts, which shares this one's parameters, and their sums."""
+        geometry = (self.in_channels, self.num_kernels, self.kernel_size, self.stride, self.padding, self.dilation)
+        layer = _TARGETS[self.num_dims - 1](
+            *geometry,
+            self.groups,
+            self.bias is not None,
+            attention=self.attention,
+            scale_unit=self.scale_unit,
+            clip=self.clip,
+            block=self.block,
+            engine=self.engine,
+            padding_mode=self.padding_mode,
+            device="meta",
+        )
+        layer.min_size = self.min_size
+        for name, parameter in self.named_parameters():
+            setattr(layer, name, parameter)
+        return nn.Sequential(layer, _SumOfParts(self.windows)).train(self.training)
 
     def join_kernels_(self) -> None:
         """Make the parts of each output channel one kernel, their sum: without windows they are no more."""

@@ -48,6 +48,7 @@ from tkn.plan.sizes import result_size
 from tkn.plan.torch_calls import has_hooks, torch_call, writes_over
 from tkn.plan.trace import BATCHES, Seen, activation_size, observe, trace
 from tkn.plan.vocabulary import Method, method_name
+from tkn.several import PartsConvNd
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -58,6 +59,11 @@ def frozen(model: nn.Module) -> nn.Module:
             f"a plan's ROIs are the same for all images, and layer {name!r} has others for each (adaptive)"
         )
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    if isinstance(model, PartsConvNd):
+        model = model.unrolled()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, PartsConvNd):
+            model.set_submodule(name, module.unrolled())
     for module in model.modules():
         if isinstance(module, TargetConvNd):
             module.engine = "dense"
