@@ -28,7 +28,7 @@ def moving(layer: nn.Module, seed: int = 0) -> nn.Module:
         layer.scale.uniform_(0.3, 0.5)
         for name, parameter in layer.locator.named_parameters():
             if name.startswith(("saliency", "size")):
-                parameter.normal_(std=2.0)
+                parameter.normal_(std=0.3)
     return layer
 
 
@@ -88,7 +88,7 @@ def test_a_pattern_elsewhere_moves_the_rois_along() -> None:
 
 
 def test_gradients() -> None:
-    layer = moving(AdaptiveConv2d(1, 2, 3, padding=1))
+    layer = moving(AdaptiveConv2d(1, 2, 3, padding=1, min_size=1))
     x = torch.randn(2, 1, 6, 5, dtype=torch.float64, requires_grad=True)
     names = [name for name, _ in layer.named_parameters()]
 
@@ -125,6 +125,22 @@ def test_multiply_adds_are_the_mean_over_the_images_that_were_seen() -> None:
     assert tkn.count_macs(layer, (2, 30, 30), rois).total_roi == tkn.count_macs(layer, (2, 30, 30)).total_roi
     layer(x)  # beyond the context nothing is seen
     assert tkn.count_macs(layer, (2, 20, 16), rois).total_roi == counted.total_roi
+
+
+def test_the_penalty_is_on_the_images_own_scales() -> None:
+    layer = moving(AdaptiveConv2d(1, 2, 3, padding=1))
+    x = torch.randn(3, 1, 12, 12, dtype=torch.float64)
+    static = float(layer.scale.detach().square().sum())
+    assert tkn.scale_penalty(layer, 2.0).item() == pytest.approx(2 * static)
+    layer(x)
+    copy.deepcopy(layer)
+    _, factor = layer.locator(x)
+    penalty = tkn.scale_penalty(layer, 2.0)
+    expected = (factor[:, :, None] * layer.scale).square().sum(dim=(1, 2)).mean()
+    assert penalty.item() == pytest.approx(2 * expected.item())
+    penalty.backward()
+    assert layer.locator.size.weight.grad.abs().max() > 0
+    assert tkn.scale_penalty(layer, 2.0).item() == pytest.approx(2 * static)
 
 
 def test_conversions() -> None:

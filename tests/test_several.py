@@ -128,7 +128,7 @@ def test_multiply_adds() -> None:
         6 * 18 * 64,
         6 * 18 * 16,
     )
-    assert float(tkn.scale_penalty(mixture, 1.0)) == pytest.approx(float(mixture.scale.square().sum()))
+    assert tkn.scale_penalty(mixture, 1.0).item() == pytest.approx(mixture.scale.square().sum().item())
 
 
 def test_what_cannot_be() -> None:

@@ -19,6 +19,8 @@ from tkn.roi import least_scale, projected_loc, roi_bounds
 class _AdaptiveConv(TargetConvNd):
     other_rois = "whose ROIs are of each image"
     in_channels: int
+    #: [dims]: the mean over a training pass's images of the scales' squared factors, until the penalty has it
+    _squared_factor: Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -35,6 +37,17 @@ class _AdaptiveConv(TargetConvNd):
             self.locator.reset_parameters()
         super().reset_parameters()
 
+    def squared_scales(self) -> Tensor:
+        """As of the images of the last training pass, whose mean over them it is; without one since the last call, of
+        the static ROIs."""
+        factor, self._squared_factor = self._squared_factor, None
+        static = super().squared_scales()
+        return static if factor is None else static * factor.unsqueeze(1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A tensor with gradients behind it can't be copied.
+        return {**self.__dict__, "_squared_factor": None}
+
     def located(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """loc and scale of each image of `input` [B, Cin, *size], within their range: both [B, dims, Cout]."""
         kernel = self.weight.shape[2:]
@@ -42,14 +55,16 @@ class _AdaptiveConv(TargetConvNd):
         # Half precision could not place a pixel.
         with torch.autocast(input.device.type, enabled=False):
             move, factor = self.locator(input.to(self.weight.dtype))
+            if self.training and torch.is_grad_enabled():
+                self._squared_factor = at_least_float32(factor).square().mean(dim=0)
             static = at_least_float32(self.scale)
             locs, scales = [], []
             for axis, (length, wanted) in enumerate(zip(size, self.min_size, strict=True)):
                 least = min(wanted, length)
                 scale = static[axis] * factor[:, axis, None]
-                scale = scale.clamp(min=least_scale(least, length, scale.dtype), max=1)
+                scale = _held(scale, scale.clamp(min=least_scale(least, length, scale.dtype), max=1))
                 loc = at_least_float32(self.loc[axis]) + move[:, axis, None]
-                locs.append(projected_loc(loc, scale, least / length, loc.dtype))
+                locs.append(_held(loc, projected_loc(loc, scale, least / length, loc.dtype)))
                 scales.append(scale)
         return torch.stack(locs, dim=1), torch.stack(scales, dim=1)
 
@@ -66,6 +81,11 @@ class _AdaptiveConv(TargetConvNd):
         return roi_bounds(size, loc, scale).unflatten(0, (len(input), -1))
 
 
+def _held(value: Tensor, within: Tensor) -> Tensor:
+    """What is `within` the limits, with the gradients of `value`: as parameters have theirs before a projection."""
+    return value + (within - value).detach()
+
+
 class AdaptiveConv1d(_AdaptiveConv, nn.Conv1d):
     """`AdaptiveConv2d` in one dimension: [B, Cin, L] -> [B, Cout, L']; the same arguments."""
 
@@ -75,10 +95,10 @@ class AdaptiveConv1d(_AdaptiveConv, nn.Conv1d):
 class AdaptiveConv2d(_AdaptiveConv, nn.Conv2d):
     """`TargetConv2d` whose ROIs follow the image: [B, Cin, H, W] -> [B, Cout, H', W'].
 
-    `loc` and `scale` [dims, Cout] are the ROIs as they start, and what `window`, `rois`, `project_` and the scale
-    penalty are about. `locator`, a small network on the layer's input, moves all of them alike and makes them up to
-    twice or half as large along each axis, in each image its own way (`image_rois`); it learns with the rest, by the
-    gradients of the windows. At the start it does nothing. What it takes is counted.
+    `loc` and `scale` [dims, Cout] are the ROIs as they start, and what `window`, `rois` and `project_` are about.
+    `locator`, a small network on the layer's input, moves all of them alike and makes them up to twice or half as large
+    along each axis, in each image its own way (`image_rois`); it learns with the rest, by the gradients of the windows.
+    At the start it does nothing. What it takes is counted. The scale penalty is on the scales of the images.
 
     The arguments of `TargetConv2d`. Every engine but "roi", which has no ROIs of each image: computed dense, then
     masked. Multiply-adds inside the ROIs depend on the images: `tkn.ImageRois` has their mean over those that it sees.

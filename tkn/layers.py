@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import fusion
 
-from tkn.attention import attention_function, correlated_gaussian_window, separable_window
+from tkn.attention import at_least_float32, attention_function, correlated_gaussian_window, separable_window
 from tkn.backends.torch.fourier import uses_fourier
 from tkn.backends.torch.weigh import weigh
 from tkn.geometry import Pool
@@ -105,6 +105,11 @@ class RoiLayer(RemembersPasses, nn.Module):
     def areas(self, size: tuple[int, ...]) -> Tensor:
         """The pixels inside each output channel's ROI on a map of spatial size `size`: int64 [C]."""
         return roi_areas(self.rois(size))
+
+    def squared_scales(self) -> Tensor:
+        """What the scale penalty sums: [dims, C], in float64 if the scales are, else in float32."""
+        # In half precision a sum would hide what many scales lose in a step.
+        return at_least_float32(self.scale).square()
 
     def project_(self, size: tuple[int, ...]) -> None:
         """Clip loc and scale in place for maps of spatial size `size` (Sec. 3.5); call it after an optimiser's step.

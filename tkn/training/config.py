@@ -236,6 +236,8 @@ def _layer_rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     windows, combine, adaptive = attention.windows, attention.combine, attention.adaptive
     yield "attention.windows", windows >= 1, "a whole number, at least 1"
     yield "attention.combine", combine in COMBINE, f"one of {', '.join(COMBINE)}"
+    alone = "max with attention.windows=1, for it has no effect there"
+    yield "attention.combine", windows > 1 or combine == "max", alone
     yield "attention.windows", windows == 1 or not adaptive, "1 with attention.adaptive=true"
     mixture = windows > 1 and combine != "parts"
     for what, chosen in (("attention.adaptive=true", adaptive), (f"attention.combine={combine}", mixture)):
