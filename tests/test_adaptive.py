@@ -70,7 +70,7 @@ def test_it_starts_as_the_static_layer_whatever_the_image() -> None:
     x = 5 * torch.randn(3, 3, 23, 17)
     for found, static in zip(layer.located(x), (plain.loc, plain.scale), strict=True):
         assert torch.equal(found, static.expand_as(found))
-    assert torch.equal(layer(x), plain.dense(x))
+    assert torch.allclose(layer(x), plain.dense(x), atol=1e-6)
     model = nn.Sequential(AdaptiveConv2d(3, 4, 3))
     initialise(model)
     assert (model[0].locator.saliency.weight == 0).all()
@@ -171,8 +171,8 @@ def test_conversions() -> None:
 
 
 def test_what_cannot_be() -> None:
-    with pytest.raises(ValueError, match="ROIs of each image"):
-        AdaptiveConv2d(1, 2, 3, engine="roi")(torch.randn(1, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"engine=roi computes no AdaptiveConv2d: .* ROIs of each image"):
+        AdaptiveConv2d(1, 2, 3, engine="roi")
     model = nn.Sequential(AdaptiveConv2d(1, 2, 3))
     with pytest.raises(ValueError, match=r"a plan's ROIs are the same for all images, .* layer '0' .*adaptive"):
         tkn.accelerate(model, 1, (1, 8, 8))

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tkn.attention import at_least_float32
+from tkn.attention import at_least_float32, standardised
+from tkn.backends.torch.fourier import uses_fourier
+from tkn.backends.torch.masked import convolve
 from tkn.layers import TargetConvNd
 from tkn.locator import Locator
-from tkn.roi import least_scale, projected_loc, roi_bounds
+from tkn.ops.operator import by_torch
+from tkn.roi import least_scale, projected_loc, roi_bounds, roi_mask
 
 
 class _AdaptiveConv(TargetConvNd):
@@ -24,6 +27,10 @@ class _AdaptiveConv(TargetConvNd):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.engine == "roi":
+            raise ValueError(
+                f"engine=roi computes no {type(self).__name__}: the ROI engine knows no ROIs of each image"
+            )
         self.locator = Locator(self.in_channels, self.num_dims, self.weight.device, self.weight.dtype)
 
     def reset_attention(self) -> None:
@@ -68,11 +75,29 @@ class _AdaptiveConv(TargetConvNd):
                 scales.append(scale)
         return torch.stack(locs, dim=1), torch.stack(scales, dim=1)
 
-    def _located(self, input: Tensor) -> tuple[Tensor, Tensor]:
+    def _convolved(self, input: Tensor) -> Tensor:
+        return self._dense(input)
+
+    def _dense(self, input: Tensor) -> Tensor:
         if input.dim() == self.num_dims + 1:
-            loc, scale = self.located(input.unsqueeze(0))
-            return loc.squeeze(0), scale.squeeze(0)
-        return self.located(input)
+            return self._dense(input.unsqueeze(0)).squeeze(0)
+        frequencies = uses_fourier(self) and not by_torch("dense", input)
+        y = convolve(self.padded(input), self.target(), fourier=frequencies)
+        size = y.shape[2:]
+        loc, scale = (each.transpose(0, 1).flatten(1) for each in self.located(input))
+        rois = roi_bounds(size, loc, scale)
+        # Axis by axis: the maps of all windows would be as large as the convolution's result.
+        for axis, length in enumerate(size):
+            along = self.attention_function(standardised(length, loc[axis], scale[axis], self.scale_unit))
+            if self.clip:
+                along = torch.where(roi_mask((length,), rois[:, axis : axis + 1]), along, 0.0)
+            others = [1] * (self.num_dims - axis - 1)
+            y = y * along.to(y.dtype).view(len(y), -1, *[1] * axis, length, *others)
+        return y
+
+    def why(self, input: Tensor) -> str:
+        del input
+        return "dense: the ROI engine knows no ROIs of each image"
 
     def image_rois(self, input: Tensor) -> Tensor:
         """Every kernel's ROI in each image of `input` [B, Cin, *size]: int64 [B, Cout, dims, 2], (lo, hi) half-open."""
@@ -100,8 +125,8 @@ class AdaptiveConv2d(_AdaptiveConv, nn.Conv2d):
     along each axis, in each image its own way (`image_rois`); it learns with the rest, by the gradients of the windows.
     At the start it does nothing. What it takes is counted. The scale penalty is on the scales of the images.
 
-    The arguments of `TargetConv2d`. Every engine but "roi", which has no ROIs of each image: computed dense, then
-    masked. Multiply-adds inside the ROIs depend on the images: `tkn.ImageRois` has their mean over those that it sees.
+    The arguments of `TargetConv2d`. Always computed dense, then masked: engine="roi" is refused. Multiply-adds inside
+    the ROIs depend on the images: `tkn.ImageRois` has their mean over those that it sees.
     """
 
     num_dims = 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -423,7 +422,8 @@ class TargetConvNd(RoiLayer):
             self.padded(input),
             self.weight,
             self.bias,
-            *self._located(input),
+            self.loc,
+            self.scale,
             self.attention,
             self.scale_unit,
             self.clip,
@@ -434,25 +434,16 @@ class TargetConvNd(RoiLayer):
             engine,
         )
 
-    def _located(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """loc and scale for this input: [dims, C], or those of each image [B, dims, C]."""
-        del input
-        return self.loc, self.scale
-
     def dense(self, input: Tensor) -> Tensor:
         """The whole map's convolution, times the window, zero outside the ROIs if `clip`: what any engine gives."""
         return self._dense(input)
 
     def _dense(self, input: Tensor) -> Tensor:
-        return reference(self.padded(input), (self._target_for(input),), fourier=uses_fourier(self))
+        return reference(self.padded(input), (self.target(),), fourier=uses_fourier(self))
 
     def why(self, input: Tensor) -> str:
         """Which engine would compute `input` now, and why: "roi", or "dense: " and a reason."""
-        return explain(self.padded(input), self._target_for(input), self.operator_engine())
-
-    def _target_for(self, input: Tensor) -> Target:
-        loc, scale = self._located(input)
-        return replace(self.target(), loc=loc, scale=scale)
+        return explain(self.padded(input), self.target(), self.operator_engine())
 
     def padded(self, input: Tensor) -> Tensor:
         """The input with the padding of a `padding_mode` other than "zeros" around it."""
