@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from tkn.adaptive import AdaptiveConv1d, AdaptiveConv2d, AdaptiveConv3d
 from tkn.layers import TargetConv1d, TargetConv2d, TargetConv3d, TargetConvNd
@@ -23,6 +24,14 @@ _PLAIN: tuple[type[TargetConvNd], ...] = (TargetConv1d, TargetConv2d, TargetConv
 _ADAPTIVE: tuple[type[TargetConvNd], ...] = (AdaptiveConv1d, AdaptiveConv2d, AdaptiveConv3d)
 _MIXTURES: tuple[Callable[..., TargetConvNd], ...] = (MixtureConv1d, MixtureConv2d, MixtureConv3d)
 _PARTS: tuple[Callable[..., TargetConvNd], ...] = (PartsConv1d, PartsConv2d, PartsConv3d)
+
+#: What a group `attention` says of layers of one rectangle a kernel, which earlier versions knew alone.
+PLAIN: dict[str, Any] = {"windows": 1, "combine": "max", "adaptive": False}
+
+
+def other_than_plain(attention: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group `attention`, also one of an earlier version, says of other layers than these."""
+    return {key: attention[key] for key, plain in PLAIN.items() if attention.get(key, plain) != plain}
 
 
 def target_layer(

@@ -16,6 +16,7 @@ from tkn.app.messages import unknown
 from tkn.app.options import check_options
 from tkn.decay import attention_parameters
 from tkn.fixed_rois import PLACES, fix_rois_, freeze_rois_
+from tkn.kinds import other_than_plain
 from tkn.models import Architecture, check_model_options
 from tkn.models.build import default_weights, is_targeted
 from tkn.models.channels import require_library
@@ -115,7 +116,7 @@ def architecture_of(config: DictConfig, input_size: tuple[int, int, int], num_ou
         {key: value for key, value in options.items() if key not in _TRAINING and value is not None},
         {
             **{"attention": attention.name, "scale_unit": attention.scale_unit, "min_size": attention.min_size},
-            **other_layers(attention),
+            **other_than_plain(attention),
         },
     )
 
@@ -131,15 +132,6 @@ def _read_rois(
     config: DictConfig, architecture_for: Callable[[tuple[int, int, int], int], Architecture]
 ) -> dict[str, Any]:
     return read_rois(Path(config.rois.checkpoint).expanduser(), architecture_for, "rois.checkpoint=")
-
-
-def other_layers(attention: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration's group `attention` says of other target layers than those of one rectangle a kernel: empty
-    for these, also where an earlier version wrote it."""
-    if attention.get("adaptive"):
-        return {"adaptive": True}
-    windows = attention.get("windows", 1)
-    return {"windows": windows, "combine": attention.get("combine")} if windows != 1 else {}
 
 
 def start_network(

@@ -14,6 +14,7 @@ from torch import nn
 from tkn.app.messages import first_line, message
 from tkn.app.schema import flatten
 from tkn.data import without_how_read
+from tkn.kinds import PLAIN
 from tkn.models import Architecture
 from tkn.models.factory import Factory
 from tkn.models.weights import run_weights
@@ -22,11 +23,6 @@ _log = logging.getLogger(__name__)
 
 #: The group `rois` of a run whose ROIs learn.
 _LEARNING_ROIS = {"checkpoint": None, "places": "learned"}
-
-
-#: What a configuration's group `attention` says of the layers that earlier versions knew.
-PLAIN_LAYERS = {"windows": 1, "combine": "max", "adaptive": False}
-
 
 
 def identify(
@@ -86,7 +82,7 @@ def _require_network(named: str, theirs: Architecture, architecture: Architectur
         _require_same(
             named, "attention.scale_unit", theirs.attention["scale_unit"], architecture.attention["scale_unit"]
         )
-        for key, plain in PLAIN_LAYERS.items():
+        for key, plain in PLAIN.items():
             attentions = theirs.attention, architecture.attention
             _require_same(named, f"attention.{key}", *(attention.get(key, plain) for attention in attentions))
     for key in sorted(theirs.options.keys() | architecture.options.keys()):
@@ -162,7 +158,7 @@ def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: Dic
         side["data"] = without_how_read(side["data"])
     named = f"checkpoint={path}"
     # Earlier versions knew no other layers, for which these are the defaults.
-    before["attention"] = {**PLAIN_LAYERS, **before["attention"]}
+    before["attention"] = {**PLAIN, **before["attention"]}
     for group in ("seed", "data", "attention"):
         _require_same(named, group, before[group], now[group])
     # Earlier versions lack keys that now are null.
