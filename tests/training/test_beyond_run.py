@@ -60,9 +60,11 @@ def test_multiply_adds_of_adaptive_layers_are_the_mean_over_the_test_images(tmp_
     with tkn.ImageRois(module.model.eval()) as rois, torch.no_grad():
         module.model(images)
     counted = tkn.count_macs(module.model, (1, 56, 56), rois)
-    assert summary["macs_roi"] == counted.total_roi
+    assert summary["macs_roi"] == pytest.approx(counted.total_roi, rel=1e-3)
     assert summary["macs_roi"] != tkn.count_macs(module.model, (1, 56, 56)).total_roi
-    assert int(float(metrics_rows(tmp_path / "adaptive")[-1]["macs_roi"])) == counted.total_roi
+    # Rounding may move a ROI's edge.
+    row = metrics_rows(tmp_path / "adaptive")[-1]
+    assert float(row["macs_roi"]) == pytest.approx(counted.total_roi, rel=1e-3)
     assert len(adaptive_layers(module.model)) == 6
 
 
