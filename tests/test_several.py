@@ -196,6 +196,6 @@ def test_plans_are_exact(combine: str) -> None:
     if combine == "parts":
         assert not plan.fallbacks
     else:
-        assert plan.fallbacks == ("0", "2")
+        assert plan.fallbacks == ("0 (MixtureConv2d)", "2 (MixtureConv2d)")
         with pytest.raises(ValueError, match=r"the plan can't be saved: .* 0 \(MixtureConv2d\), 2 \(MixtureConv2d\)"):
             plan.save("nowhere.plan")
