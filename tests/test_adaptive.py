@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import tkn
 from tkn.adaptive import AdaptiveConv1d, AdaptiveConv2d, AdaptiveConv3d, adaptive_layers, locator_parameters
+from tkn.fixed_rois import fix_rois_
 from tkn.models.common import initialise
 from tkn.models.dense import densified
 from tkn.models.weights import fit_weights
@@ -178,3 +179,5 @@ def test_what_cannot_be() -> None:
         tkn.accelerate(model, 1, (1, 8, 8))
     with pytest.raises(ValueError, match="layer '0' is a AdaptiveConv2d, whose ROIs are of each image"):
         tkn.Budget(model, (1, 8, 8), share=0.5)
+    with pytest.raises(ValueError, match="ROIs that do not learn .* layer '0' is a AdaptiveConv2d"):
+        fix_rois_(model, model.state_dict(), (1, 8, 8))
