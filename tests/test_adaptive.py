@@ -179,5 +179,5 @@ def test_what_cannot_be() -> None:
         tkn.accelerate(model, 1, (1, 8, 8))
     with pytest.raises(ValueError, match="layer '0' is a AdaptiveConv2d, whose ROIs are of each image"):
         tkn.Budget(model, (1, 8, 8), share=0.5)
-    with pytest.raises(ValueError, match="ROIs that do not learn .* layer '0' is a AdaptiveConv2d"):
+    with pytest.raises(ValueError, match=r"ROIs that do not learn .* layer '0' is a AdaptiveConv2d"):
         fix_rois_(model, model.state_dict(), (1, 8, 8))
