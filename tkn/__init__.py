@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tkn import moved  # noqa: F401  # old import paths
+from tkn.adaptive import AdaptiveConv1d, AdaptiveConv2d, AdaptiveConv3d, ImageRois
 from tkn.budget import Budget
 from tkn.convert import targetize
 from tkn.decay import parameter_groups
@@ -23,16 +24,27 @@ from tkn.ops.tuning import tune
 from tkn.penalty import kernel_costs, scale_penalty
 from tkn.plan.plan import accelerate, load_plan
 from tkn.projection import project_
+from tkn.several import MixtureConv1d, MixtureConv2d, MixtureConv3d, PartsConv1d, PartsConv2d, PartsConv3d
 
 if TYPE_CHECKING:
     from tkn.training.records.checkpoint import load_model
     from tkn.training.run import run
 
 __all__ = [
+    "AdaptiveConv1d",
+    "AdaptiveConv2d",
+    "AdaptiveConv3d",
     "AttentiveRegularization1d",
     "AttentiveRegularization2d",
     "AttentiveRegularization3d",
     "Budget",
+    "ImageRois",
+    "MixtureConv1d",
+    "MixtureConv2d",
+    "MixtureConv3d",
+    "PartsConv1d",
+    "PartsConv2d",
+    "PartsConv3d",
     "TargetConv1d",
     "TargetConv2d",
     "TargetConv3d",

@@ -12,16 +12,15 @@ from torch import nn
 
 from tkn.app.messages import unknown
 from tkn.decay import attention_parameters, own_exclusions
-from tkn.layers import MinSize, RoiLayer, TargetConv1d, TargetConv2d, TargetConv3d
+from tkn.kinds import target_layer
+from tkn.layers import MinSize, RoiLayer, TargetConvNd
 from tkn.macs import count_macs
 from tkn.ops.engines import Engine
 from tkn.sequential import TargetSequential
+from tkn.several import Combine, PartsConvNd
 
-_TARGETS: dict[type[nn.Module], type] = {
-    nn.Conv1d: TargetConv1d,
-    nn.Conv2d: TargetConv2d,
-    nn.Conv3d: TargetConv3d,
-}
+#: The convolutions that can be targeted, and their dimensions.
+_DIMS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 #: Less of the multiply-adds than this is said.
 _SMALL_SHARE = 0.5
@@ -36,6 +35,9 @@ def targetize(
     min_size: MinSize = 3,
     clip: bool = True,
     engine: Engine = "auto",
+    windows: int = 1,
+    combine: Combine = "max",
+    adaptive: bool = False,
     blocks: Mapping[str, int] | None = None,
     inplace: bool = False,
     input_size: tuple[int, ...] | None = None,
@@ -50,6 +52,10 @@ def targetize(
         layers: which plain convolutions (not subclasses or parametrized ones): names as in `model.named_modules()`, or
             a function (name, module) -> bool over them; "all"; by default all with a kernel larger than one pixel.
         attention, scale_unit, min_size, clip, engine: as in `TargetConv2d`, whose default attention is another.
+        windows, combine: several windows of each output channel: the "max" or "sum" of them (`MixtureConv2d`), or as
+            many kernels with a window each, in "parts" (`PartsConv2d`). At the start these windows are a little apart,
+            which lets the model compute about what it did, and their sum that many times over.
+        adaptive: ROIs that follow the image (`AdaptiveConv2d`).
         blocks: the power of beta in each layer's scale penalty, by name; 0 for layers not named.
         inplace: change `model` itself (its modules and parameters stay the same objects) instead of a copy.
         input_size: of an image, (C, H, W): warns if the chosen layers do less than half of the multiply-adds, for their
@@ -63,10 +69,11 @@ def targetize(
     """
     if not inplace:
         model = copy.deepcopy(model)
-    convolutions = {name: module for name, module in model.named_modules() if type(module) in _TARGETS}
+    convolutions = {name: module for name, module in model.named_modules() if type(module) in _DIMS}
     chosen = _choose(model, convolutions, layers)
     for name in set(blocks or ()) - set(chosen):
         raise ValueError(unknown("layer in blocks", name, chosen))
+    kind = partial(target_layer, windows=windows, combine=combine, adaptive=adaptive)
     # All of them first: what is impossible shows before anything is changed.
     targets = {
         conv: _target_layer(
@@ -78,6 +85,7 @@ def targetize(
             clip=clip,
             block=(blocks or {}).get(name, 0),
             engine=engine,
+            kind=kind,
         )
         for name, conv in chosen.items()
     }
@@ -123,7 +131,7 @@ def _choose(
         for name in names:
             if name not in modules:
                 raise ValueError(unknown("layer", name, convolutions))
-            if type(modules[name]) not in _TARGETS:
+            if type(modules[name]) not in _DIMS:
                 raise ValueError(
                     f"layer {name!r} is a {type(modules[name]).__name__}, not a plain nn.Conv1d, nn.Conv2d or nn.Conv3d"
                 )
@@ -133,13 +141,15 @@ def _choose(
     return chosen
 
 
-def _target_layer(name: str, conv: nn.Module, **options: object) -> RoiLayer:
+def _target_layer(
+    name: str, conv: nn.Module, kind: Callable[[int], Callable[..., TargetConvNd]], **options: object
+) -> TargetConvNd:
     """The target layer that `conv` is to be, on the meta device: it has no values, and draws no random ones."""
     assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     if "weight" not in conv._parameters:
         raise ValueError(f"the weight of {conv} is not a plain parameter (weight_norm, pruning): make it one first")
     geometry = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-    target: RoiLayer = _TARGETS[type(conv)](
+    target = kind(_DIMS[type(conv)])(
         *geometry, conv.groups, conv.bias is not None, device="meta", dtype=conv.weight.dtype, **options
     )
     plain = type(conv)(1, 1, 1, device="meta")
@@ -150,14 +160,19 @@ def _target_layer(name: str, conv: nn.Module, **options: object) -> RoiLayer:
     return target
 
 
-def _become(conv: nn.Module, target: RoiLayer) -> None:
+def _become(conv: nn.Module, target: TargetConvNd) -> None:
     """Make `conv` the layer `target`, with the values that it has; loc and scale start as the whole map."""
     conv.__class__ = type(target)
-    assert isinstance(conv, TargetConv1d | TargetConv2d | TargetConv3d)
+    assert isinstance(conv, TargetConvNd)
     for name, value in vars(target).items():
         if name not in vars(conv):
             setattr(conv, name, value)
     for name, parameter in target.named_parameters(recurse=False):
         if name not in conv._parameters:
             conv.register_parameter(name, nn.Parameter(torch.empty_like(parameter, device=conv.weight.device)))
+    for name, child in target.named_children():
+        conv.add_module(name, child.to_empty(device=conv.weight.device))
+        child.reset_parameters()  # type: ignore[operator]  # torch's convention
+    if isinstance(conv, PartsConvNd):
+        conv.take_kernels_(conv.weight, conv.bias)
     conv.reset_attention()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tkn.app.messages import unknown
 from tkn.decay import attention_parameters
-from tkn.layers import RoiLayer, roi_layers
+from tkn.layers import RoiLayer, require_rectangles, roi_layers
 from tkn.macs import count_macs
 from tkn.roi import least_scale
 
@@ -42,10 +42,12 @@ def fix_rois_(
             many anywhere on the map, every place as likely as any other. Axes that a ROI covers whole stay so.
         seed: of the random places; the same ones on every machine (NumPy guarantees RandomState's stream).
 
-    ValueError for tensors of another network, an empty ROI, and for a layer that runs on maps of several sizes.
+    ValueError for tensors of another network, an empty ROI, for a layer that runs on maps of several sizes, and for one
+    whose ROIs are no rectangles that are the same for all images.
     """
     if places not in PLACES:
         raise ValueError(unknown("places", places, PLACES))
+    require_rectangles(model, "ROIs that do not learn are one rectangle for each kernel")
     names = attention_parameters(model)
     if not names:
         raise ValueError("the network has no layers with ROIs that could be given others")

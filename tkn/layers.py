@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import fusion
 
-from tkn.attention import attention_function, correlated_gaussian_window, separable_window
+from tkn.attention import at_least_float32, attention_function, correlated_gaussian_window, separable_window
 from tkn.backends.torch.fourier import uses_fourier
 from tkn.backends.torch.weigh import weigh
 from tkn.geometry import Pool
@@ -21,7 +21,7 @@ from tkn.ops.engines import FOURIER, Engine, check_engine
 from tkn.ops.operator import by_torch
 from tkn.ops.reference import reference
 from tkn.passes import RemembersPasses
-from tkn.roi import project_, roi_bounds, roi_mask
+from tkn.roi import project_, roi_areas, roi_bounds, roi_mask
 from tkn.spec import Target, TargetSpec
 
 MinSize = int | Literal["kernel"]
@@ -41,6 +41,8 @@ class RoiLayer(RemembersPasses, nn.Module):
     loc: nn.Parameter
     scale: nn.Parameter
     training: bool
+    #: what keeps each kernel from having one rectangle, the same in every image; None: it has
+    other_rois: str | None = None
 
     def _init_attention(
         self,
@@ -56,7 +58,7 @@ class RoiLayer(RemembersPasses, nn.Module):
         if not scale_unit > 0:
             raise ValueError(f"scale_unit={scale_unit} must be positive")
         if any(isinstance(least, bool) or not isinstance(least, int) or least < 1 for least in min_size):
-            kernel = "'kernel' or " if isinstance(self, _TargetConv) else ""
+            kernel = "'kernel' or " if isinstance(self, TargetConvNd) else ""
             raise ValueError(f"min_size={min_size[0]!r} must be {kernel}a whole number of pixels, at least 1")
         if block < 0:
             raise ValueError(f"block={block} must not be negative")
@@ -66,6 +68,9 @@ class RoiLayer(RemembersPasses, nn.Module):
         self.min_size = min_size
         self.clip = clip
         self.block = block
+        self._register_attention(channels, device, dtype)
+
+    def _register_attention(self, channels: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         for name, value in _WHOLE_MAP.items():
             start = torch.full((self.num_dims, channels), value, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(start))
@@ -95,6 +100,15 @@ class RoiLayer(RemembersPasses, nn.Module):
     def rois(self, size: tuple[int, ...]) -> Tensor:
         """Every kernel's ROI (Eq. 15) on a map of spatial size `size`: int64 [C, dims, 2], (lo, hi) half-open."""
         return roi_bounds(self._checked_size(size), self.loc, self.scale)
+
+    def areas(self, size: tuple[int, ...]) -> Tensor:
+        """The pixels inside each output channel's ROI on a map of spatial size `size`: int64 [C]."""
+        return roi_areas(self.rois(size))
+
+    def squared_scales(self) -> Tensor:
+        """What the scale penalty sums: [dims, C], in float64 if the scales are, else in float32."""
+        # In half precision a sum would hide what many scales lose in a step.
+        return at_least_float32(self.scale).square()
 
     def project_(self, size: tuple[int, ...]) -> None:
         """Clip loc and scale in place for maps of spatial size `size` (Sec. 3.5); call it after an optimiser's step.
@@ -309,8 +323,8 @@ class AttentiveRegularization3d(_AttentiveRegularization):
     num_dims = 3
 
 
-class _TargetConv(RoiLayer):
-    """The attention half of a target layer; the concrete classes add the torch convolution as their other base."""
+class TargetConvNd(RoiLayer):
+    """The attention half of a layer that convolves; the concrete classes add torch's as their other base."""
 
     kernel_size: tuple[int, ...]
     out_channels: int
@@ -375,10 +389,14 @@ class _TargetConv(RoiLayer):
         # A dense convolution's weights: every ROI is the whole map.
         weight = state_dict.get(prefix + "weight")
         if isinstance(weight, Tensor) and not any(prefix + name in state_dict for name in _WHOLE_MAP):
-            for name, value in _WHOLE_MAP.items():
-                shape = self.num_dims, self.num_kernels
-                state_dict[prefix + name] = torch.full(shape, value, device=weight.device, dtype=weight.dtype)
+            for name, start in self._start(weight).items():
+                state_dict[prefix + name] = start
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _start(self, like: Tensor) -> dict[str, Tensor]:
+        """loc and scale as they start, of the type of `like`."""
+        shape = self.num_dims, self.num_kernels
+        return {name: like.new_full(shape, value) for name, value in _WHOLE_MAP.items()}
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torch.nn.utils.fuse_conv_bn_eval would put a batch normalisation before the window instead of after it. Only
@@ -399,7 +417,7 @@ class _TargetConv(RoiLayer):
     def _convolved(self, input: Tensor) -> Tensor:
         engine = self.operator_engine()
         if by_torch(engine, input):
-            return self.dense(input)
+            return self._dense(input)
         return torch.ops.tkn.target_conv(
             self.padded(input),
             self.weight,
@@ -418,6 +436,9 @@ class _TargetConv(RoiLayer):
 
     def dense(self, input: Tensor) -> Tensor:
         """The whole map's convolution, times the window, zero outside the ROIs if `clip`: what any engine gives."""
+        return self._dense(input)
+
+    def _dense(self, input: Tensor) -> Tensor:
         return reference(self.padded(input), (self.target(),), fourier=uses_fourier(self))
 
     def why(self, input: Tensor) -> str:
@@ -453,13 +474,13 @@ class _TargetConv(RoiLayer):
         return f"{super().extra_repr()}, {self._attention_repr()}, engine={self.engine}"
 
 
-class TargetConv1d(_TargetConv, nn.Conv1d):
+class TargetConv1d(TargetConvNd, nn.Conv1d):
     """`TargetConv2d` in one dimension: [B, Cin, L] -> [B, Cout, L']; the same arguments."""
 
     num_dims = 1
 
 
-class TargetConv2d(_TargetConv, nn.Conv2d):
+class TargetConv2d(TargetConvNd, nn.Conv2d):
     """A target layer (Eqs. 16, 17): convolution, times the kernel's window, zero outside its ROI.
 
     Takes the place of `nn.Conv2d`: the same arguments in the same order (so padding is 0 by default, while the paper
@@ -483,10 +504,17 @@ class TargetConv2d(_TargetConv, nn.Conv2d):
     num_dims = 2
 
 
-class TargetConv3d(_TargetConv, nn.Conv3d):
+class TargetConv3d(TargetConvNd, nn.Conv3d):
     """`TargetConv2d` in three dimensions: [B, Cin, D, H, W] -> [B, Cout, D', H', W']; the same arguments."""
 
     num_dims = 3
+
+
+def require_rectangles(model: nn.Module, what: str) -> None:
+    """ValueError for a layer whose kernels have other ROIs than one rectangle for all images; `what` can't have it."""
+    for name, layer in roi_layers(model).items():
+        if layer.other_rois is not None:
+            raise ValueError(f"{what}: layer {name!r} is a {type(layer).__name__}, {layer.other_rois}")
 
 
 def roi_layers(model: nn.Module) -> dict[str, RoiLayer]:

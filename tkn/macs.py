@@ -21,8 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tkn.adaptive import ImageRois
 from tkn.layers import RoiLayer, roi_layers
-from tkn.roi import roi_areas
+from tkn.several import PartsConvNd
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class MacsReport:
 
 
 def _convolution(layer: Any, output: Tensor) -> int:
-    per_pixel = layer.out_channels * (layer.in_channels // layer.groups) * prod(layer.kernel_size)
+    # Of layers whose outputs are sums of several kernels' there are more kernels than outputs.
+    kernels = layer.num_kernels if isinstance(layer, PartsConvNd) else layer.out_channels
+    per_pixel = kernels * (layer.in_channels // layer.groups) * prod(layer.kernel_size)
     return per_pixel * prod(output.shape[2:])
 
 
@@ -172,7 +175,7 @@ def _formula(module: nn.Module) -> Callable[[Any, Tensor], int] | None:
     return next((formula for kind, formula in _FORMULAS.items() if isinstance(module, kind)), None)
 
 
-def _count(name: str, module: nn.Module, output: Tensor) -> LayerCount:
+def _count(name: str, module: nn.Module, output: Tensor, seen: ImageRois | None) -> LayerCount:
     formula = _formula(module)
     dense = formula(module, output) if formula else 0
     roi, mean_roi, map_size = dense, None, () if isinstance(module, nn.Linear) else tuple(output.shape[2:])
@@ -180,10 +183,14 @@ def _count(name: str, module: nn.Module, output: Tensor) -> LayerCount:
         map_size = tuple(output.shape[-module.num_dims :])
         rois = module.rois(map_size)
         mean_roi = tuple((rois[..., 1] - rois[..., 0]).cpu().double().mean(dim=0).tolist())
+        pixels = None
+        if seen is not None:
+            mean_roi, pixels = seen.sides(name, map_size) or mean_roi, seen.pixels(name, map_size)
         if isinstance(module, _ConvNd):
+            areas = module.areas(map_size)
             # All output pixels of a kernel cost the same, so the dense count divides exactly.
-            per_kernel_pixel = dense // (module.out_channels * prod(map_size))
-            roi = per_kernel_pixel * int(roi_areas(rois).sum())
+            per_kernel_pixel = dense // (len(areas) * prod(map_size))
+            roi = round(per_kernel_pixel * (int(areas.sum()) if pixels is None else pixels))
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return LayerCount(name, type(module).__name__, map_size, parameters, dense, roi, mean_roi)
 
@@ -191,8 +198,9 @@ def _count(name: str, module: nn.Module, output: Tensor) -> LayerCount:
 class _Counter(TorchDispatchMode):
     """Counts layers as they run, and notes multiplying operations that run outside of a counted layer."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, seen: ImageRois | None) -> None:
         super().__init__()
+        self.seen = seen
         self.names = {module: name for name, module in model.named_modules()}
         self.running: list[nn.Module] = []
         self.rows: list[LayerCount] = []
@@ -209,7 +217,7 @@ class _Counter(TorchDispatchMode):
         leaf = next(module.children(), None) is None
         formula = _formula(module)
         if (formula or isinstance(module, RoiLayer)) and isinstance(output, Tensor):
-            self.rows.append(_count(self.names[module], module, output))
+            self.rows.append(_count(self.names[module], module, output, self.seen))
         # A user's subclass may return more than a tensor.
         elif formula or (leaf and not isinstance(module, _FREE) and type(module).__module__.startswith("torch.")):
             self.note(type(module).__name__)
@@ -240,8 +248,10 @@ def _hooked(model: nn.Module, counter: _Counter) -> Iterator[None]:
             module.training = mode
 
 
-def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> MacsReport:
+def count_macs(model: nn.Module, input_size: tuple[int, ...], rois: ImageRois | None = None) -> MacsReport:
     """Count a model's multiply-adds for one image of `input_size` (C, H, W), and its parameters.
+
+    `rois`: of adaptive layers, the mean over the images that they have seen; without them their static ROIs.
 
     Runs the model once, in evaluation mode, on an image of zeros; the model is left as it was. A layer that runs twice
     counts twice. Layers and matrix products that have no formula here are listed in `unknown`, with a UserWarning: the
@@ -254,7 +264,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> MacsReport:
                 f"the multiply-adds of layer {name!r} depend on its loc and scale, which have no values here"
             )
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
-    counter = _Counter(model)
+    counter = _Counter(model, rois)
     with _hooked(model, counter):
         model(torch.zeros(1, *input_size, dtype=like.dtype, device=like.device))
     if counter.unknown:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tkn.attention import at_least_float32
 from tkn.layers import roi_layers
 from tkn.macs import count_macs
 
 
 def scale_penalty(model: nn.Module, l2: float, beta: float = 1.0, costs: Mapping[str, float] | None = None) -> Tensor:
     """l2 * sum over ROI layers of beta^block * sum of scale^2, over both axes and all kernels.
+
+    Of adaptive layers the squares are the mean over the images of the last training pass.
 
     `costs`: what each layer's sum is multiplied by besides, by the layer's name; see `kernel_costs`.
 
@@ -22,9 +23,8 @@ def scale_penalty(model: nn.Module, l2: float, beta: float = 1.0, costs: Mapping
     """
     if l2 < 0 or beta < 0:
         raise ValueError(f"l2={l2} and beta={beta} of the scale penalty must not be negative")
-    # In half precision the sum would hide what many scales lose in a step.
     terms = [
-        beta**layer.block * (1.0 if costs is None else costs[name]) * at_least_float32(layer.scale).square().sum()
+        beta**layer.block * (1.0 if costs is None else costs[name]) * layer.squared_scales().sum()
         for name, layer in roi_layers(model).items()
     ]
     if not terms:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from tkn.attention import at_least_float32
-from tkn.layers import RoiLayer, roi_layers
+from tkn.layers import RoiLayer, require_rectangles, roi_layers
 from tkn.macs import LayerCount, count_macs
 from tkn.roi import axis_bounds, least_scale, projected_loc
 
@@ -27,10 +27,11 @@ class RoiCount:
         model: the network; its layers stay, their loc and scale may change.
         input_size: of an image, (C, H, W).
 
-    ValueError if `model` has no target layer that learns its ROIs.
+    ValueError if `model` has no target layer that learns its ROIs, or one whose ROIs are no single rectangles.
     """
 
     def __init__(self, model: nn.Module, input_size: tuple[int, ...]) -> None:
+        require_rectangles(model, "a budget counts one rectangle for each kernel")
         report = count_macs(model, input_size)
         named = {name: layer for name, layer in roi_layers(model).items() if layer.scale.requires_grad}
         rows = [row for row in report.target_layers if row.name in named]

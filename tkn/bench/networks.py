@@ -19,7 +19,7 @@ from tkn.bench.config import KEYWORDS, RUN, TORCHVISION, check_config
 from tkn.bench.rois import generate_rois, load_rois, read_rois
 from tkn.bench.tc_resnet import TcResNet8
 from tkn.convert import targetize
-from tkn.layers import roi_layers
+from tkn.layers import require_rectangles, roi_layers
 from tkn.macs import MacsReport, count_macs
 from tkn.models import build_model
 from tkn.models.dense import densified
@@ -105,8 +105,11 @@ def _networks_of_run(config: DictConfig) -> Iterator[Network]:
 
 
 def _trained(case: DictConfig) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of the run that a case names, and what its checkpoint says of itself."""
-    return checkpoint_network(_run_checkpoint(case), "case.path=", factory=case.factory)
+    """The network of the run that a case names, and what its checkpoint says of itself. ValueError if its ROIs are no
+    rectangles that are the same for all images."""
+    model, identity = checkpoint_network(_run_checkpoint(case), "case.path=", factory=case.factory)
+    require_rectangles(model, f"case.path={case.path} can't be timed beside its ROIs' multiply-adds")
+    return model, identity
 
 
 def _run_checkpoint(case: DictConfig) -> Path:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tkn.app.files import write_whole
 from tkn.app.messages import unknown
-from tkn.layers import RoiLayer, roi_layers
+from tkn.layers import RoiLayer, require_rectangles, roi_layers
 from tkn.macs import count_macs
 from tkn.roi import roi_areas
 from tkn.training.records.checkpoint import checkpoint_network
@@ -43,6 +43,7 @@ def save_rois(
     layers = roi_layers(model)
     if not layers:
         raise ValueError(f"model {name} has no target layer, so no ROIs")
+    require_rectangles(model, "a file of ROIs has one rectangle for each kernel")
     report = count_macs(model, input_size)
     map_sizes = {row.name: row.map_size for row in report.target_layers}
     first = next(iter(layers.values()))

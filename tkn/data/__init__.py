@@ -14,6 +14,7 @@ from tkn.data.faces import load_faces
 from tkn.data.folder import load_folder
 from tkn.data.gtsrb import load_gtsrb
 from tkn.data.mnist import load_mnist
+from tkn.data.mnist_moved import load_mnist_moved
 from tkn.data.pain import load_pain
 from tkn.data.pain_synthetic import load_pain_synthetic
 from tkn.data.preparation import Preparation
@@ -35,6 +36,7 @@ __all__ = [
 _LOADERS: dict[str, Callable[..., DataSet]] = {
     "mnist": load_mnist,
     "tlmnist": load_tlmnist,
+    "mnist_moved": load_mnist_moved,
     "svhn": load_svhn,
     "gtsrb": load_gtsrb,
     "pain": load_pain,

@@ -17,6 +17,7 @@ from tkn.models.names import Names
 from tkn.models.stem import STEMS, keep_size_, take_channels_
 from tkn.models.targeting import target
 from tkn.ops.engines import Engine
+from tkn.several import Combine
 
 _NOT_OPTIONS = ("name", "input_size", "_input_size", "num_outputs", "_num_outputs", "attention")
 _OWN = {"stem": str | None, "targeted": bool, "layers": Names}
@@ -97,6 +98,9 @@ def build_model(
     min_size: MinSize = 3,
     clip: bool = True,
     engine: Engine = "auto",
+    windows: int = 1,
+    combine: Combine = "max",
+    adaptive: bool = False,
     factory: own_code.Factory | str | None = None,
     **options: Any,
 ) -> nn.Module:
@@ -107,6 +111,7 @@ def build_model(
         input_size: (C, H, W).
         num_outputs: classes, or 1 for regression.
         attention, scale_unit, min_size, clip, engine: as in `TargetConv2d`, for target layers.
+        windows, combine, adaptive: other target layers than these (docs/beyond.md), as in `targetize`.
         factory: of python: a function that makes the network, or "package.module:function" (see `call_factory`).
         options: dropout, instead of the network's own probability (of the paper's networks and timm's); layers, what is
             targeted (see `target`); of all but the paper's also `targeted`, network (torchvision's or timm's name) and
@@ -131,6 +136,9 @@ def build_model(
         "min_size": min_size,
         "clip": clip,
         "engine": engine,
+        "windows": windows,
+        "combine": combine,
+        "adaptive": adaptive,
     }
     if name in paper.BASE:
         return paper.targeted_network(name, input_size, num_outputs, arguments, **options)

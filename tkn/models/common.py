@@ -7,14 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from tkn.layers import RoiLayer, TargetConv2d
+from tkn.kinds import target_layer
+from tkn.layers import RoiLayer
 
 
 @dataclass(frozen=True)
 class Convolutions:
     """Makes a network's size-keeping, bias-free convolutions (Sec. 3.5); the ones that may be targeted are, or not.
 
-    `attention`: the keyword arguments of `TargetConv2d` (attention, scale_unit, min_size, clip, engine).
+    `attention`: the keyword arguments of `TargetConv2d` (attention, scale_unit, min_size, clip, engine), and those of
+    `target_layer` (windows, combine, adaptive).
     """
 
     targeted: bool
@@ -27,15 +29,19 @@ class Convolutions:
         """A convolution in bold in Table 1: a target layer in the block'th power of beta if the network is targeted."""
         if not self.targeted:
             return self.plain(in_channels, out_channels, kernel_size)
-        return TargetConv2d(
+        options = dict(self.attention)
+        kind = {key: options.pop(key) for key in ("windows", "combine", "adaptive") if key in options}
+        layer = target_layer(2, **kind)(
             in_channels,
             out_channels,
             kernel_size,
             padding=kernel_size // 2,
             bias=False,
             block=block,
-            **self.attention,
+            **options,
         )
+        assert isinstance(layer, nn.Conv2d)
+        return layer
 
 
 def initialise(model: nn.Module) -> None:
@@ -45,6 +51,8 @@ def initialise(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    # Then: some have layers of their own that start as zeros.
+    for module in model.modules():
         if isinstance(module, RoiLayer):
             module.reset_attention()
 

@@ -6,26 +6,23 @@ import copy
 
 from torch import nn
 
-from tkn.layers import RoiLayer, TargetConv1d, TargetConv2d, TargetConv3d, roi_layers
+from tkn.layers import TargetConvNd, roi_layers
 from tkn.sequential import TargetSequential
+from tkn.several import PartsConvNd
 
-_CONVOLUTIONS: dict[type[nn.Module], type[nn.Module]] = {
-    TargetConv1d: nn.Conv1d,
-    TargetConv2d: nn.Conv2d,
-    TargetConv3d: nn.Conv3d,
-}
+_CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def densified(model: nn.Module) -> nn.Module:
     """A copy without windows and ROIs: target layers are convolutions of their weights, regularizations nothing.
 
-    It computes other numbers than `model`, which learned with its windows; it says what `model` would cost without.
+    Parts of one output channel are one kernel, their sum. It computes other numbers than `model`, which learned with
+    its windows; it says what `model` would cost without.
     """
     dense = copy.deepcopy(model)
     for name, layer in roi_layers(dense).items():
-        kind = next((plain for target, plain in _CONVOLUTIONS.items() if isinstance(layer, target)), None)
-        if kind is not None:
-            _become(layer, kind)
+        if isinstance(layer, TargetConvNd):
+            _become_dense(layer)
         elif not name:
             return nn.Identity()
         else:
@@ -38,8 +35,11 @@ def densified(model: nn.Module) -> nn.Module:
     return dense
 
 
-def _become(layer: RoiLayer, kind: type[nn.Module]) -> None:
+def _become_dense(layer: TargetConvNd) -> None:
     """The other way from `targetize`: the layer stays the same object, with its hooks and its weights."""
+    if isinstance(layer, PartsConvNd):
+        layer.join_kernels_()
+    layer._modules.pop("locator", None)
     for name in ("loc", "scale"):
         del layer._parameters[name]
-    layer.__class__ = kind  # type: ignore[assignment]
+    layer.__class__ = _CONVOLUTIONS[layer.num_dims]  # type: ignore[assignment]

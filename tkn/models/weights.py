@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tkn.adaptive import locator_parameters
 from tkn.app.messages import first_line
 from tkn.decay import attention_parameters
 from tkn.models.stem import first_convolution
@@ -52,8 +53,8 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> s
     """Put `weights` into `model`, and return the names of the parameters that got one.
 
     The classifier, the last layer by definition, may be of another number of classes: it then keeps its own. Colour
-    kernels of the first convolution are summed for grey images. loc and scale need not be there. ValueError, which
-    names what differs, if anything else is missing, left over or of another shape; `what`: its beginning.
+    kernels of the first convolution are summed for grey images. loc, scale and locators need not be there. ValueError,
+    which names what differs, if anything else is missing, left over or of another shape; `what`: its beginning.
     """
     given = dict(weights)
     own = model.state_dict()
@@ -65,7 +66,7 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> s
     new = _other_classifier(model, own, given)
     if new:
         _log.info("%s: the classifier %s starts anew, for it is of other classes", what, ", ".join(sorted(new)))
-    optional = attention_parameters(model) | new
+    optional = attention_parameters(model) | locator_parameters(model) | new
     differences = [
         *_named("has no", [name for name in own if name not in given.keys() | optional]),
         *_named("has", [name for name in given if name not in own]),

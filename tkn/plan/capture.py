@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from tkn.adaptive import adaptive_layers
 from tkn.app.messages import first_line
-from tkn.layers import TargetConv1d, TargetConv2d, TargetConv3d
+from tkn.layers import TargetConvNd
 from tkn.plan.arithmetic import IN_PLACE, arithmetic_name, as_affine
 from tkn.plan.compare import random_inputs
 from tkn.plan.form import Form, Slot, called_with, slotted
@@ -47,13 +48,24 @@ from tkn.plan.sizes import result_size
 from tkn.plan.torch_calls import has_hooks, torch_call, writes_over
 from tkn.plan.trace import BATCHES, Seen, activation_size, observe, trace
 from tkn.plan.vocabulary import Method, method_name
+from tkn.several import PartsConvNd
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, without gradients, whose target layers are torch's."""
+    """A copy in evaluation mode, without gradients, whose target layers are torch's. ValueError for layers whose ROIs
+    follow the image."""
+    for name in adaptive_layers(model):
+        raise ValueError(
+            f"a plan's ROIs are the same for all images, and layer {name!r} has others for each (adaptive)"
+        )
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    if isinstance(model, PartsConvNd):
+        model = model.unrolled()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, PartsConvNd):
+            model.set_submodule(name, module.unrolled())
     for module in model.modules():
-        if isinstance(module, TargetConv1d | TargetConv2d | TargetConv3d):
+        if isinstance(module, TargetConvNd):
             module.engine = "dense"
     return model
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tkn.kinds import other_than_plain
+
 
 @dataclass(frozen=True)
 class PaperRow:
@@ -66,6 +68,8 @@ def paper_experiment(summary: Mapping[str, Any]) -> str | None:
     """The experiment whose settings (network, data, epochs, attention, penalty) are those of a run's summary."""
     attention, penalty = summary.get("attention") or {}, summary.get("penalty") or {}
     settings = (attention.get("name"), penalty.get("l2"), penalty.get("beta"))
+    if other_than_plain(attention):
+        return None
     for name, row in PAPER.items():
         same_network = (row.model, row.data, row.epochs) == (summary["model"], summary["data"], summary["epochs"])
         if same_network and (row.attention, row.l2, row.beta) == settings:

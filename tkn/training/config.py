@@ -13,6 +13,7 @@ from tkn.app.schema import check_rules, typed
 from tkn.attention import ATTENTION
 from tkn.data import check_data_options, loader_options
 from tkn.ops.engines import ENGINES
+from tkn.several import COMBINE
 from tkn.training.loggers.config import check_logger
 from tkn.training.networks import check_model
 from tkn.training.recipe import LR_SCHEDULES, WEIGHT_DECAY_FACTOR, check_optimizer
@@ -48,6 +49,9 @@ class AttentionConfig:
     scale_unit: float
     min_size: Any  # int or "kernel"
     clip: bool
+    windows: int = 1
+    combine: str = "max"
+    adaptive: bool = False
 
 
 @dataclass
@@ -175,6 +179,7 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
         min_size == "kernel" or (type(min_size) is int and min_size >= 1),
         "'kernel' or a whole number of pixels, at least 1",
     )
+    yield from _layer_rules(config)
     yield from _penalty_rules(config.penalty)
     prune = config.prune
     yield "prune.runs", prune.runs is None or prune.runs >= 1, "null or at least 1"
@@ -223,6 +228,27 @@ def _rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     # The frames held out would be of subjects that are trained on.
     yield "data.validation", not (pain and validation), "0 for faces: choose data.test_subjects"
     yield "checkpoint", config.mode != "test" or config.checkpoint is not None, "the path to test with mode=test"
+
+
+def _layer_rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
+    """Of target layers other than those of one rectangle a kernel."""
+    attention, trainer = config.attention, config.trainer
+    windows, combine, adaptive = attention.windows, attention.combine, attention.adaptive
+    yield "attention.windows", windows >= 1, "a whole number, at least 1"
+    yield "attention.combine", combine in COMBINE, f"one of {', '.join(COMBINE)}"
+    alone = "max with attention.windows=1, for it has no effect there"
+    yield "attention.combine", windows > 1 or combine == "max", alone
+    yield "attention.windows", windows == 1 or not adaptive, "1 with attention.adaptive=true"
+    mixture = windows > 1 and combine != "parts"
+    for what, chosen in (("attention.adaptive=true", adaptive), (f"attention.combine={combine}", mixture)):
+        yield "engine", not chosen or config.engine != "roi", f"auto or dense with {what}: dense, then masked"
+        yield (
+            "penalty",
+            not chosen or "reach" not in config.penalty,
+            f"another than a budget with {what}: take penalty=l2",
+        )
+    yield "trainer.compile", not (adaptive and trainer.get("compile")), "false with attention.adaptive=true"
+    yield "trainer.devices", not adaptive or trainer.get("devices") == 1, "1 with attention.adaptive=true"
 
 
 def _penalty_rules(penalty: DictConfig) -> Iterator[tuple[str, bool, str]]:

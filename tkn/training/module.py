@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from tkn.adaptive import ImageRois, adaptive_layers
 from tkn.budget import Budget
 from tkn.data.base import Task
 from tkn.decay import attention_parameters
@@ -136,6 +137,8 @@ class TargetedTraining(pl.LightningModule):
         self._learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self.cuda_graphs = cuda_graphs
         self._forget_tensors()
+        #: what adaptive layers came to in the last evaluation
+        self.image_rois: ImageRois | None = None
         counted = self.count_macs()
         #: multiply-adds inside the ROIs as of the last epoch's last step
         self.macs_roi = counted.total_roi
@@ -188,8 +191,8 @@ class TargetedTraining(pl.LightningModule):
         return self.budget is None or row["macs_roi"] <= self.budget.macs
 
     def count_macs(self) -> MacsReport:
-        """The network's multiply-adds for one image, now."""
-        return count_macs(self.model, self.input_size)
+        """The network's multiply-adds for one image, now; of adaptive layers the mean over the last evaluation."""
+        return count_macs(self.model, self.input_size, self.image_rois)
 
     def project(self) -> None:
         """Clip loc and scale of every layer that runs and learns them to valid ROIs (Sec. 3.5)."""
@@ -353,9 +356,26 @@ class TargetedTraining(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         self._share_buffers()
+        self._watch_rois()
 
     def on_test_start(self) -> None:
         self._share_buffers()
+        self._watch_rois()
+
+    def on_validation_end(self) -> None:
+        self._watched_rois()
+
+    def on_test_end(self) -> None:
+        self._watched_rois()
+
+    def _watch_rois(self) -> None:
+        """Let the evaluation that begins say what adaptive layers come to."""
+        self.image_rois = ImageRois(self.model).__enter__() if adaptive_layers(self.model) else None
+
+    def _watched_rois(self) -> None:
+        if self.image_rois is not None:
+            self.image_rois.__exit__(None, None, None)
+            self.macs_roi = self.count_macs().total_roi
 
     def _share_buffers(self) -> None:
         """Evaluate what the first process saves: each has batch normalisation's running means of its own images."""

@@ -16,6 +16,7 @@ from tkn.app.messages import unknown
 from tkn.app.options import check_options
 from tkn.decay import attention_parameters
 from tkn.fixed_rois import PLACES, fix_rois_, freeze_rois_
+from tkn.kinds import other_than_plain
 from tkn.models import Architecture, check_model_options
 from tkn.models.build import default_weights, is_targeted
 from tkn.models.channels import require_library
@@ -113,7 +114,10 @@ def architecture_of(config: DictConfig, input_size: tuple[int, int, int], num_ou
         input_size,
         num_outputs,
         {key: value for key, value in options.items() if key not in _TRAINING and value is not None},
-        {"attention": attention.name, "scale_unit": attention.scale_unit, "min_size": attention.min_size},
+        {
+            **{"attention": attention.name, "scale_unit": attention.scale_unit, "min_size": attention.min_size},
+            **other_than_plain(attention),
+        },
     )
 
 

@@ -20,6 +20,7 @@ from tkn.data import HOW_READ
 from tkn.data.base import is_own, is_whole
 from tkn.data.mnist import EMBEDDED_SOURCE
 from tkn.fixed_rois import PLACES
+from tkn.kinds import PLAIN
 from tkn.training.config import run_schema
 
 
@@ -63,6 +64,7 @@ _NO_DIFFERENCE = (
 #: How a CPU's device ends.
 _THREADS = re.compile(r", \d+ threads$")
 _NO_DIFFERENCE_GROUPS = ("logger.", "prune.")
+_PLAIN = {f"attention.{key}": value for key, value in PLAIN.items()}
 #: How they begin that a dense network does not use.
 _OF_TARGETS = ("attention.", "penalty.", "engine")
 
@@ -176,6 +178,8 @@ class Run:
             and key not in ("channels.checkpoint", "rois.checkpoint")
             and not (unpruned and key.startswith("channels."))
             and not (not rois and key.startswith("rois."))
+            # Earlier versions lack these.
+            and not (key in _PLAIN and value == _PLAIN[key])
         }
 
     def settings(self) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from tkn.app.messages import first_line, message
 from tkn.app.schema import flatten
 from tkn.data import without_how_read
+from tkn.kinds import PLAIN
 from tkn.models import Architecture
 from tkn.models.factory import Factory
 from tkn.models.weights import run_weights
@@ -81,6 +82,9 @@ def _require_network(named: str, theirs: Architecture, architecture: Architectur
         _require_same(
             named, "attention.scale_unit", theirs.attention["scale_unit"], architecture.attention["scale_unit"]
         )
+        for key, plain in PLAIN.items():
+            attentions = theirs.attention, architecture.attention
+            _require_same(named, f"attention.{key}", *(attention.get(key, plain) for attention in attentions))
     for key in sorted(theirs.options.keys() | architecture.options.keys()):
         if key != "dropout":  # evaluation has none
             _require_same(named, f"model.{key}", theirs.options.get(key), architecture.options.get(key))
@@ -153,6 +157,8 @@ def check_continuation(path: str | Path, checkpoint: dict[str, Any], config: Dic
     for side in (before, now):
         side["data"] = without_how_read(side["data"])
     named = f"checkpoint={path}"
+    # Earlier versions knew no other layers, for which these are the defaults.
+    before["attention"] = {**PLAIN, **before["attention"]}
     for group in ("seed", "data", "attention"):
         _require_same(named, group, before[group], now[group])
     # Earlier versions lack keys that now are null.

@@ -14,6 +14,7 @@ from tkn.app.versions import package_versions
 from tkn.backends.torch.fourier import uses_fourier
 from tkn.budget import asked_macs
 from tkn.data.base import is_own, is_whole
+from tkn.kinds import PLAIN, other_than_plain
 from tkn.macs import MacsReport
 from tkn.training.batches import TensorDataModule
 from tkn.training.cuda_graphs import supports_cuda_graphs
@@ -87,7 +88,7 @@ def summarise(
         "epochs": len(history.rows),
         "wall_seconds": round(history.wall_seconds, 2),
         "train_seconds": round(sum(row["seconds"] for row in history.rows), 2),
-        "attention": {**trained.attention, "clip": config.attention.clip} if module.map_sizes else None,
+        "attention": _attention(trained.attention, clip=config.attention.clip) if module.map_sizes else None,
         "penalty": _penalty(trained.penalty, report) if module.map_sizes else None,
         "rois": _rois(module, report),
         "engine": config.engine if module.map_sizes else None,
@@ -109,6 +110,12 @@ def summarise(
             for row in report.target_layers
         ],
     }
+
+
+def _attention(attention: DictConfig, *, clip: bool) -> dict[str, Any]:
+    """The group `attention`, of layers of one rectangle a kernel as earlier versions wrote it."""
+    options = {str(key): value for key, value in attention.items() if key not in PLAIN}
+    return {**options, "clip": clip, **other_than_plain(dict(attention))}
 
 
 def _rois(module: TargetedTraining, report: MacsReport) -> dict[str, Any] | None:
