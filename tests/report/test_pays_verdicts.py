@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from made_pays import ERRORS, write_pays_run, write_set
+from scipy.stats import ttest_ind
 
 from tkn.report.pays.design import SETS
 from tkn.report.pays.rows import read_row
@@ -36,17 +37,17 @@ def test_holm(values: tuple[float, ...], expected: tuple[float, ...]) -> None:
 
 
 def test_welch(tmp_path: Path) -> None:
-    for name, errors in (("casting_targeted", (1.0, 2.0, 3.0)), ("casting_thin", (2.0, 4.0))):
-        for seed, error in enumerate(errors):
-            write_pays_run(tmp_path, name, seed, error)
-    one, other = (read_row(tmp_path, f"pays_casting_{arm}").group for arm in ("targeted", "thin"))
+    errors = {"targeted": (1.0, 2.0, 3.0), "thin": (2.0, 4.0)}
+    write_set(tmp_path, "casting", errors=errors)
+    one, other = (read_row(tmp_path, f"pays_casting_{arm}").group for arm in errors)
     assert one is not None
     assert other is not None
     found = compare(one, other, "error")
-    # Variances 1 / 3 and 2 / 2: t = -1 / sqrt(4 / 3) by (4 / 3)^2 / (1 / 18 + 1) = 1.6842 degrees of freedom.
+    expected = ttest_ind(*errors.values(), equal_var=False)
     assert (found.between, found.n, found.obstacles) == (-1.0, (3, 2), ())
-    assert found.p == pytest.approx(0.5235, abs=5e-4)
-    assert found.half == pytest.approx(5.985, abs=5e-3)
+    assert found.p == pytest.approx(expected.pvalue)
+    low, high = expected.confidence_interval(0.95)
+    assert found.half == pytest.approx((high - low) / 2)
 
 
 def test_verdicts(tmp_path: Path) -> None:
