@@ -22,6 +22,8 @@ from tkn.ops.tuning import tune
 from tkn.penalty import kernel_costs, scale_penalty
 from tkn.plan.plan import accelerate, load_plan
 from tkn.projection import project_
+from tkn.resolution import at_resolution
+from tkn.sliding import slide
 
 if TYPE_CHECKING:
     from tkn.training.records.checkpoint import load_model
@@ -36,6 +38,7 @@ __all__ = [
     "TargetConv2d",
     "TargetConv3d",
     "accelerate",
+    "at_resolution",
     "build_model",
     "count_macs",
     "kernel_costs",
@@ -45,6 +48,7 @@ __all__ = [
     "project_",
     "run",
     "scale_penalty",
+    "slide",
     "targetize",
     "tune",
 ]

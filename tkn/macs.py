@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tkn.evaluating import evaluating, zeros_for
 from tkn.layers import RoiLayer, roi_layers
 from tkn.roi import roi_areas
 
@@ -228,16 +229,12 @@ def _hooked(model: nn.Module, counter: _Counter) -> Iterator[None]:
     for module in model.modules():
         handles.append(module.register_forward_pre_hook(counter.before))
         handles.append(module.register_forward_hook(counter.after))
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad(), counter:
+        with evaluating(model), counter:
             yield
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> MacsReport:
@@ -253,10 +250,9 @@ def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> MacsReport:
             raise ValueError(
                 f"the multiply-adds of layer {name!r} depend on its loc and scale, which have no values here"
             )
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
     counter = _Counter(model)
     with _hooked(model, counter):
-        model(torch.zeros(1, *input_size, dtype=like.dtype, device=like.device))
+        model(zeros_for(model, input_size))
     if counter.unknown:
         warnings.warn(f"multiply-adds not counted: {', '.join(counter.unknown)}", stacklevel=2)
     parameters = sum(parameter.numel() for parameter in model.parameters())
