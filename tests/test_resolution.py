@@ -26,7 +26,7 @@ def small_rois(model: nn.Module) -> nn.Module:
 
 
 def test_rois_are_the_same_parts_of_other_maps() -> None:
-    model = small_rois(tkn.build_model("tdn10", SMALL, 10))
+    model = small_rois(tkn.build_model("tdn10", SMALL, 10, engine="dense"))
     other = tkn.at_resolution(model, LARGE)
     assert other is not model
     assert not other.training
@@ -45,7 +45,7 @@ def test_rois_are_the_same_parts_of_other_maps() -> None:
 
 
 def test_min_size_holds_on_smaller_maps() -> None:
-    model = small_rois(tkn.build_model("tdn10", SMALL, 10))
+    model = small_rois(tkn.build_model("tdn10", SMALL, 10, engine="dense"))
     other = tkn.at_resolution(model, (1, 12, 12))
     grown = 0
     for name, layer in roi_layers(other).items():
@@ -58,14 +58,14 @@ def test_min_size_holds_on_smaller_maps() -> None:
 def test_a_flat_network_is_the_dense_one_at_any_resolution() -> None:
     torch.manual_seed(0)
     dense = tkn.build_model("dn10", SMALL, 10).eval()
-    other = tkn.at_resolution(tkn.targetize(dense), LARGE)
+    other = tkn.at_resolution(tkn.targetize(dense, engine="dense"), LARGE)
     x = torch.randn(2, *LARGE)
     torch.testing.assert_close(other(x), dense(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("to", [(1, 24, 40), (1, 12, 16)])
 def test_a_resampled_fully_connected_layer_reads_resampled_maps(to: tuple[int, ...]) -> None:
-    model = small_rois(tkn.build_model("tkn6", SMALL, 10)).double()
+    model = small_rois(tkn.build_model("tkn6", SMALL, 10, engine="dense")).double()
     other = tkn.at_resolution(model, to, resample_from=SMALL)
     x = torch.rand(2, *to, dtype=torch.float64)
     maps = other[:8](x)
@@ -80,7 +80,7 @@ def test_a_resampled_fully_connected_layer_reads_resampled_maps(to: tuple[int, .
 
 
 def test_fully_connected_layers_of_a_transformer_network_and_of_functions() -> None:
-    stn = tkn.build_model("tstn", (1, 32, 32), 4).eval()
+    stn = tkn.build_model("tstn", (1, 32, 32), 4, engine="dense").eval()
     assert tkn.at_resolution(stn, (1, 48, 64), resample_from=(1, 32, 32))(torch.rand(2, 1, 48, 64)).shape == (2, 4)
 
     class Functions(nn.Module):
@@ -124,6 +124,6 @@ class ChannelsLast(nn.Module):
     ],
 )
 def test_bad_input(model: str | nn.Module, size: Any, options: dict[str, Any], message: str) -> None:
-    made = tkn.build_model(model, SMALL, 10) if isinstance(model, str) else model
+    made = tkn.build_model(model, SMALL, 10, engine="dense") if isinstance(model, str) else model
     with pytest.raises(ValueError, match=message):
         tkn.at_resolution(made, size, **options)

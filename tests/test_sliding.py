@@ -19,7 +19,7 @@ from tkn.sliding import WindowScores
 def network(name: str, side: int = 12, seed: int = 0) -> nn.Module:
     """A network whose ROIs are small and elsewhere for each kernel, with normalisations that do something."""
     torch.manual_seed(seed)
-    model = tkn.build_model(name, (1, side, side), 3).double().eval()
+    model = tkn.build_model(name, (1, side, side), 3, engine="dense").double().eval()
     for layer in roi_layers(model).values():
         nn.init.uniform_(layer.loc, 0.2, 0.8)
         nn.init.uniform_(layer.scale, 0.2, 0.6)
