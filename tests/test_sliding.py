@@ -7,7 +7,6 @@ from itertools import product
 
 import pytest
 import torch
-from kernels_there import _compiled  # noqa: F401
 from torch import Tensor, nn
 
 import tkn
@@ -100,19 +99,6 @@ def test_batches_keep_the_order() -> None:
         batches = list(in_batches(rows, size))
         assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
         assert torch.cat(batches)[:, 0].tolist() == list(range(20))
-
-
-def test_a_plan_over_every_window() -> None:
-    model = network("tdn10").float()
-    plan = tkn.accelerate(model, 8, (1, 12, 12))
-    image = torch.rand(1, 20, 24)
-    found = tkn.slide(plan, image, 4)
-    torch.testing.assert_close(found.scores, one_by_one(model, image, (12, 12), (4, 4)), rtol=1e-4, atol=1e-4)
-    for options, message in (({"window": 10}, "not the plan's"), ({"batch_size": 0}, "batch_size=0")):
-        with pytest.raises(ValueError, match=message):
-            tkn.slide(plan, image, 4, **options)
-    with pytest.raises(ValueError, match="1 channels, not of 3"):
-        tkn.slide(plan, torch.rand(3, 20, 24), 4)
 
 
 def scores(sure: dict[tuple[int, int], tuple[int, float]], rows: int = 4, columns: int = 5) -> WindowScores:
