@@ -40,6 +40,14 @@ def test_own_network_and_the_use_of_its_plan(tmp_path: Path) -> None:
     assert len(re.findall(r"^image \d: (rows|columns) [12] \(\d+%\)$", used, re.MULTILINE)) == 3
 
 
+def test_finding_digits_on_pages(tmp_path: Path) -> None:
+    tiny = ("--source", "embedded", "--steps", "3", "--share", "0.9", "--pages", "1", "--side", "112", "--stride", "14")
+    printed = run("find_digits.py", *tiny, "--threshold", "0.2", "--out", "page.png", folder=tmp_path)
+    assert re.search(r"^\d of 4 digits found, \d+ wrong boxes, on 1 pages$", printed, re.MULTILINE)
+    assert re.search(r"^[\d.]+ pages of 112x112 a second, \d+ windows$", printed, re.MULTILINE)
+    assert (tmp_path / "page.png").stat().st_size > 5000
+
+
 def test_the_page_of_ones_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of docs/own_network.md, block by block, on a small network."""
     monkeypatch.chdir(tmp_path)

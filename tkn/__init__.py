@@ -24,7 +24,9 @@ from tkn.ops.tuning import tune
 from tkn.penalty import kernel_costs, scale_penalty
 from tkn.plan.plan import accelerate, load_plan
 from tkn.projection import project_
+from tkn.resolution import at_resolution
 from tkn.several import MixtureConv1d, MixtureConv2d, MixtureConv3d, PartsConv1d, PartsConv2d, PartsConv3d
+from tkn.sliding import slide
 
 if TYPE_CHECKING:
     from tkn.training.records.checkpoint import load_model
@@ -49,6 +51,7 @@ __all__ = [
     "TargetConv2d",
     "TargetConv3d",
     "accelerate",
+    "at_resolution",
     "build_model",
     "count_macs",
     "fix_rois_",
@@ -59,6 +62,7 @@ __all__ = [
     "project_",
     "run",
     "scale_penalty",
+    "slide",
     "targetize",
     "tune",
 ]

@@ -22,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tkn.adaptive import ImageRois
+from tkn.evaluating import evaluating, zeros_for
 from tkn.layers import RoiLayer, roi_layers
 from tkn.several import PartsConvNd
 
@@ -236,16 +237,12 @@ def _hooked(model: nn.Module, counter: _Counter) -> Iterator[None]:
     for module in model.modules():
         handles.append(module.register_forward_pre_hook(counter.before))
         handles.append(module.register_forward_hook(counter.after))
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad(), counter:
+        with evaluating(model), counter:
             yield
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, ...], rois: ImageRois | None = None) -> MacsReport:
@@ -263,10 +260,9 @@ def count_macs(model: nn.Module, input_size: tuple[int, ...], rois: ImageRois | 
             raise ValueError(
                 f"the multiply-adds of layer {name!r} depend on its loc and scale, which have no values here"
             )
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
     counter = _Counter(model, rois)
     with _hooked(model, counter):
-        model(torch.zeros(1, *input_size, dtype=like.dtype, device=like.device))
+        model(zeros_for(model, input_size))
     if counter.unknown:
         warnings.warn(f"multiply-adds not counted: {', '.join(counter.unknown)}", stacklevel=2)
     parameters = sum(parameter.numel() for parameter in model.parameters())

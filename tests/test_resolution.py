@@ -1,0 +1,129 @@
+"""`tkn.at_resolution`: a network's ROIs stay the same parts of images of another size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import tkn
+from tkn.layers import roi_layers
+
+SMALL, LARGE = (1, 16, 16), (1, 24, 40)
+
+
+def small_rois(model: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for layer in roi_layers(model).values():
+        nn.init.uniform_(layer.loc, 0.2, 0.8)
+        nn.init.uniform_(layer.scale, 0.15, 0.6)
+    model.eval()(torch.zeros(1, *SMALL))
+    tkn.project_(model)
+    return model
+
+
+def test_rois_are_the_same_parts_of_other_maps() -> None:
+    model = small_rois(tkn.build_model("tdn10", SMALL, 10, engine="dense"))
+    other = tkn.at_resolution(model, LARGE)
+    assert other is not model
+    assert not other.training
+    for name, layer in roi_layers(other).items():
+        before = model.get_submodule(name)
+        assert layer.map_size == (24 // 2**layer.block, 40 // 2**layer.block)
+        assert before.map_size == (16 // 2**layer.block,) * 2
+        torch.testing.assert_close(layer.loc, before.loc)
+        torch.testing.assert_close(layer.scale, before.scale)
+        sides = (layer.rois(layer.map_size)[..., 1] - layer.rois(layer.map_size)[..., 0]).double()
+        assert sides.min() >= 3
+    # Multiply-adds grow with the maps, all in the same proportion but for the ROIs' pixels.
+    report, old = tkn.count_macs(other, LARGE), tkn.count_macs(model, SMALL)
+    assert report.total_dense / old.total_dense == pytest.approx(24 * 40 / 256, rel=0.01)
+    assert report.total_roi / old.total_roi == pytest.approx(24 * 40 / 256, rel=0.15)
+
+
+def test_min_size_holds_on_smaller_maps() -> None:
+    model = small_rois(tkn.build_model("tdn10", SMALL, 10, engine="dense"))
+    other = tkn.at_resolution(model, (1, 12, 12))
+    grown = 0
+    for name, layer in roi_layers(other).items():
+        rois = layer.rois(layer.map_size)
+        assert (rois[..., 1] - rois[..., 0]).min() >= 3
+        grown += int((layer.scale > model.get_submodule(name).scale).sum())
+    assert grown > 0
+
+
+def test_a_flat_network_is_the_dense_one_at_any_resolution() -> None:
+    torch.manual_seed(0)
+    dense = tkn.build_model("dn10", SMALL, 10).eval()
+    other = tkn.at_resolution(tkn.targetize(dense, engine="dense"), LARGE)
+    x = torch.randn(2, *LARGE)
+    torch.testing.assert_close(other(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", [(1, 24, 40), (1, 12, 16)])
+def test_a_resampled_fully_connected_layer_reads_resampled_maps(to: tuple[int, ...]) -> None:
+    model = small_rois(tkn.build_model("tkn6", SMALL, 10, engine="dense")).double()
+    other = tkn.at_resolution(model, to, resample_from=SMALL)
+    x = torch.rand(2, *to, dtype=torch.float64)
+    maps = other[:8](x)
+    assert maps.shape[2:] == (to[1] // 4, to[2] // 4)
+    read = F.interpolate(maps, (4, 4), mode="bilinear", align_corners=False, antialias=True)
+    torch.testing.assert_close(other(x), model[8:](read))
+    assert model[9].in_features == 128 * 16
+    assert other[9].in_features == maps[0].numel()
+    # At its own resolution nothing changes.
+    same = tkn.at_resolution(model, SMALL, resample_from=SMALL)
+    torch.testing.assert_close(same[9].weight, model[9].weight)
+
+
+def test_fully_connected_layers_of_a_transformer_network_and_of_functions() -> None:
+    stn = tkn.build_model("tstn", (1, 32, 32), 4, engine="dense").eval()
+    assert tkn.at_resolution(stn, (1, 48, 64), resample_from=(1, 32, 32))(torch.rand(2, 1, 48, 64)).shape == (2, 4)
+
+    class Functions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(3 * 16, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(torch.flatten(F.max_pool2d(self.conv(x), 2), 1))
+
+    own = Functions()
+    x = torch.rand(1, 1, 8, 8)
+    large = tkn.at_resolution(own, (1, 16, 16), resample_from=(1, 8, 8))
+    assert large.fc.in_features == 3 * 64
+    assert large(torch.rand(1, 1, 16, 16)).shape == own(x).shape
+
+
+class ChannelsLast(nn.Module):
+    """Flattens pixels before channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(3 * 64, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).permute(0, 2, 3, 1).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "options", "message"),
+    [
+        ("tdn10", (1, 8, 8), {}, "layer 'block3.0.layers.conv1' have 2x2 pixels, fewer than its min_size=3x3"),
+        ("tdn10", (1, 2, 16), {}, "can't take images of 1x2x16"),
+        ("tdn10", (3, 16, 16), {}, "can't take images of 3x16x16"),
+        ("tdn10", (1, 16, 0), {}, r"input_size=\(1, 16, 0\) must be"),
+        ("tdn10", (16,), {}, "input_size"),
+        ("tkn6", (1, 24, 24), {}, "layer '9' would read 4608 numbers and has weights for 2048.*resample_from="),
+        ("tkn6", (1, 24, 24), {"resample_from": (1, 20, 20)}, "resample_from: .* can't take images of 1x20x20"),
+        ("tkn6", (1, 24, 24), {"resample_from": (1, 2.5, 2)}, "resample_from=.* must be"),
+        (ChannelsLast(), (1, 12, 12), {"resample_from": (1, 8, 8)}, "can't be resampled"),
+    ],
+)
+def test_bad_input(model: str | nn.Module, size: Any, options: dict[str, Any], message: str) -> None:
+    made = tkn.build_model(model, SMALL, 10, engine="dense") if isinstance(model, str) else model
+    with pytest.raises(ValueError, match=message):
+        tkn.at_resolution(made, size, **options)

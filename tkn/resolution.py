@@ -1,0 +1,172 @@
+"""A trained network at another resolution: its kernels' ROIs are parts of whatever map there is (Sec. 5)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tkn.app.messages import first_line
+from tkn.evaluating import evaluating, zeros_for
+from tkn.layers import roi_layers
+
+
+def at_resolution(
+    model: nn.Module, input_size: Sequence[int], *, resample_from: Sequence[int] | None = None
+) -> nn.Module:
+    """A copy of a network for images of another resolution or aspect ratio.
+
+    loc and scale are parts of a map's sides, so every ROI stays where it is in the image; where it would have fewer
+    than its layer's `min_size` pixels it grows to these. Weights stay as they are.
+
+    Args:
+        model: a network, targeted or not; it is left as it is.
+        input_size: of the images, (C, H, W), or (C, L) in one dimension.
+        resample_from: a fully connected layer that reads a map knows each of its pixels, so a network with one takes
+            one resolution alone. With (C, H, W), the one that the network was trained at, such a layer is made to read
+            larger or smaller maps as if they were resampled (bilinear, antialiased) to those that it knows.
+
+    Returns the copy, in the mode of `model`. ValueError for a network with a fully connected layer after a map, without
+    `resample_from`; for a resolution that the network can't take, or at which a map is smaller than its layer's
+    `min_size`; for a plan, which is of one size.
+    """
+    size = _checked("input_size", input_size)
+    trained = None if resample_from is None else _checked("resample_from", resample_from)
+    model = copy.deepcopy(model)
+    for layer in roi_layers(model).values():
+        layer.map_size = None
+    known = None if trained is None else _maps_read(model, trained)
+    with _watched(model) as reads:
+        _fit_(model, size, known, reads)
+    for name, layer in roi_layers(model).items():
+        if layer.map_size is None:
+            continue
+        if any(length < least for length, least in zip(layer.map_size, layer.min_size, strict=True)):
+            raise ValueError(
+                f"at {_text(size)} the maps of layer {name!r} have {_text(layer.map_size)} pixels, fewer than its "
+                f"min_size={_text(layer.min_size)}: its ROIs can't stay what they are"
+            )
+        layer.project_(layer.map_size)
+    return model
+
+
+def _checked(name: str, size: Sequence[int]) -> tuple[int, ...]:
+    size = tuple(size)
+    if len(size) not in (2, 3, 4) or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
+        raise ValueError(f"{name}={size} must be (channels, height, width), whole numbers of at least 1")
+    return size
+
+
+def _text(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+class _Refused(ValueError):
+    """A message of this module's own, from within a pass of the network."""
+
+
+class _Maps(TorchDispatchMode):
+    """Remembers the last map [1, C, ...] that anything made: what a fully connected layer after it reads."""
+
+    last: Tensor | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = result[0] if isinstance(result, tuple) and result else result  # a pooling's, before its indices
+        if isinstance(made, Tensor) and made.dim() > 2:
+            self.last = made
+        return result
+
+    def read_by(self, linear_input: Tensor) -> tuple[int, ...] | None:
+        """The size (C, ...) of the map that was flattened to `linear_input` [1, features]; None if there is none."""
+        last = self.last
+        if linear_input.dim() != 2 or last is None or last.numel() != linear_input.numel():
+            return None
+        return tuple(last.shape[1:])
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[_Maps]:
+    with evaluating(model), _Maps() as maps:
+        yield maps
+
+
+def _maps_read(model: nn.Module, size: tuple[int, ...]) -> dict[nn.Linear, tuple[int, ...]]:
+    """The map (C, ...) that each fully connected layer reads whose input is one, on images of `size`."""
+    known: dict[nn.Linear, tuple[int, ...]] = {}
+    with _watched(model) as maps:
+
+        def note(linear: nn.Linear, args: tuple[Tensor, ...]) -> None:
+            read = maps.read_by(args[0])
+            if read is not None:
+                known[linear] = read
+
+        _run(model, size, note, "resample_from: ")
+    return known
+
+
+def _fit_(model: nn.Module, size: tuple[int, ...], known: dict[nn.Linear, tuple[int, ...]] | None, maps: _Maps) -> None:
+    """Run the network on images of `size`; a fully connected layer that then reads another map than in `known` is
+    resampled in place."""
+    names = {module: name for name, module in model.named_modules()}
+
+    def fit(linear: nn.Linear, args: tuple[Tensor, ...]) -> None:
+        features = args[0].shape[-1]
+        if features == linear.in_features:
+            return
+        what = f"{type(model).__name__} at {_text(size)}: the fully connected layer {names[linear]!r}"
+        if known is None:
+            raise _Refused(
+                f"{what} would read {features} numbers and has weights for {linear.in_features}. Give the resolution "
+                "of the training, resample_from=(C, H, W), to have these weights resampled, or take a network that "
+                "ends in a global average pooling"
+            )
+        before, now = known.get(linear), maps.read_by(args[0])
+        if before is None or now is None or before[0] != now[0] or len(before) != 3:
+            raise _Refused(
+                f"{what} can't be resampled: it reads {_told(before)} there and {_told(now)} here, not maps [C, H, W] "
+                "of the same channels"
+            )
+        _resample_(linear, before, now)
+
+    _run(model, size, fit, "")
+
+
+def _told(read: tuple[int, ...] | None) -> str:
+    return "no map" if read is None else _text(read)
+
+
+def _run(model: nn.Module, size: tuple[int, ...], before_linear: Any, where: str) -> None:
+    """One image of zeros through the network; `before_linear` is called before each fully connected layer."""
+    handles = [
+        module.register_forward_pre_hook(before_linear) for module in model.modules() if isinstance(module, nn.Linear)
+    ]
+    try:
+        model(zeros_for(model, size))
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # the network's own kinds
+        raise ValueError(
+            f"{where}{type(model).__name__} can't take images of {_text(size)}: {first_line(error)}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _resample_(linear: nn.Linear, before: tuple[int, ...], now: tuple[int, ...]) -> None:
+    """Let a layer that reads maps of size `before` read those of size `now`, as if they were resampled to `before`."""
+    channels, *sides = now
+    weight = linear.weight
+    pixels = torch.eye(prod(sides), dtype=torch.float64, device=weight.device).view(-1, 1, *sides)
+    share = F.interpolate(pixels, before[1:], mode="bilinear", align_corners=False, antialias=True).flatten(1)
+    made = weight.detach().double().unflatten(1, (channels, -1)) @ share.T
+    linear.weight = nn.Parameter(made.flatten(1).to(weight.dtype), requires_grad=weight.requires_grad)
+    linear.in_features = channels * prod(sides)
