@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from omegaconf import OmegaConf
 
@@ -293,28 +293,36 @@ def _other_keys(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Keys that the configuration has and the present one has not, and the other way around."""
     penalty = [key.removeprefix("penalty.") for key in config if key.startswith("penalty.")]
     schema = run_schema(penalty)
-    known = dict(_schema_keys(schema))
-    optional = tuple(f"{item.name}." for item in fields(schema) if item.default_factory is not MISSING)
-    opened = tuple(f"{key}." for key, is_open in known.items() if is_open)
-    has = [key for key in config if key not in known and not key.startswith(opened)]
+    known = {key.name: key for key in _schema_keys(schema)}
+    opened = tuple(f"{key.name}." for key in known.values() if key.open)
+    has = [name for name in config if name not in known and not name.startswith(opened)]
     lacks = [
-        key
-        for key, is_open in known.items()
-        if key not in config
-        and not key.startswith(optional)
-        and not (is_open and any(name.startswith(f"{key}.") for name in config))
+        key.name
+        for key in known.values()
+        if key.name not in config
+        and not key.optional
+        and not (key.open and any(name.startswith(f"{key.name}.") for name in config))
     ]
     return has, lacks
 
 
-def _schema_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """(dotted key, may it hold any keys) of a configuration's dataclass."""
+class _Key(NamedTuple):
+    """Of a configuration: its dotted name, may it hold any keys, and may it be missing."""
+
+    name: str
+    open: bool
+    optional: bool
+
+
+def _schema_keys(schema: type, prefix: str = "", optional: bool = False) -> Iterator[_Key]:
+    """Of a configuration's dataclass."""
     hints = get_type_hints(schema)
     for item in fields(schema):
+        may_miss = optional or item.default is not MISSING or item.default_factory is not MISSING
         if is_dataclass(hints[item.name]):
-            yield from _schema_keys(hints[item.name], f"{prefix}{item.name}.")
+            yield from _schema_keys(hints[item.name], f"{prefix}{item.name}.", may_miss)
         else:
-            yield f"{prefix}{item.name}", hints[item.name] == dict[str, Any]
+            yield _Key(f"{prefix}{item.name}", hints[item.name] == dict[str, Any], may_miss)
 
 
 def _without_summary(run: Run) -> Run:
