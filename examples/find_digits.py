@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=5, help="to be searched")
     parser.add_argument("--side", type=int, default=256, help="pixels of a page's side")
     parser.add_argument("--stride", type=int, default=2, help="pixels from window to window")
-    parser.add_argument("--threshold", type=float, default=0.9, help="least probability of a digit")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least probability of a digit")
     parser.add_argument("--out", default="find_digits.png", help="where the picture of the first page goes")
     options = parser.parse_args()
     torch.manual_seed(0)

@@ -16,7 +16,10 @@ from tkn.evaluating import evaluating
 from tkn.plan.plan import Plan
 from tkn.sequential import TargetSequential, hooked
 
-_BATCH = 128
+#: Windows computed at once: of a network so many, whose maps stay in the cache; of a plan, which sees to that itself,
+#: so many bytes.
+_BATCH = 32
+_BYTES = 64 * 2**20
 #: Kinds of networks that are their layers, one after the other.
 _PLAIN = (nn.Sequential, TargetSequential)
 
@@ -110,7 +113,7 @@ def slide(
         image: [C, H, W], of the network's type and on its device.
         stride: pixels from one window to the next, down and to the right.
         window: (h, w), the size of the images that the network was trained on; a plan knows it.
-        batch_size: windows computed at once; by default what the plan was made for, 128 of a network.
+        batch_size: windows computed at once; by default 32 of a network, and of a plan as many as 64 MiB hold.
 
     Without gradients. ValueError for a window larger than the image, a stride larger than the window, or one that
     leaves rows or columns of the image in no window; for another kind of image or of outputs.
@@ -123,25 +126,27 @@ def slide(
     for axis, length, side, step in zip(("height", "width"), image.shape[1:], sides, steps, strict=True):
         _check_axis(axis, length, side, step)
     if batch_size is None:
-        batch_size = model.batch_size if isinstance(model, Plan) else _BATCH
+        a_window = image.shape[0] * sides[0] * sides[1] * image.element_size()
+        batch_size = max(model.batch_size, _BYTES // a_window) if isinstance(model, Plan) else _BATCH
     elif isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
     with evaluating(model):
-        network, rows = _rows(model, image, sides, steps)
-        outputs = torch.cat([_outputs(network, batch) for batch in in_batches(rows, batch_size)])
+        network, batches = _batches(model, image, sides, steps, batch_size)
+        outputs = torch.cat([_outputs(network, batch) for batch in batches])
     counts = [(length - side) // step + 1 for length, side, step in zip(image.shape[1:], sides, steps, strict=True)]
     return WindowScores(outputs.T.unflatten(1, counts), sides, steps)
 
 
-def _rows(
-    model: nn.Module, image: Tensor, window: Pair, stride: Pair
+def _batches(
+    model: nn.Module, image: Tensor, window: Pair, stride: Pair, size: int
 ) -> tuple[Callable[[Tensor], Any], Iterator[Tensor]]:
-    """What takes the windows, row by row, and these: the network, or what of it comes after its first convolution."""
+    """What takes the windows, and these in batches: the network, or what of it comes after its first convolution."""
     if isinstance(model, nn.Sequential) and type(model) in _PLAIN and len(model) > 1 and not hooked(model):
         first = model[0]
         if shares(first, window) and not hooked(first) and "forward" not in vars(first):
-            return model[1:], convolved_rows(first, image, window, stride)
-    return model, iter(windows_of(image, window, stride))
+            rows = convolved_rows(first, image, window, stride)
+            return model[1:], (batch for row in rows for batch in row.split(size))
+    return model, in_batches(windows_of(image, window, stride), size)
 
 
 def _outputs(network: Callable[[Tensor], Any], batch: Tensor) -> Tensor:
