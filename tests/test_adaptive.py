@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from as_function import as_function
+from torch import nn
 from torch.nn import functional as F
 
 import tkn
@@ -91,12 +92,8 @@ def test_a_pattern_elsewhere_moves_the_rois_along() -> None:
 def test_gradients() -> None:
     layer = moving(AdaptiveConv2d(1, 2, 3, padding=1, min_size=1))
     x = torch.randn(2, 1, 6, 5, dtype=torch.float64, requires_grad=True)
-    names = [name for name, _ in layer.named_parameters()]
 
-    def run(x: Tensor, *parameters: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
-
-    assert torch.autograd.gradcheck(run, (x, *layer.parameters()))
+    assert torch.autograd.gradcheck(as_function(layer), (x, *layer.parameters()))
 
 
 def test_the_first_gradients_reach_what_finds_the_place() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from as_function import as_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,12 +93,8 @@ def test_parts_are_a_sum_of_target_layers(kind: type[nn.Module]) -> None:
 def test_gradients(layer: nn.Module) -> None:
     layer = scattered(layer)
     x = torch.randn(2, 1, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    names = [name for name, _ in layer.named_parameters()]
 
-    def run(x: Tensor, *parameters: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
-
-    assert torch.autograd.gradcheck(run, (x, *layer.parameters()))
+    assert torch.autograd.gradcheck(as_function(layer), (x, *layer.parameters()))
 
 
 def test_windows_start_apart_with_whole_maps_and_part_as_they_learn() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from as_function import as_function
 from engine_cases import (
     ROIS,
     assert_near,
@@ -23,7 +24,6 @@ from engine_cases import (
     with_engine,
 )
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tkn import TargetConv1d, TargetConv3d, targetize
 from tkn.backends.cpu.chain import Chain
@@ -148,13 +148,9 @@ def test_under_autocast(dims: int) -> None:
 def test_gradcheck(dims: int) -> None:
     torch.manual_seed(0)
     layer = targeted(LAYERS[dims](2, 3, 2, padding=1, engine="roi", dtype=torch.float64), seed=3)
-    names = [name for name, _ in layer.named_parameters()]
     x = torch.randn(2, 2, *(4, 3, 3)[:dims], dtype=torch.float64, requires_grad=True)
 
-    def function(x: Tensor, *parameters: Tensor) -> Tensor:
-        return functional_call(layer, dict(zip(names, parameters, strict=True)), x)
-
-    assert torch.autograd.gradcheck(function, (x, *layer.parameters()), fast_mode=True)
+    assert torch.autograd.gradcheck(as_function(layer), (x, *layer.parameters()), fast_mode=True)
 
 
 LAYOUTS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from as_function import as_function
 from engine_cases import assert_near, difference, engine_of, place_rois, python, results, targeted, truth, with_engine
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -367,13 +368,9 @@ def test_gradients_of_gradients(make: Callable[..., nn.Module], engine: str) -> 
 @pytest.mark.parametrize("make", [layer, chain])
 def test_gradgradcheck(make: Callable[..., nn.Module]) -> None:
     network = make().double()
-    names = [name for name, _ in network.named_parameters()]
     x = images(2, torch.float64).requires_grad_()
 
-    def function(x: Tensor, *parameters: Tensor) -> Tensor:
-        return torch.func.functional_call(network, dict(zip(names, parameters, strict=True)), x)
-
-    assert torch.autograd.gradgradcheck(function, (x, *network.parameters()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(as_function(network), (x, *network.parameters()), fast_mode=True)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

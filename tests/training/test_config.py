@@ -24,16 +24,27 @@ REQUIRED = {
 NEEDED = {"timm": ("model.network=resnet18",), "python": ("model.factory=torchvision.models:resnet18",)}
 
 
+@contextmanager
+def _extras_named(config: DictConfig) -> Iterator[None]:
+    """Where a library that the configuration needs is not installed, its check must name the extra that has it."""
+    if config.model.name == "timm" and find_spec("timm") is None:
+        who, extra = "model=timm", "timm"
+    elif config.channels.checkpoint is not None and find_spec("torch_pruning") is None:
+        who, extra = "channels.checkpoint", "channels"
+    else:
+        yield
+        return
+    with pytest.raises(ValueError, match=f"{who} needs the extra '{extra}'"):
+        yield
+
+
 @pytest.mark.parametrize("model", [path.stem for path in sorted((CONFIG_DIR / "model").glob("*.yaml"))])
 @pytest.mark.parametrize("data", [path.stem for path in sorted((CONFIG_DIR / "data").glob("*.yaml"))])
 def test_every_model_and_data_set_composes(model: str, data: str) -> None:
     needed = [*REQUIRED.get(data, ()), *NEEDED.get(model, ())]
-    composed = compose(f"model={model}", f"data={data}", *needed)
-    if model == "timm" and find_spec("timm") is None:
-        with pytest.raises(ValueError, match="model=timm needs the extra 'timm'"):
-            check_config(composed)
-        return
-    config = check_config(composed)
+    config = compose(f"model={model}", f"data={data}", *needed)
+    with _extras_named(config):
+        config = check_config(config)
     assert (config.model.name, config.data.name) == (model, data)
 
 
@@ -52,20 +63,6 @@ def test_recipes_are_the_papers() -> None:
 
 def test_the_recipe_can_be_chosen_apart_from_the_data() -> None:
     assert compose("data=mnist", "recipe=gtsrb").recipe == compose("data=gtsrb").recipe
-
-
-@contextmanager
-def _extras_named(config: DictConfig) -> Iterator[None]:
-    """Where a library that the configuration needs is not installed, its check must name the extra that has it."""
-    if config.model.name == "timm" and find_spec("timm") is None:
-        extra = "timm"
-    elif config.channels.checkpoint is not None and find_spec("torch_pruning") is None:
-        extra = "channels"
-    else:
-        yield
-        return
-    with pytest.raises(ValueError, match=f"extra '{extra}'"):
-        yield
 
 
 @pytest.mark.parametrize("path", sorted((CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
