@@ -58,6 +58,11 @@ class Split:
         """The samples at `index` (a slice shares memory)."""
         return Split(tuple(tensor[index] for tensor in self.inputs), self.targets[index])
 
+    def evenly(self, count: int) -> Split:
+        """`count` samples, or as many as there are, evenly spaced over all, the first and the last among them."""
+        count = min(count, len(self))
+        return self.select(torch.arange(count) * (len(self) - 1) // max(1, count - 1))
+
     def to(self, device: torch.device) -> Split:
         return Split(tuple(tensor.to(device) for tensor in self.inputs), self.targets.to(device))
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.random import RandomState
 from numpy.typing import NDArray
 
 from tkn.data.base import DataSet, Split
-from tkn.data.mnist import load_mnist
-from tkn.data.preparation import Preparation
+from tkn.data.mnist_among import among_distractors, other_digits
 
 #: Pixels of an image's, a digit's and a piece's side.
 _IMAGE, _DIGIT, _PIECE = 56, 28, 8
@@ -31,31 +31,19 @@ def load_mnist_moved(
     other digits of the same partition, lie at random places too, also over the digit: the brighter pixel is seen. The
     same `distractor_seed` gives the same images on every machine.
     """
-    for name, value in (("distractors", distractors), ("distractor_seed", distractor_seed)):
-        if value < 0:
-            raise ValueError(f"data.{name}={value} must not be negative")
-    mnist = load_mnist(data_dir, source=source)
-    # NumPy guarantees RandomState's stream never to change, unlike torch's and its own newer generators'.
-    random = np.random.RandomState(distractor_seed)
-    return replace(
-        mnist,
-        name="mnist_moved",
-        input_size=(1, _IMAGE, _IMAGE),
-        train=_moved(mnist.train, distractors, random),
-        test=_moved(mnist.test, distractors, random),
-        preparation=Preparation(1, (_IMAGE, _IMAGE)),
-    )
+    if distractors < 0:
+        raise ValueError(f"data.distractors={distractors} must not be negative")
+    return among_distractors("mnist_moved", _IMAGE, partial(_moved, distractors), data_dir, source, distractor_seed)
 
 
-def _moved(split: Split, distractors: int, random: np.random.RandomState) -> Split:
+def _moved(distractors: int, split: Split, random: RandomState) -> Split:
     (inputs,) = split.inputs
     digits: Pixels = inputs[:, 0].numpy()
     count = len(digits)
     images = np.zeros((count, _IMAGE, _IMAGE), dtype=np.uint8)
     _lay(images, digits, random.randint(0, _IMAGE - _DIGIT + 1, size=(2, count)))
     for _ in range(distractors):
-        # A step of 1 to count - 1 places around the partition: never the digit itself.
-        others = (np.arange(count) + random.randint(1, count, size=count)) % count
+        (others,) = other_digits(random, 1, count)
         cut = _pixels(random.randint(_FIRST, _LAST + 1, size=(2, count)), _PIECE)
         pieces = digits[(others[:, None, None], *cut)]
         _lay(images, pieces, random.randint(0, _IMAGE - _PIECE + 1, size=(2, count)))

@@ -20,9 +20,7 @@ def data_title(data: DataSet) -> str:
 
 def data_samples(data: DataSet) -> Figure:
     """Test images, evenly spaced over the set, each with its class or intensity above it."""
-    count = min(_ROWS * _COLUMNS, len(data.test))
-    indices = (torch.arange(count) * (len(data.test) - 1)) // max(1, count - 1)
-    chosen = data.test.select(indices)
+    chosen = data.test.evenly(_ROWS * _COLUMNS)
     own = is_own(data.source)
     with torch.no_grad():
         images = data.inputs(chosen).clamp(0, 1).permute(0, 2, 3, 1).numpy()

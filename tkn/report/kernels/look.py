@@ -79,8 +79,7 @@ def look_at(run: Run, data_dir: Path, count: int) -> Look:
             f"the data are of {data.input_size} and {data.num_outputs} outputs, the network of {input_size} and "
             f"{identity['num_outputs']}"
         )
-    count = min(count, len(data.test))
-    chosen = data.test.select(torch.arange(count) * (len(data.test) - 1) // max(1, count - 1))
+    chosen = data.test.evenly(count)
     with torch.no_grad():
         images = data.inputs(chosen).contiguous(memory_format=torch.channels_last)  # as in tests: faster on CPUs
         model(images[:1])  # then the layers that are run know their maps
