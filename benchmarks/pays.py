@@ -31,7 +31,7 @@ from tkn.layers import roi_layers
 from tkn.load import OtherLoad
 from tkn.macs import count_macs
 from tkn.report.pays.design import SETS
-from tkn.report.pays.rows import read_row
+from tkn.report.pays.rows import read_row, where
 from tkn.report.pays.timings import BATCHES, timings_path
 from tkn.report.runs.networks import remade_network
 from tkn.report.runs.roi_states import checkpoint_path
@@ -79,17 +79,17 @@ def time_set(name: str, results: Path, sampling: Sampling) -> dict[str, Any] | N
         report = count_macs(networks[arm], size)
         if report.total_roi != run.result["macs_roi"]:
             raise ValueError(f"{run.name} has {run.result['macs_roi']} multiply-adds, its network {report.total_roi}")
-        where = f"{run.folder.parent.name}/{run.folder.name}"
-        rows.append({"arm": arm, "run": where, "macs": report.total_roi, "weights": weights})
+        rows.append({"arm": arm, "run": where(run), "macs": report.total_roi, "weights": weights})
     if not networks:
         return None
     if len(sizes) > 1:
         raise ValueError(f"the networks of {name} have inputs of {sorted(sizes)}")
+    (size,) = sizes
     others = OtherLoad()
-    timings = [row for batch in BATCHES for row in time_batch(networks, (batch, *sizes.copy().pop()), sampling, others)]
+    timings = [row for batch in BATCHES for row in time_batch(networks, (batch, *size), sampling, others)]
     return {
         "set": name,
-        "input_size": list(sizes.pop()),
+        "input_size": list(size),
         "dtype": "float32",
         "threads": torch.get_num_threads(),
         "machine": describe_machine(),

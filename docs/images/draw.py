@@ -105,6 +105,14 @@ def fastest(timings: Iterable[Mapping[str, Any]], kind: str) -> dict[str, float]
     return {precision: min(values) for precision, values in times.items()}
 
 
+def _spread_by_ratio(axis: Axes) -> None:
+    """A logarithmic axis of x, with numbers as they are."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
 def error_against_time() -> Figure:
     """A panel for each network and data set."""
     timed = [(title, BENCHMARKS / bench, *rows) for title, bench, *rows in TIMES]
@@ -115,10 +123,7 @@ def error_against_time() -> Figure:
         for axis, (title, shown) in zip(figure.subplots(rows, 2, squeeze=False).flat, panels, strict=False):
             for network in shown:
                 _draw(axis, network)
-            axis.set_xscale("log")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.xaxis.set_minor_formatter(NullFormatter())
+            _spread_by_ratio(axis)
             axis.margins(0.15, 0.25)
             axis.set_title(title)
             axis.set_xlabel(f"milliseconds, {BATCH} images")
@@ -222,10 +227,7 @@ def figure5_picture(found: Mapping[int, Sequence[Group]]) -> Figure:
                 capsize=2,
                 label=f"β = {beta}",
             )
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        _spread_by_ratio(axis)
         axis.set_xlabel("times fewer multiply-adds than CNN6")
         axis.set_ylabel("test error (%)")
         axis.legend(frameon=False)

@@ -25,10 +25,10 @@ ROI_COLOUR = "#D55E00"
 BETWEEN_COLOUR = "#cfd8dc"
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
     """Write a figure whole, in the format of the path's suffix."""
     with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=dpi)
 
 
 def attention_maps(model: nn.Module, map_sizes: Mapping[str, tuple[int, int]], title: str) -> Figure:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tkn.app.messages import message, unknown
 from tkn.app.options import check_options, option_types
+from tkn.evaluating import evaluating
 from tkn.layers import MinSize
 from tkn.models import factory as own_code
 from tkn.models import library, paper
@@ -166,19 +167,15 @@ def build_model(
     return model
 
 
-@torch.no_grad()
 def require_outputs(model: nn.Module, input_size: tuple[int, ...], num_outputs: int) -> None:
     """ValueError if `model` can't take such images, or gives something else than `num_outputs` numbers for each."""
-    training = model.training
-    model.eval()
     kind = type(model).__name__
     try:
-        outputs = model(torch.zeros(2, *input_size))
+        with evaluating(model):
+            outputs = model(torch.zeros(2, *input_size))
     except Exception as error:  # the network's own kinds
         size = "x".join(map(str, input_size))
         raise ValueError(f"{kind} can't take images of {size} (C x H x W): {message(error)}") from error
-    finally:
-        model.train(training)
     if not isinstance(outputs, Tensor) or outputs.shape != (2, num_outputs):
         found = list(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise ValueError(f"{kind} gives {found} for two images, not [2, {num_outputs}] as the data's targets need")

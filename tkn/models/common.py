@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tkn.kinds import target_layer
+from tkn.kinds import PLAIN, target_layer
 from tkn.layers import RoiLayer
 
 
@@ -30,7 +30,7 @@ class Convolutions:
         if not self.targeted:
             return self.plain(in_channels, out_channels, kernel_size)
         options = dict(self.attention)
-        kind = {key: options.pop(key) for key in ("windows", "combine", "adaptive") if key in options}
+        kind = {key: options.pop(key) for key in PLAIN if key in options}
         layer = target_layer(2, **kind)(
             in_channels,
             out_channels,

@@ -29,7 +29,7 @@ def thin_network(
         raise ValueError(f"model.thin={wanted:g} is for dense networks: {architecture.title} has target layers")
     base, size = architecture.build(factory=factory), architecture.input_size
     whole = count_macs(base, size).total_dense
-    macs = _asked(wanted, whole)
+    macs = wanted_macs(wanted, whole)
     if macs >= whole:
         raise ValueError(f"model.thin={wanted:g} must be below the {whole} multiply-adds of {architecture.title}")
     least = count_macs(thin(base, size, 0), size).total_dense
@@ -52,12 +52,13 @@ def pruned_network(
         raise ValueError(f"channels.macs={wanted:g} is for dense networks: {architecture.title} has target layers")
     base = architecture.build(factory=factory)
     base.load_state_dict(weights)
-    macs = _asked(wanted, count_macs(base, architecture.input_size).total_dense)
+    macs = wanted_macs(wanted, count_macs(base, architecture.input_size).total_dense)
     model = prune_channels(base, architecture.input_size, macs)
     return model, _described(architecture, "channels", macs, base, model, factory)
 
 
-def _asked(wanted: float, whole: int) -> int:
+def wanted_macs(wanted: float, whole: int) -> int:
+    """The multiply-adds that are wanted of a network that has `whole`: below 1 `wanted` is a share of these."""
     return round(wanted * whole if wanted < 1 else wanted)
 
 

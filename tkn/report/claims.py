@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tkn.models import BASE
 from tkn.report.compare import Pair, best_pair, plus_half
 from tkn.report.paper import PAPER, PaperRow
 from tkn.report.runs.collect import collect
@@ -55,17 +56,13 @@ def claims_table(number: int, results: Path) -> str:
     for name, row in rows.items():
         if row.attention is None:
             continue
-        base, published = next((n, d) for n, d in dense.items() if _is_base(d, row))
+        base, published = next((n, d) for n, d in dense.items() if d.model == BASE[row.model])
         claim = f"{row_name(row)}, against {row_name(published)}"
         said = _figures(row.errors["error"], published.errors["error"], published.macs / row.macs)
         pair = best_pair(recorded(results / name), recorded(results / base))
         here = ("not run", "", "", "", "") if pair is None else _here(pair)
         lines.append((claim, said, *here))
     return markdown_rows(_COLUMNS, lines)
-
-
-def _is_base(dense: PaperRow, targeted: PaperRow) -> bool:
-    return {"cnn6": "tkn6"}.get(dense.model, f"t{dense.model}") == targeted.model
 
 
 def _figures(targeted: float, dense: float, fewer: float) -> str:

@@ -51,10 +51,14 @@ def trades(found: Mapping[int, Sequence[Group]]) -> list[Trade]:
     """Each beta against each smaller one."""
     result = []
     for smaller, larger in combinations(sorted(found), 2):
-        seeds = [seed for seed in range(1000) if all(_points(found[beta], seed) for beta in (smaller, larger))]
+        seeds = sorted(_seeds(found[smaller]) & _seeds(found[larger]))
         between = [_difference(_points(found[larger], seed), _points(found[smaller], seed)) for seed in seeds]
         result.append(Trade(smaller, larger, tuple(value for value in between if value is not None)))
     return result
+
+
+def _seeds(groups: Sequence[Group]) -> set[int]:
+    return {seed for group in groups for seed in group.seeds}
 
 
 def _points(groups: Sequence[Group], seed: int) -> list[tuple[float, float]]:

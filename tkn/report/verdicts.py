@@ -8,6 +8,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+from tkn.models import BASE
 from tkn.report import figure5
 from tkn.report.claims import recorded
 from tkn.report.compare import Pair, best_pair, plus_half
@@ -93,8 +94,7 @@ def _fewer(experiments: tuple[str, ...], results: Path, *, least: float | None =
 
 def _paper_factor(experiment: str) -> float:
     row = PAPER[experiment]
-    base = {"tkn6": "cnn6"}.get(row.model, row.model.removeprefix("t"))
-    (dense,) = (other for other in PAPER.values() if (other.model, other.data) == (base, row.data))
+    (dense,) = (other for other in PAPER.values() if (other.model, other.data) == (BASE[row.model], row.data))
     return dense.macs / row.macs
 
 

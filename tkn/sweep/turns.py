@@ -39,7 +39,7 @@ class Turns:
 
     def folder(self, turn: Turn) -> Path:
         """Where the run is."""
-        return self._results / turn.row.experiment / f"seed{turn.seed}"
+        return self._folder(turn.row, turn.seed)
 
     def next(self) -> Turn | None:
         """The run that comes next, None if there is none, or none now: `others_run`.
@@ -87,7 +87,7 @@ class Turns:
         if self._seeds is not None and self._count(row) >= self._seeds:
             return []
         seeds = range(len(folders) + len(self._failed) + 1)
-        named = {seed: self._results / row.experiment / f"seed{seed}" for seed in seeds}
+        named = {seed: self._folder(row, seed) for seed in seeds}
         free = [
             seed
             for seed, folder in named.items()
@@ -135,6 +135,9 @@ class Turns:
     def _count(self, row: Row) -> int:
         """Its seeds that are finished or being done."""
         return sum(_finished(folder) or _busy(folder) for folder in self._folders(row))
+
+    def _folder(self, row: Row, seed: int) -> Path:
+        return self._results / row.experiment / f"seed{seed}"
 
     def _folders(self, row: Row) -> list[Path]:
         return list((self._results / row.experiment).glob("seed*"))

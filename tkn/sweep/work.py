@@ -11,6 +11,7 @@ from tkn.data.face_table import find_table
 from tkn.data.images import find_images
 from tkn.data.own import check_size, find_folder
 from tkn.macs import count_macs
+from tkn.models.narrow import wanted_macs
 from tkn.training.networks import architecture_of
 
 
@@ -41,11 +42,11 @@ def work(config: DictConfig) -> float:
         if images is None:
             return inf
         network = architecture_of(config, images.size, images.outputs).build(factory=config.model.get("factory"))
-        dense = float(count_macs(network, images.size).total_dense)
+        dense = count_macs(network, images.size).total_dense
     except (OSError, ValueError):  # the run itself says what is wrong
         return inf
-    wanted = config.channels.macs or config.model.get("thin") or 1.0
-    macs = wanted * dense if wanted <= 1 else float(wanted)
+    wanted = config.channels.macs or config.model.get("thin")
+    macs = float(dense if wanted is None else wanted_macs(wanted, dense))
     return macs * min(images.training, config.data.limit or images.training) * config.trainer.max_epochs
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tkn.evaluating import evaluating, zeros_for
 from tkn.macs import count_macs
 
 
@@ -32,7 +33,6 @@ def start_at_(
 
 def _outputs(model: nn.Module, input_size: tuple[int, ...]) -> Tensor:
     """[1, outputs], of an image of zeros."""
-    training = model.training
-    outputs: Tensor = model.eval()(torch.zeros(1, *input_size))
-    model.train(training)
+    with evaluating(model):
+        outputs: Tensor = model(zeros_for(model, input_size))
     return outputs

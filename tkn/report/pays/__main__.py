@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tkn.app.files import write_whole
 from tkn.app.plain_command import run_plain
-from tkn.report.pays.figure import draw_figure, save_figure
+from tkn.report.pays.figure import draw_figure, save_picture
 from tkn.report.pays.page import FIGURE, fill
 from tkn.report.pays.study import read_study
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         picture = parsed.page.parent / FIGURE
         if any(found.groups for found in study.sets.values()):
             picture.parent.mkdir(exist_ok=True)
-            save_figure(draw_figure(list(study.sets.values())), picture)
+            save_picture(draw_figure(list(study.sets.values())), picture)
         else:
             picture.unlink(missing_ok=True)
         write_whole(parsed.page, filled)

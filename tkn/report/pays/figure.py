@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from tkn.app.files import whole_file
-from tkn.drawing.figures import COLOURS
+from tkn.drawing.figures import COLOURS, save_figure
 from tkn.report.compare import half_width
 from tkn.report.figures.style import PAGE, plain_axis, print_style
 from tkn.report.pays.design import SHARE
@@ -126,7 +125,7 @@ def _handles(run: Sequence[SetResults]) -> list[Line2D]:
     return [Line2D([], [], label=arm, **_style(arm)) for arm in shown]
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_picture(figure: Figure, path: Path) -> None:
     """As a picture for a page, the same bytes for the same figure."""
-    with print_style(), whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI)
+    with print_style():
+        save_figure(figure, path, _DPI)

@@ -14,7 +14,6 @@ from tkn.report.runs.groups import Group
 from tkn.report.runs.run import Run
 
 _SEED = re.compile(r"\bseed\d+\b")
-_THREADS = re.compile(r", \d+ threads$")
 #: Keys whose path says only where a machine keeps its data.
 _PLACES = ("data.path", "summary.data_source")
 #: Of the differences of two configurations, how many are said.
@@ -47,9 +46,9 @@ def read_row(results: Path, experiment: str) -> Row:
     if not folder.is_dir():
         return Row(experiment, None)
     runs, _ = collect([folder])
-    left_out = [f"{_where(run)}: {run.state}: {run.reason}" for run in runs if run.state != "finished"]
+    left_out = [f"{where(run)}: {run.state}: {run.reason}" for run in runs if run.state != "finished"]
     finished = [run for run in runs if run.state == "finished"]
-    left_out += [f"{_where(run)}: has no config.yaml" for run in finished if run.config is None]
+    left_out += [f"{where(run)}: has no config.yaml" for run in finished if run.config is None]
     alike: dict[str, list[Run]] = {}
     for run in finished:
         if run.config is not None:
@@ -58,12 +57,13 @@ def read_row(results: Path, experiment: str) -> Row:
         return Row(experiment, None, tuple(left_out))
     taken, *others = sorted(alike.values(), key=lambda runs: (-len(runs), min(run.result["seed"] for run in runs)))
     for run in (run for runs in others for run in runs):
-        left_out.append(f"{_where(run)}: {'; '.join(differences(conditions(run), conditions(taken[0])))}")
+        left_out.append(f"{where(run)}: {'; '.join(differences(conditions(run), conditions(taken[0])))}")
     ordered = sorted(taken, key=lambda run: run.result["seed"])
     return Row(experiment, Group(experiment, tuple(ordered)), tuple(left_out))
 
 
-def _where(run: Run) -> str:
+def where(run: Run) -> str:
+    """Of a run, below the folder of results: experiment/seed."""
     return f"{run.folder.parent.name}/{run.folder.name}"
 
 
@@ -75,17 +75,7 @@ def conditions(run: Run) -> dict[str, str]:
     identity = run.identity()
     stated = {f"summary.{key}": value for key, value in identity.pop("summary").items()} | identity
     shared = {key: _without_place(key, value) for key, value in stated.items() if value is not None}
-    return {**shared, **computed_on(run)}
-
-
-def computed_on(run: Run) -> dict[str, str]:
-    """The precision, the device (a CPU whatever the number of threads) and the version of torch."""
-    summary = run.result
-    return {
-        "precision": str(summary.get("precision")),
-        "device": _THREADS.sub("", str(summary.get("device"))),
-        "torch": str((summary.get("versions") or {}).get("torch")),
-    }
+    return {**shared, **{key: str(value) for key, value in run.computed_on.items()}}
 
 
 def _without_place(key: str, value: Any) -> str:

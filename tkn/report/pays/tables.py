@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tkn.report.compare import half_width
+from tkn.report.compare import half_width, plus_half
 from tkn.report.pays.design import ARMS, RIVALS, SECONDARY, PaysSet
 from tkn.report.pays.rows import Row, off_budget, percent
 from tkn.report.pays.study import SetResults, Study
@@ -92,7 +92,7 @@ def _mean(group: Group, data: PaysSet) -> str:
 
 def _figures(comparison: Comparison) -> tuple[str, str, str]:
     """The difference with its interval, the seeds, and p."""
-    text = f"{comparison.between:+.2f}" + ("" if comparison.half is None else f" ± {comparison.half:.2f}")
+    text = plus_half(comparison.between, comparison.half)
     return text, "{}, {}".format(*comparison.n), "" if comparison.p is None else _p(comparison.p)
 
 
@@ -226,10 +226,9 @@ def _computed(group: Group) -> tuple[str, ...]:
     seconds = group.statistic("wall_seconds")
     assert seconds is not None
     results = [run.result for run in group.runs]
-    versions = dict.fromkeys(str((result.get("versions") or {}).get("torch")) for result in results)
     epochs = dict.fromkeys(str(result["epochs"]) for result in results)
     commits = dict.fromkeys(str(result.get("commit") or "unknown")[:7] for result in results)
     return (
-        *(group.label, "; ".join(group.devices), ", ".join(versions), ", ".join(epochs)),
+        *(group.label, "; ".join(group.devices), str(group.computed_on["torch"]), ", ".join(epochs)),
         *(duration(seconds.mean), ", ".join(commits)),
     )

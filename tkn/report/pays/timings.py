@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tkn.app.messages import message
+from tkn.report.pays.rows import where
 from tkn.report.runs.groups import Group
 
 BATCHES = (1, 128)
@@ -45,7 +46,7 @@ class SetTimings:
 
     def of(self, arm: str, group: Group, batch: int) -> Timed | None:
         """Of a row's arm; None if it was not timed, or another network than one of the row's was."""
-        counted = {(f"{run.folder.parent.name}/{run.folder.name}", run.result["macs_roi"]) for run in group.runs}
+        counted = {(where(run), run.result["macs_roi"]) for run in group.runs}
         return self.fastest.get((arm, batch)) if self.runs.get(arm) in counted else None
 
 

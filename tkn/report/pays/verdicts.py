@@ -10,7 +10,7 @@ from scipy.stats import ttest_ind_from_stats
 from tkn.data.base import is_own
 from tkn.report.compare import difference
 from tkn.report.pays.design import LEVEL, OURS, RIVALS, PaysSet
-from tkn.report.pays.rows import Row, computed_on
+from tkn.report.pays.rows import Row
 from tkn.report.runs.groups import Group, Statistic
 from tkn.report.runs.run import Run, short_source
 
@@ -107,7 +107,7 @@ def _shared(run: Run) -> dict[str, object]:
     recipe = {key: value for key, value in config.items() if key.startswith("recipe.") and key not in _OF_TARGETS}
     stated = {key: value for key, value in recipe.items() if value is not None}
     return {
-        **computed_on(run),
+        **run.computed_on,
         **{key.replace("_", " "): summary.get(key) for key in ("epochs", "tested", "train_images", "test_images")},
         **stated,
     }
