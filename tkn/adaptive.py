@@ -61,7 +61,7 @@ class _AdaptiveConv(TargetConvNd):
         size = self.target().spec.output_size(self.padded(input).shape[2:], kernel)
         # Half precision could not place a pixel.
         with torch.autocast(input.device.type, enabled=False):
-            move, factor = self.locator(input.to(self.weight.dtype))
+            move, factor = self.locator(input)
             if self.training and torch.is_grad_enabled():
                 self._squared_factor = at_least_float32(factor).square().mean(dim=0)
             static = at_least_float32(self.scale)

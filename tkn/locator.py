@@ -56,7 +56,8 @@ class Locator(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         cells = [min(_CELLS, length) for length in x.shape[2:]]
-        features = _MEANS[self.dims](x, cells)
+        # The cells alone need the weights' precision; to convert the whole input takes as long as to average it.
+        features = _MEANS[self.dims](x, cells).to(self.reduce.weight.dtype)
         # Of a layer's input nobody knows the range.
         features = F.layer_norm(features, features.shape[1:])
         features = F.relu(self.near(F.relu(self.reduce(features))))
