@@ -231,6 +231,14 @@ def test_work_follows_the_overrides() -> None:
     assert part.run(0) == (f"experiment={ROW}", "data.limit=600", "trainer.max_epochs=2", "seed=0")
 
 
+def test_moved_digits_are_as_much_work_as_tlmnist() -> None:
+    of_moved, of_tlmnist = (
+        work(check_config(compose("model=dn10", f"data={name}", "trainer.max_epochs=20")))
+        for name in ("mnist_moved", "tlmnist")
+    )
+    assert of_moved == of_tlmnist < float("inf")
+
+
 def test_work_is_guessed_of_images_of_ones_own(tmp_path: Path) -> None:
     images = write_folder(tmp_path / "images", {"train/a": 3, "train/b": 2, "test/a": 1, "test/b": 1})
     faces = write_faces(tmp_path / "faces", face_rows(6))

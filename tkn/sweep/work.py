@@ -26,6 +26,7 @@ class _Images(NamedTuple):
 _IMAGES = {
     "mnist": _Images((1, 28, 28), 10, 60_000),
     "tlmnist": _Images((1, 56, 56), 10, 60_000),
+    "mnist_moved": _Images((1, 56, 56), 10, 60_000),
     "svhn": _Images((3, 32, 32), 10, 73_257),
     "gtsrb": _Images((3, 32, 32), 43, 39_209),
     "pain": _Images((3, 48, 48), 1, 48_398),  # all: the split is by subjects
