@@ -33,7 +33,8 @@ def seen_passes(layer: nn.Module, see: See) -> Iterator[None]:
     """Within the context `see` is shown the layer's input and output, both [B, C, *size], of every pass."""
 
     def hook(_layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-        see(*inputs, *named.values(), output)
+        (given,) = (*inputs, *named.values())
+        see(given, output)
 
     handle = layer.register_forward_hook(hook, with_kwargs=True)
     try:

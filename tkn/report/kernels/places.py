@@ -16,15 +16,20 @@ def kernel_count(layer: RoiLayer) -> int:
     return layer.out_channels if isinstance(layer, MixtureConv2d) else layer.num_kernels
 
 
-def kernel_rois(layer: RoiLayer, input: Tensor, size: tuple[int, int]) -> Tensor:
-    """Rectangles whose union is a kernel's ROI: int64 [B, C, K, 2, 2], (lo, hi) of rows and columns.
+def static_rois(layer: RoiLayer, size: tuple[int, int]) -> Tensor:
+    """Rectangles whose union is a kernel's ROI on a map of `size` (H, W): int64 [C, K, 2, 2], (lo, hi) of rows and
+    columns. K is 1 but for mixtures. Of an adaptive layer those that no image has moved.
+    """
+    return layer.rois(size).unflatten(0, (kernel_count(layer), -1))
 
-    B is 1 where the ROIs are the same in every image, else the images of the layer's `input` [B, Cin, H, W]; K is 1 but
-    for mixtures. `size`: (H, W) of the layer's map.
+
+def kernel_rois(layer: RoiLayer, input: Tensor, size: tuple[int, int]) -> Tensor:
+    """Each image's ROIs: int64 [B, C, K, 2, 2]. B is 1 where these are `static_rois`, the same in every image, else the
+    images of the layer's `input` [B, Cin, H, W].
     """
     if isinstance(layer, AdaptiveConv2d):
         return layer.image_rois(input).unsqueeze(2)
-    return layer.rois(size).unflatten(0, (kernel_count(layer), -1)).unsqueeze(0)
+    return static_rois(layer, size).unsqueeze(0)
 
 
 def inside(size: tuple[int, int], rois: Tensor) -> Tensor:

@@ -32,13 +32,18 @@ class Rise:
     loss: float
 
 
+def importance(rise: Rise) -> tuple[float, float]:
+    """What kernels are sorted by, the most important first."""
+    return -rise.error, -rise.loss
+
+
 def silencing_rises(
     model: nn.Module,
     images: Tensor,
     targets: Tensor,
     task: Task,
     layers: Mapping[str, RoiLayer],
-    say: Callable[[str], None] = lambda layer: None,
+    say: Callable[[str], None] = lambda _layer: None,
 ) -> dict[str, dict[int, Rise]]:
     """For each of the model's layers the `Rise` of its kernels, each silenced alone, the largest first.
 
@@ -61,8 +66,7 @@ def silencing_rises(
         for kernel, outputs in zip(chosen, zip(*batches, strict=True), strict=True):
             after = _errors(outputs, targets, task)
             rises[kernel] = Rise(after.error - before.error, after.loss - before.loss)
-        ordered = sorted(rises.items(), key=lambda item: (-item[1].error, -item[1].loss))
-        found[name] = dict(ordered)
+        found[name] = dict(sorted(rises.items(), key=lambda item: importance(item[1])))
     return found
 
 
