@@ -22,6 +22,7 @@ from tkn.report.kernels.responses import largest_responses
 from tkn.report.kernels.silencing import silencing_rises
 from tkn.report.runs.collect import collect
 from tkn.report.runs.groups import sections
+from tkn.report.runs.roi_states import layer_title
 
 TINY = (
     "trainer.max_epochs=1",
@@ -38,8 +39,8 @@ KINDS = {
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A run of each kind, whose ROIs were moved by hand after its training."""
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Look]:
+    """A run of each kind, whose ROIs were moved by hand after its training, and its kernels."""
     folder = tmp_path_factory.mktemp(request.param)
     tkn.run(compose(*DIGITS, *KINDS[request.param]), folder / "run")
     (folder / "run" / "rois.npz").unlink(missing_ok=True)
@@ -53,12 +54,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         if name.endswith("locator.saliency.weight"):
             value.copy_(3 * torch.randn(value.shape, generator=generator))
     torch.save(content, path)
-    return request.param, folder
-
-
-def _look(folder: Path) -> Look:
-    ((found, *_), _) = collect([folder])
-    return look_at(found, folder, 8, lambda _text: None)
+    ((found,), _) = collect([folder])
+    return request.param, folder, look_at(found, folder, 8, lambda _text: None)
 
 
 def _passes(folder: Path, look: Look) -> dict[str, tuple[Tensor, Tensor]]:
@@ -81,9 +78,8 @@ def _union(layer: LayerLook, rank: int, kernel: int) -> Tensor:
     return mask
 
 
-def test_each_kind_is_measured(run: tuple[str, Path]) -> None:
-    kind, folder = run
-    look = _look(folder)
+def test_each_kind_is_measured(run: tuple[str, Path, Look]) -> None:
+    kind, folder, look = run
     model = tkn.load_model(folder / "run" / "last.ckpt")
     passes = _passes(folder, look)
     assert list(look.layers) == list(roi_layers(model))
@@ -116,16 +112,19 @@ def test_each_kind_is_measured(run: tuple[str, Path]) -> None:
                 assert output[index, kernel, row, column] == pytest.approx(float(responses.values[0, kernel]), abs=1e-5)
 
 
-def test_each_kind_has_a_page(run: tuple[str, Path], tmp_path: Path) -> None:
-    kind, folder = run
+def test_each_kind_has_a_page(run: tuple[str, Path, Look], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, folder, look = run
+    monkeypatch.setattr("tkn.report.kernels.pages.look_at", lambda *_: look)
+    monkeypatch.setattr("tkn.report.kernels.pages._SHOWN", 1)
     notes: list[str] = []
     (tmp_path / "figures").mkdir()
     console = Console(file=StringIO())
     ((page, table, *_),) = kernel_pages(sections(collect([folder])[0]), tmp_path, folder, 8, console, notes).values()
     assert notes == []
     text = page.read_text()
-    said = {"mixture": "(MixtureConv2d)", "parts": "(PartsConv2d)", "adaptive": "(AdaptiveConv2d)"}
-    assert said[kind] in text
+    said = {"mixture": "MixtureConv2d. A", "parts": "PartsConv2d, whose", "adaptive": "AdaptiveConv2d, whose"}
+    titles = ", ".join(map(layer_title, look.layers))
+    assert f"{titles}: {said[kind]}" in text
     assert all(other not in text for other in said.values() if other != said[kind])
     with table.open() as file:
         rows = list(csv.DictReader(file))

@@ -37,15 +37,20 @@ def coverage_figure(look: Look, title: str) -> Figure:
             figsize=(columns * cell, rows * (0.75 * cell * height / width + 0.5) + 0.4), layout="constrained"
         )
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axis in axes:
+        for axis in axes[len(look.layers) :]:
             axis.set_axis_off()
         for axis, (name, layer) in zip(axes, look.layers.items(), strict=False):
-            image = axis.imshow(layer.coverage().numpy(), cmap="magma", vmin=0, vmax=layer.kernels)
-            axis.set_title(f"{layer_title(name)}\n{'x'.join(map(str, layer.responses.size))}", fontsize=8)
-            ticks = sorted({0, layer.kernels // 2, layer.kernels})
-            bar = figure.colorbar(image, ax=axis, shrink=0.8, ticks=ticks, pad=0.03)
+            covered = layer.coverage()
+            # To the most that a pixel has: of all kernels it is often a small part.
+            most = max(float(covered.max()), 1.0)
+            image = axis.imshow(covered.numpy(), cmap="magma", vmin=0, vmax=most)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            size = "x".join(map(str, layer.responses.size))
+            axis.set_title(f"{layer_title(name)}\n{layer.kernels} kernels, {size}", fontsize=8)
+            bar = figure.colorbar(image, ax=axis, shrink=0.8, ticks=(0, most / 2, most), format="{x:.3g}", pad=0.03)
             bar.ax.tick_params(labelsize=7)
-        figure.suptitle(wrapped(f"How many ROIs hold each pixel: {title}", columns * cell))
+        figure.suptitle(wrapped(f"How many ROIs hold each pixel: {title}", 0.8 * columns * cell))
     return figure
 
 

@@ -152,7 +152,7 @@ def _why_not(layer: RoiLayer) -> str:
     """Why a layer cannot be shown, nothing if it can."""
     if layer.map_size is None:
         return "it is not run"
-    return "" if layer.num_dims == 2 else f"its maps have {layer.num_dims} dimensions, not two"
+    return "" if layer.num_dims == 2 else f"only maps of two dimensions are, and its have {layer.num_dims}"
 
 
 def _data(run: Run, options: Mapping[str, object], data_dir: Path) -> DataSet:

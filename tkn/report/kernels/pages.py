@@ -15,7 +15,7 @@ from tkn.app.files import csv_text, write_whole
 from tkn.report.document import Document, html
 from tkn.report.figures.style import Picture, save_print, slug
 from tkn.report.kernels.figures import coverage_figure, kernels_figure
-from tkn.report.kernels.look import Look, look_at
+from tkn.report.kernels.look import LayerLook, Look, look_at
 from tkn.report.kernels.receptive_field import box_around
 from tkn.report.kernels.silencing import CANDIDATES, importance
 from tkn.report.runs.groups import Section
@@ -91,42 +91,57 @@ def _lead(look: Look) -> Iterator[str]:
     yield f"Run {look.run.name}. Data: {look.data.source}. Measured with the run's checkpoint on {images}."
     if look.data.task == "classification":
         yield f"One image more or less is {100 / count:.2g} percentage points of error."
+    yield (
+        "The pictures of a layer show a kernel a row: how much the test error"
+        f"{' (in percentage points)' if look.data.task == 'classification' else ''} rises without it; its window with "
+        "the ROI, on the layer's map; and the test images with the largest responses (convolution times window) inside "
+        "the ROI. What lies outside of the orange box on an image cannot change a response inside the ROI; what lies "
+        "outside of the blue box cannot change the largest one."
+    )
 
 
 def _notes(look: Look) -> Iterator[str]:
     """What is otherwise in layers of other kinds than one rectangle a kernel, and what is not shown."""
     for name, why in look.left_out.items():
         yield f"{layer_title(name)} is not shown: {why}."
+    layers: dict[str, list[str]] = {}
     for name, found in look.layers.items():
-        title = layer_title(name)
-        if found.parts > 1:
-            yield (
-                f"{title} (PartsConv2d): each of its output channels is the sum of {found.parts} parts, which are "
-                "kernels with a window each. They are shown and silenced one by one; 5.1 is part 1 of channel 5."
-            )
-        if isinstance(found.layer, MixtureConv2d):
-            combined = {"max": "maximum", "sum": "sum"}[found.layer.combine]
-            yield (
-                f"{title} (MixtureConv2d): a kernel's window is the {combined} of {found.layer.windows}, its ROI the "
-                "union of their rectangles. Each rectangle has a box of its own; the coverage counts what several hold "
-                "once."
-            )
-        if isinstance(found.layer, AdaptiveConv2d):
-            yield (
-                f"{title} (AdaptiveConv2d): its ROIs follow the image. Responses are looked for inside each image's "
-                "own, whose receptive field is the box on it; the coverage is the mean over the images, and the first "
-                "picture of a row shows in what share of them each pixel is in the ROI. The tables have the ROI in the "
-                "image of the largest response. Where a ROI lies depends on all of the layer's input, which the "
-                "receptive fields leave out; those of later layers count its ROIs as whole maps."
-                + (" The shares on the face are of the windows that no image has moved." if look.areas else "")
-            )
+        if about := _about(found, bool(look.areas)):
+            layers.setdefault(about, []).append(layer_title(name))
+    for about, titles in layers.items():
+        yield f"{', '.join(titles)}: {about}"
+
+
+def _about(found: LayerLook, faces: bool) -> str:
+    """What is to be known of a layer, nothing if each of its kernels has one rectangle."""
+    if found.parts > 1:
+        return (
+            f"PartsConv2d, whose output channels are sums of {found.parts} parts: kernels with a window each. They are "
+            "shown and silenced one by one; 5.1 is part 1 of channel 5."
+        )
+    if isinstance(found.layer, MixtureConv2d):
+        combined = {"max": "maximum", "sum": "sum"}[found.layer.combine]
+        return (
+            f"MixtureConv2d. A kernel's window is the {combined} of {found.layer.windows}, its ROI the union of their "
+            "rectangles. Each rectangle has an orange box; the coverage counts once what several of a kernel's hold."
+        )
+    if isinstance(found.layer, AdaptiveConv2d):
+        return (
+            "AdaptiveConv2d, whose ROIs follow the image. Responses are looked for inside each image's own ROI, whose "
+            "receptive field is the orange box on it. The coverage is the mean over the images, and the first picture "
+            "of a row shows in what share of them a pixel is in the ROI. Tables have the ROI in the image of the "
+            "largest response. Where a ROI lies depends on all of the layer's input: the receptive fields leave that "
+            "out, and those of later layers take its ROIs as whole maps."
+            + (" Shares on the face are of the windows that no image has moved." if faces else "")
+        )
+    return ""
 
 
 def _pictures(look: Look, title: str, shown: Mapping[str, Sequence[int]], name: str, folder: Path) -> Iterator[Picture]:
     png, pdf = save_print(coverage_figure(look, title), folder, f"{name}_coverage")
     caption = (
-        "For each pixel of a target layer's map the number of its kernels whose ROI holds it: from none, black, to "
-        "all, as the bar beside it says."
+        "For each pixel of a target layer's map the number of its kernels whose ROI holds it: black is none, the "
+        "brightest the most that a pixel of the layer has, which is the bar's upper end."
     )
     yield Picture("Coverage", caption, "Small maps, a layer each, bright where many ROIs lie.", png, (pdf,))
     for layer, kernels in shown.items():
@@ -139,15 +154,13 @@ def _pictures(look: Look, title: str, shown: Mapping[str, Sequence[int]], name: 
         ]
         figure = kernels_figure(look, layer, kernels, labels)
         png, pdf = save_print(figure, folder, _picture_name(look, name, layer))
-        points = " (percentage points)" if look.data.task == "classification" else ""
+        shown_title = layer_title(layer)
         caption = (
-            f"The kernels of layer {layer} that cost most when silenced, with the rise of the test error{points}; the "
-            "window with the ROI; and the test images with the largest responses inside the ROI, with their label and "
-            "the response (convolution times window). The orange box is the ROI's receptive field: what lies outside "
-            "cannot change a response inside the ROI. The blue box is the receptive field of the largest response."
+            f"The kernels of {shown_title} that cost most when silenced. Orange: the receptive field of the ROI; blue: "
+            "that of the largest response. Above each image its label and that response."
         )
-        alt = f"Rows of test images with an orange and a blue box each, a row a kernel of layer {layer}."
-        yield Picture(f"Layer {layer}", caption, alt, png, (pdf,))
+        alt = f"Rows of test images with an orange and a blue box each, a row a kernel of {shown_title}."
+        yield Picture(shown_title[0].upper() + shown_title[1:], caption, alt, png, (pdf,))
 
 
 def _picture_name(look: Look, name: str, layer: str) -> str:
