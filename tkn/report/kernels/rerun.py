@@ -39,9 +39,9 @@ class Rerun:
     What ran before the layer is not computed again for every change: the outermost modules that were finished when the
     layer was called give what they gave without the change. Modules run again that write to what they get, that give
     the memory that they get or their own parameters (views, an `nn.Identity`), or that give anything but one tensor,
-    and so does whatever is computed outside of modules; of what these run on, the modules give copies. So the outputs
-    are the whole network's, to the bit. This is tried on a few images; where it fails, as where the layer is called
-    several times, the whole network runs for every change.
+    and so does whatever is computed outside of modules; of what is written over, copies are given. So the outputs are
+    those of the whole network, module by module, to the bit. This is tried on a few images; where it fails, as where
+    the layer is called several times, the whole network runs for every change.
     """
 
     def __init__(self, model: nn.Module, layer: nn.Module, images: Tensor) -> None:
