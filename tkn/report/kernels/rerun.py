@@ -51,7 +51,7 @@ class Rerun:
 
     @torch.no_grad()
     def __call__(self, batch: Tensor, changes: Sequence[Change]) -> list[Tensor]:
-        """The model's output for each of the changes of the layer's output."""
+        """The model's output for each of the changes of the layer's output, which give new tensors."""
         if self.replays:
             try:
                 calls = self._record(batch)
