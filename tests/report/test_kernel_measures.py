@@ -47,6 +47,15 @@ def test_the_largest_responses_are_those_inside_the_roi() -> None:
         expected = values.sort(descending=True)
         assert torch.equal(found.images[:, kernel], expected.indices[:3])
         assert torch.equal(found.values[:, kernel], expected.values[:3])
+        for rank in range(3):
+            index, (row, column) = found.images[rank, kernel], found.pixels[rank, kernel].tolist()
+            assert top <= row < bottom
+            assert left <= column < right
+            assert output[index, kernel, row, column] == found.values[rank, kernel]
+            assert found.rois[rank, kernel].tolist() == [[[top, bottom], [left, right]]]
+        inside = torch.zeros(8, 8, dtype=torch.float64)
+        inside[top:bottom, left:right] = 1
+        assert torch.equal(found.holding[kernel], inside)
     assert not layer._forward_hooks
 
 

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from made_runs import write_run
 from rich.console import Console
+from torch import nn
 
 import tkn
 from tkn.cli import compose
@@ -23,6 +25,8 @@ from tkn.report.cli import main
 from tkn.report.kernels.pages import kernel_pages
 from tkn.report.runs.collect import collect
 from tkn.report.runs.groups import sections
+from tkn.report.runs.roi_states import trained_model
+from tkn.report.runs.run import Run
 
 TINY = (
     "trainer.limit_val_batches=1",
@@ -76,6 +80,13 @@ def test_the_command_writes_a_page(digits: Path, tmp_path: Path) -> None:
     assert "on 40 test images, evenly among 1,000" in page
     assert page.count("data:image/png") == 7
     assert "Where on the face" not in page
+    assert "Notes" not in page
+    kernels = re.findall(rf'<th scope="row"><a href="#({NAME}_layer0\d)">', page)
+    assert len(kernels) == 18
+    assert all(f'<h2 id="{anchor}">' in page for anchor in kernels)
+    errors = [float(rise) for rise in re.findall(r'data-label="error rises by">(\S+) points', page)]
+    assert errors == sorted(errors, reverse=True)
+    assert "block1.0 conv1 without its kernels, layer 1 of 6" in done.stdout
 
     rows = _rows(out / f"{NAME}.csv")
     model = tkn.load_model(digits / "run" / "last.ckpt")
@@ -157,6 +168,22 @@ def test_what_is_missing_is_said(digits: Path, tmp_path: Path, data: dict[str, s
     written, (note,) = _pages(run, tmp_path / "out", tmp_path / "empty")
     assert written == {}
     assert re.match(f"No kernels of {re.escape(str(run))}: {message}", note)
+
+
+def test_layers_that_cannot_be_shown_are_named(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_more(run: Run) -> tuple[nn.Module, dict[str, Any]]:
+        model, identity = trained_model(run)
+        model.fc.beside = tkn.TargetConv2d(1, 1, 3)
+        model.fc.series = tkn.TargetConv1d(1, 1, 3)
+        model.fc.series(torch.zeros(1, 1, 5))
+        return model, identity
+
+    monkeypatch.setattr("tkn.report.kernels.look.trained_model", with_more)
+    monkeypatch.setattr("tkn.report.kernels.pages._SHOWN", 1)
+    ((page, *_),) = _pages(digits, tmp_path, tmp_path)[0].values()
+    text = page.read_text()
+    assert "<li>fc.beside is not shown: it is not run.</li>" in text
+    assert "<li>fc.series is not shown: only maps of two dimensions are, and its have 1.</li>" in text
 
 
 def test_runs_without_checkpoints_or_target_layers(tmp_path: Path) -> None:

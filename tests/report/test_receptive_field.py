@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torchvision.models import DenseNet, ResNet
 from torchvision.models.resnet import BasicBlock
 
-from tkn import TargetConv2d, build_model, targetize
+from tkn import AdaptiveConv2d, MixtureConv2d, TargetConv2d, build_model, targetize
 from tkn.layers import RoiLayer, roi_layers
 from tkn.report.kernels.hooks import hooked_outputs
-from tkn.report.kernels.receptive_field import receptive_fields
+from tkn.report.kernels.receptive_field import box_around, receptive_fields
 from tkn.roi import roi_mask
 from tkn.sequential import TargetSequential
 
@@ -70,6 +70,20 @@ def _responses(layer: RoiLayer, model: nn.Module, images: Tensor, kernel: int) -
     return kept[0]
 
 
+def _roi_fields(model: nn.Module, size: tuple[int, int, int], layers: dict[str, RoiLayer]) -> dict[str, Tensor]:
+    """Of every kernel's ROI, [C, 2, 2]."""
+    boxes = {}
+    for name, fields in receptive_fields(model, size, layers).items():
+        rois = layers[name].rois(tuple(fields.shape[1:3])).tolist()
+        boxes[name] = torch.stack(
+            [
+                box_around(of[top:bottom, left:right])
+                for of, ((top, bottom), (left, right)) in zip(fields, rois, strict=True)
+            ]
+        )
+    return boxes
+
+
 @pytest.mark.parametrize("network", [_chain, _resnet, _densenet, lambda: build_model("tdn10", SIZE, 3)])
 def test_what_lies_outside_changes_nothing_and_every_edge_does(network: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
@@ -77,7 +91,7 @@ def test_what_lies_outside_changes_nothing_and_every_edge_does(network: Callable
     model(torch.rand(1, *SIZE))
     _random_rois(model, 0.3)
     layers = roi_layers(model)
-    fields = receptive_fields(model, SIZE, layers)
+    fields = _roi_fields(model, SIZE, layers)
     # Positive numbers, so that no ReLU hides what changes.
     model.double()
     with torch.no_grad():
@@ -112,7 +126,10 @@ def test_one_layer_in_closed_form() -> None:
         layer.loc.copy_(torch.tensor([[0.25, 0.5], [0.5, 0.9]]))
         layer.scale.copy_(torch.tensor([[0.2, 1.0], [0.1, 0.3]]))
     rois = layer.rois((10, 8)).tolist()
-    (field,) = receptive_fields(layer, (1, 20, 16), {"": layer}).values()
+    (fields,) = receptive_fields(layer, (1, 20, 16), {"": layer}).values()
+    assert fields.shape == (2, 10, 8, 2, 2)
+    assert fields[1, 3, 0].tolist() == [[5, 8], [0, 2]]
+    (field,) = _roi_fields(layer, (1, 20, 16), {"": layer}).values()
     assert field.tolist() == [
         [[max(0, 2 * lo - 1), min(length, 2 * hi)] for (lo, hi), length in zip(roi, (20, 16), strict=True)]
         for roi in rois
@@ -130,12 +147,12 @@ def test_what_earlier_rois_clip_is_not_seen() -> None:
     layers = roi_layers(model)
     ((lo, hi),) = set(map(tuple, first.rois((20, 20))[0].tolist()))
     assert (lo, hi) == (2, 8)
-    fields = receptive_fields(model, (1, 20, 20), layers)
+    fields = _roi_fields(model, (1, 20, 20), layers)
     assert fields["0"].tolist() == [[[1, 9], [1, 9]]]
     # The second layer's first ROI is of pixels 3 to 8; its other one sees nothing of the first layer's.
     assert fields["1"].tolist() == [[[1, 9], [1, 9]], [[0, 0], [0, 0]]]
     first.clip = False
-    assert receptive_fields(model, (1, 20, 20), layers)["1"][1].tolist() == [[11, 20], [11, 20]]
+    assert _roi_fields(model, (1, 20, 20), layers)["1"][1].tolist() == [[11, 20], [11, 20]]
 
 
 def test_a_mean_of_the_whole_image_is_the_whole_image() -> None:
@@ -144,6 +161,19 @@ def test_a_mean_of_the_whole_image_is_the_whole_image() -> None:
     _random_rois(model, 0.2)
     fields = receptive_fields(model, (3, 32, 32), roi_layers(model))
     assert all((field == torch.tensor([0, 32])).all() for field in fields.values())
+
+
+def test_rois_that_follow_the_image_are_taken_as_whole_maps() -> None:
+    first, second = AdaptiveConv2d(1, 2, 3, padding=1), MixtureConv2d(2, 1, 3, padding=1)
+    with torch.no_grad():
+        first.scale.fill_(0.2)
+        first.locator.saliency.weight.normal_()
+        second.scale.fill_(0.1)
+        second.loc.copy_(torch.tensor([[0.1, 0.9]] * 2))
+    fields = receptive_fields(nn.Sequential(first, second), (1, 20, 20), {"0": first, "1": second})
+    assert fields["0"][1, 0, 7].tolist() == [[0, 2], [6, 9]]
+    assert fields["1"][0, 2, 2].tolist() == [[0, 5], [0, 5]]
+    assert first.clip
 
 
 def test_the_model_stays_as_it_was() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tkn.app.memory import keep_freed_memory
 from tkn.app.plain_command import positive, run_plain
 
 _NAME = "tkn-report"
@@ -29,6 +30,8 @@ def _report(parsed: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     batch = parsed.batch_size if parsed.time else None
     images = parsed.images if parsed.kernels else None
+    if parsed.kernels:
+        keep_freed_memory()
     written = build_report(parsed.paths, folder, parsed.data_dir, console, batch, images)
     names = ", ".join(path.relative_to(folder).as_posix() for path in written)
     console.print(f"in {folder}: {names}", soft_wrap=True, markup=False, highlight=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tkn.data.base import DataSet
 from tkn.data.face import WarpFaces
 from tkn.layers import RoiLayer
-from tkn.roi import roi_mask
+from tkn.report.kernels.places import inside, kernel_windows, static_rois
 
 #: The outlines by landmarks of iBUG-68, and of the same without the inner mouth's corners: (first, after the last).
 PARTS: Mapping[str, tuple[tuple[int, int], ...]] = {
@@ -51,8 +51,11 @@ def part_masks(points: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def mass_shares(layer: RoiLayer, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """For each part [C]: the share of the mass of a kernel's window, within its ROI, that is inside the part."""
+    """For each part [C]: the share of the mass of a kernel's window, within its ROI, that is inside the part.
+
+    Of an adaptive layer those of its static windows.
+    """
     size = (_SIDE, _SIDE)
-    window = layer.window(size).double() * roi_mask(size, layer.rois(size))
+    window = kernel_windows(layer, size).double() * inside(size, static_rois(layer, size))
     whole = window.sum(dim=(1, 2))
     return {name: (window * mask).sum(dim=(1, 2)) / whole for name, mask in masks.items()}

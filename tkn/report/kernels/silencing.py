@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from tkn.data.base import Task
 from tkn.layers import RoiLayer
 from tkn.report.kernels.hooks import Change, hooked_outputs
+from tkn.report.kernels.places import kernel_count
+from tkn.report.kernels.rerun import Rerun
 from tkn.report.kernels.responses import BATCH
 from tkn.training.module import batch_errors
 
@@ -30,28 +32,41 @@ class Rise:
     loss: float
 
 
+def importance(rise: Rise) -> tuple[float, float]:
+    """What kernels are sorted by, the most important first."""
+    return -rise.error, -rise.loss
+
+
 def silencing_rises(
-    model: nn.Module, images: Tensor, targets: Tensor, task: Task, layers: Mapping[str, RoiLayer]
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    task: Task,
+    layers: Mapping[str, RoiLayer],
+    say: Callable[[str], None] = lambda _layer: None,
 ) -> dict[str, dict[int, Rise]]:
     """For each of the model's layers the `Rise` of its kernels, each silenced alone, the largest first.
 
     Silenced: the kernel's channel of the layer's output is zero. images: [N, C, H, W]. Of a layer of more than
-    `CANDIDATES` kernels those are silenced of which `expected_changes` are largest.
+    `CANDIDATES` kernels those are silenced of which `expected_changes` are largest. say: is told each layer's name
+    before its kernels are silenced.
     """
-    before = _errors(model, images, targets, task)
+    with torch.no_grad():
+        before = _errors([model(batch) for batch in images.split(BATCH)], targets, task)
     step = max(1, len(images) // _CHOSEN_ON)
-    large = {name: layer for name, layer in layers.items() if layer.num_kernels > CANDIDATES}
+    large = {name: layer for name, layer in layers.items() if kernel_count(layer) > CANDIDATES}
     expected = expected_changes(model, images[::step], targets[::step], task, large)
     found = {}
     for name, layer in layers.items():
-        kernels = range(layer.num_kernels) if name not in expected else expected[name].topk(CANDIDATES)[1].tolist()
+        say(name)
+        chosen = expected[name].topk(CANDIDATES)[1].tolist() if name in expected else range(kernel_count(layer))
+        rerun = Rerun(model, layer, images)
+        batches = [rerun(batch, [partial(_without, kernel) for kernel in chosen]) for batch in images.split(BATCH)]
         rises = {}
-        for kernel in kernels:
-            with hooked_outputs(layer, partial(_without, kernel)):
-                after = _errors(model, images, targets, task)
+        for kernel, outputs in zip(chosen, zip(*batches, strict=True), strict=True):
+            after = _errors(outputs, targets, task)
             rises[kernel] = Rise(after.error - before.error, after.loss - before.loss)
-        ordered = sorted(rises.items(), key=lambda item: (-item[1].error, -item[1].loss))
-        found[name] = dict(ordered)
+        found[name] = dict(sorted(rises.items(), key=lambda item: importance(item[1])))
     return found
 
 
@@ -92,7 +107,7 @@ def _without(kernel: int, output: Tensor) -> Tensor:
     return silenced
 
 
-@torch.no_grad()
-def _errors(model: nn.Module, images: Tensor, targets: Tensor, task: Task) -> Rise:
-    errors = batch_errors(torch.cat([model(batch) for batch in images.split(BATCH)]), targets, task)
+def _errors(outputs: Sequence[Tensor], targets: Tensor, task: Task) -> Rise:
+    """Of the outputs of all batches."""
+    errors = batch_errors(torch.cat(list(outputs)), targets, task)
     return Rise(float(errors["error" if task == "classification" else "mse"]), float(errors["loss"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tkn.report.runs.groups import Group, Section, plus_minus
@@ -24,18 +24,22 @@ class Column:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table: its title, a note of one or two sentences, and rows of as many texts as there are columns."""
+    """A table: its title, a note of a few sentences, and rows of as many texts as there are columns.
+
+    links: on an HTML page, the addresses that texts of the first column lead to.
+    """
 
     title: str
     note: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
+    links: Mapping[str, str] = field(default_factory=dict)
 
     def brief(self) -> Sheet:
         """The table with the brief columns alone."""
         kept = [index for index, column in enumerate(self.columns) if column.brief]
         rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
-        return Sheet(self.title, self.note, tuple(self.columns[index] for index in kept), rows)
+        return Sheet(self.title, self.note, tuple(self.columns[index] for index in kept), rows, self.links)
 
 
 def millions(macs: float, deviation: float | None = None) -> str:
