@@ -243,8 +243,7 @@ def test_each_subject_is_in_one_fold(archive: Path, monkeypatch: pytest.MonkeyPa
     assert sorted([*pairs[0], *pairs[1]]) == [0, 1, 2, 3]
     # Alike: not the two subjects in the least pain in one fold.
     assert all(0 in pair or 1 in pair for pair in pairs)
-    other = load_pain(archive, folds=2, seed=1)
-    assert labels(other) != labels(load_pain(archive, folds=2, seed=3))
+    assert len({str(labels(load_pain(archive, folds=2, seed=seed))) for seed in range(6)}) > 1
 
 
 def test_folders_of_one_subject_are_in_one_fold(archive: Path) -> None:
