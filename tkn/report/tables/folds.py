@@ -56,7 +56,8 @@ def _title(begin: str, names: Sequence[str]) -> str:
 def _rows_sheet(rows: Iterable[CrossValidated], names: Sequence[str], seeds: Callable[[Group], str]) -> Sheet:
     columns = [Column("row", right=False), Column("data", right=False, brief=False), Column("folds"), Column("seeds")]
     for name in names:
-        columns += [Column(f"{ERROR_TITLES[name]} over all folds"), Column("95 %")]
+        columns.append(Column(f"{ERROR_TITLES[name]} over all folds"))
+        columns.append(Column("95 %" if len(names) == 1 else f"{ERROR_TITLES[name]}, 95 %"))
         columns.append(Column(f"{ERROR_TITLES[name]}, lowest to highest fold", brief=len(names) == 1))
     columns += [Column("multiply-adds"), Column("times fewer")]
     columns += [Column("precision, device", right=False, brief=False), Column("remarks", right=False, brief=False)]
@@ -79,7 +80,7 @@ def _row(row: CrossValidated, names: Sequence[str], seeds: Callable[[Group], str
 def _data(row: CrossValidated) -> str:
     """The source of all folds; of one's own data the folder's name alone."""
     if not is_own(row.data):
-        return f"{row.whole.common['data']}: {row.data}"
+        return f"{row.whole.common['data']}, {row.data}"
     path, *others = row.data.removeprefix("own: ").split(", ")
     return ", ".join([PurePath(path).name, *others])
 
