@@ -188,7 +188,7 @@ def test_bad_numbers_are_named(tmp_path: Path) -> None:
         (("group",), {"landmark_noise": -0.1}, r"data\.landmark_noise=-0\.1: must be a number >= 0"),
         (("group",), {"mirror": [[0, 1]], "flip": False}, r"data\.mirror is for data\.flip=true"),
         (("group",), {"folds": 3, "fold": 3}, r"data\.fold=3 must be 0 to 2"),
-        ((), {"folds": 20}, r"fold 0 of 20, seed 0: there are only 8 groups"),
+        ((), {"folds": 20}, r"data\.folds=20: the groups to divide are only 8"),
     ],
 )
 def test_what_can_not_be(tmp_path: Path, without: tuple[str, ...], options: dict[str, Any], message: str) -> None:

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tkn.data.base import DataSet
+from tkn.data.base import DataSet, is_whole
 from tkn.data.face import PAIN_FACE, REFERENCE, WarpFaces, pixel_weights
+from tkn.data.fold_source import Fold, read_fold
 from tkn.data.pain import CROP, load_pain
 
 SUBJECTS = ["042-ll042", "043-jh043", "047-jl047", "048-aa048"]
@@ -222,6 +223,55 @@ def test_no_subject(tmp_path: Path) -> None:
 def test_impossible_test_subjects(archive: Path, test_subjects: int | list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_pain(archive, test_subjects=test_subjects)
+
+
+@pytest.mark.parametrize("source", ["full", "partial: 8 of 48,398 frames"])
+def test_each_subject_is_in_one_fold(archive: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    if source == "full":
+        monkeypatch.setattr("tkn.data.pain.FULL_COUNT", 8)
+    pairs = []
+    for fold in range(2):
+        # What test_subjects says is not used, not even that it can't be.
+        data = load_pain(archive, folds=2, fold=fold, seed=3, test_subjects=100)
+        assert data.source == f"{source}, fold {fold} of 2, seed 3"
+        assert not is_whole(data.source)
+        assert read_fold(data.source) == Fold(fold, 2, f"{source}, 2 folds, seed 3")
+        train, test = (sorted({int(label) for label in part}) for part in labels(data))
+        assert (len(data.train), len(data.test)) == (4, 4)
+        assert sorted([*train, *test]) == [0, 1, 2, 3]
+        pairs.append(test)
+    assert sorted([*pairs[0], *pairs[1]]) == [0, 1, 2, 3]
+    # Alike: not the two subjects in the least pain in one fold.
+    assert all(0 in pair or 1 in pair for pair in pairs)
+    assert len({str(labels(load_pain(archive, folds=2, seed=seed))) for seed in range(6)}) > 1
+
+
+def test_folders_of_one_subject_are_in_one_fold(archive: Path) -> None:
+    write_frame(archive / "pain", "048-zz048", "zz048t1aaaff", 1, 10)  # the number of 048-aa048
+    write_frame(archive / "pain", "050-xx050", "jh043t1aaaff", 1, 11)  # a sequence of 043-jh043's name
+    write_frame(archive / "pain", "050-xx050", "xx050t1aaaff", 1, 12)
+    seen = []
+    for fold in range(4):
+        _, test = labels(load_pain(archive, folds=4, fold=fold))
+        seen += test
+        assert (3 in test) == (3.5 in test) == (10 in test)
+        assert (1 in test) == (1.5 in test) == (11 in test) == (12 in test)
+    assert sorted(seen) == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 10, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 5}, r"data\.folds=5: the subjects to divide are only 4"),
+        ({"folds": 1}, r"data\.folds=1 must be at least 2"),
+        ({"folds": 3, "fold": 3}, r"data\.fold=3 must be 0 to 2, as data\.folds=3"),
+        ({"fold": 1}, r"data\.fold=1 must be 0 without data\.folds"),
+        ({"folds": 2, "seed": -1}, r"data\.seed=-1 must be in 0 - 4294967295"),
+    ],
+)
+def test_impossible_folds(archive: Path, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_pain(archive, **options)
 
 
 @pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf")])

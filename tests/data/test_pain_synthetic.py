@@ -176,6 +176,21 @@ def test_impossible_seed(tmp_path: Path, seed: int) -> None:
         load(tmp_path, seed=seed)
 
 
+def test_folds_are_of_subjects_and_alike(folder: Path) -> None:
+    labels, _ = read_archive(folder)
+    tested = []
+    for fold in range(4):
+        data = load(folder, folds=4, fold=fold)
+        assert data.source == (
+            f"synthetic: 8 drawn subjects, 1 sequences of 12 frames each, seed 0, fold {fold} of 4, seed 0"
+        )
+        assert (len(data.train), len(data.test)) == (72, 24)
+        frames = data.test.targets[:, 0].numpy().reshape(2, 12)
+        tested += [row.tolist() for row in frames]
+        assert abs((frames == 0).mean() - (labels == 0).mean()) < 0.1
+    assert sorted(tested) == sorted(labels.tolist())
+
+
 def test_too_few_subjects(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.test_subjects=8: .* 8 subjects"):
         load(folder, test_subjects=8)

@@ -99,5 +99,5 @@ def test_impossible_divisions(options: tuple[float | None, int | None, int, int]
 
 
 def test_fewer_groups_than_folds() -> None:
-    with pytest.raises(ValueError, match=r"fold 0 of 5, seed 0: there are only 2 groups"):
+    with pytest.raises(ValueError, match=r"data\.folds=5: the groups to divide are only 2"):
         Division(None, 5, 0, 0).test(LABELS, (LABELS > 0).astype(np.int64))

@@ -228,7 +228,7 @@ def test_csv_holds_every_run_and_row(tmp_path: Path) -> None:
     write_run(tmp_path / "pruned", seed=7, pruned_epoch=2)
     runs, _ = collect([tmp_path])
     found = sections(runs)
-    rows = list(csv.DictReader(io.StringIO(runs_csv(runs, found))))
+    rows = list(csv.DictReader(io.StringIO(runs_csv(runs, found[0].groups))))
     assert [row["state"] for row in rows] == ["pruned", "finished", "finished", "finished"]
     assert [row["error"] for row in rows[1:]] == ["0.4", "0.5", "0.9"]
     assert rows[1]["penalty.l2"] == "0.0001"

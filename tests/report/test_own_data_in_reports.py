@@ -1,4 +1,4 @@
-"""Runs on a user's own data in reports: apart from benchmarks, by place and fold; no code of a run's is run."""
+"""Runs on a user's own data in reports: apart from benchmarks, by place; no code of a run's is run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from own_images import write_folder
 
 from tkn.report.figures.pictures import sample_pictures
 from tkn.report.runs.collect import collect
+from tkn.report.runs.folds import cross_validated
 from tkn.report.runs.groups import sections
 
 
@@ -32,19 +33,19 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "results"
 
 
-def test_rows_are_apart_by_place_and_fold(results: Path) -> None:
-    found = sections(collect([results])[0])
-    assert [section.title for section in found] == [
-        "Whole data sets",
-        *(
-            f"Own data: {path}, 6 images to train and 6 to test, 2 classes, fold {fold} of 2, seed 0"
-            for path in ("meter", "parts")
-            for fold in (0, 1)
-        ),
+def test_rows_are_apart_by_place_and_not_by_fold(results: Path) -> None:
+    runs = collect([results])[0]
+    assert [section.title for section in sections(runs)] == ["Whole data sets"]
+    rows = cross_validated(runs)
+    assert [row.label for row in rows] == [
+        f"tdn10 folder cauchy, l2 0.0001, beta 4, path {p}" for p in ("meter", "parts")
+    ]
+    assert [row.data for row in rows] == [
+        f"own: {p}, 12 images, 2 classes, 2 folds, seed 0" for p in ("meter", "parts")
     ]
     # How images were read makes no other row.
-    assert [group.seeds for section in found for group in section.groups] == [[0], [0], [0], [0, 1], [0]]
-    assert all(not group.remarks for section in found for group in section.groups)
+    assert [[group.seeds for group in row.folds.values()] for row in rows] == [[[0], [0]], [[0, 1], [0]]]
+    assert all(not row.whole.remarks for row in rows)
 
 
 def test_samples_of_each_place_and_of_no_code(results: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tkn.app.messages import unknown
+from tkn.data.fold_source import read_fold
 from tkn.data.preparation import Preparation
 
 Task = Literal["classification", "regression"]
@@ -142,8 +143,11 @@ def check_source(source: str, choices: tuple[str, ...] = SOURCES) -> None:
 
 
 def is_whole(source: str) -> bool:
-    """Whether a `DataSet.source` tells of a whole benchmark: only results on it compare with published ones."""
-    return source.startswith("full")
+    """Whether a `DataSet.source` tells of a whole benchmark: only results on it compare with published ones.
+
+    Those on a fold do not: published ones are of another division.
+    """
+    return source.startswith("full") and read_fold(source) is None
 
 
 def is_own(source: str) -> bool:

@@ -86,5 +86,4 @@ def check_classes(where: Path, classes: Sequence[str], parts: Sequence[Labels], 
 def describe_own(path: str, parts: Sequence[Labels], noun: str, what: str, division: Division) -> str:
     """`DataSet.source` of own data: "own: parts, 80 images to train and 20 to test, 2 classes"."""
     train, test = map(len, parts)
-    text = f"own: {path}, {train:,} {noun} to train and {test:,} to test, {what}"
-    return f"{text}, {division}" if division.wanted else text
+    return division.after(f"own: {path}, {train:,} {noun} to train and {test:,} to test, {what}")

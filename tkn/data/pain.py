@@ -15,6 +15,7 @@ from tkn.app.messages import unknown
 from tkn.data.base import DataSet, Split
 from tkn.data.face import REFERENCE, FaceWarp, WarpFaces, check_landmark_noise, crop_face
 from tkn.data.images import for_each
+from tkn.data.partition import Division, Labels, bins, joined
 
 #: Side in pixels of the crops kept in memory: all 48,398 frames take 1.3 GB.
 CROP = 96
@@ -24,12 +25,20 @@ SIDE = 48
 
 
 def load_pain(
-    data_dir: Path, *, test_subjects: int | list[str] = 7, landmark_noise: float = 0.01, flip: bool = True
+    data_dir: Path,
+    *,
+    test_subjects: int | list[str] = 7,
+    folds: int | None = None,
+    fold: int = 0,
+    seed: int = 0,
+    landmark_noise: float = 0.01,
+    flip: bool = True,
 ) -> DataSet:
     """The archive under `data_dir/pain`, in its own layout: see `read_archive` for the options and errors.
 
     Raises FileNotFoundError where the archive is missing: its owners hand it out on request only.
     """
+    division = Division(None, folds, fold, seed)
     root = data_dir / "pain"
     for folder in ("Images", "AAM_landmarks", "Frame_Labels/PSPI"):
         if not (root / folder).is_dir():
@@ -38,21 +47,37 @@ def load_pain(
                 "it cannot be downloaded, request it from its owners (data=pain_synthetic needs no archive)"
             )
     data = read_archive(
-        root, name="pain", source="full", test_subjects=test_subjects, landmark_noise=landmark_noise, flip=flip
+        root,
+        name="pain",
+        source="full",
+        test_subjects=test_subjects,
+        division=division,
+        landmark_noise=landmark_noise,
+        flip=flip,
     )
     count = len(data.train) + len(data.test)
-    return data if count == FULL_COUNT else replace(data, source=f"partial: {count:,} of {FULL_COUNT:,} frames")
+    if count == FULL_COUNT:
+        return data
+    return replace(data, source=division.after(f"partial: {count:,} of {FULL_COUNT:,} frames"))
 
 
 def read_archive(
-    root: Path, *, name: str, source: str, test_subjects: int | list[str], landmark_noise: float, flip: bool
+    root: Path,
+    *,
+    name: str,
+    source: str,
+    test_subjects: int | list[str],
+    division: Division,
+    landmark_noise: float,
+    flip: bool,
 ) -> DataSet:
     """Reads an archive in the layout of UNBC-McMaster into crops of `CROP` pixels with their landmarks.
 
     `Images/<subject>/<sequence>/<frame>.png`, `AAM_landmarks/<subject>/<sequence>/<frame>_aam.txt` (66 lines "x y",
     pixels), `Frame_Labels/PSPI/<subject>/<sequence>/<frame>_facs.txt` (one number, 0-16). The test partition is all
-    sequences of `test_subjects`, the last n of the sorted subjects or those named; the rest is for training.
-    `landmark_noise` and `flip` are for training only (see `tkn.data.face.WarpFaces`).
+    sequences of `test_subjects`, the last n of the sorted subjects or those named, or of the subjects of one fold of
+    `division`, which then follows the `source`; the rest is for training. `landmark_noise` and `flip` are for training
+    only (see `tkn.data.face.WarpFaces`).
 
     Raises ValueError for an option that cannot be, a subject or sequence on both sides, and a malformed file;
     FileNotFoundError for a frame without landmarks or label. The message names the file.
@@ -61,18 +86,22 @@ def read_archive(
     images = sorted(path for path in (root / "Images").glob("*/*/*.png") if not path.name.startswith("."))
     if not images:
         raise ValueError(f"{root / 'Images'}: no subject with frames (<subject>/<sequence>/<frame>.png)")
-    test_names = _choose_test_subjects(sorted({path.parts[-3] for path in images}), test_subjects)
-    train_images = [path for path in images if path.parts[-3] not in test_names]
-    test_images = [path for path in images if path.parts[-3] in test_names]
-    _check_disjoint(train_images, test_images)
+    if division.wanted:
+        labels = _read_labels(root, images)
+        test = division.test(_strata(labels), _subjects(images), "subjects")
+    else:
+        test_names = _choose_test_subjects(sorted({path.parts[-3] for path in images}), test_subjects)
+        test = np.array([path.parts[-3] in test_names for path in images])
+        _check_disjoint(images, test)
+        labels = _read_labels(root, images)
     return DataSet(
         name=name,
-        source=source,
+        source=division.after(source),
         task="regression",
         input_size=(3, SIDE, SIDE),
         num_outputs=1,
-        train=_read_split(root, train_images),
-        test=_read_split(root, test_images),
+        train=_read_split(root, images, labels, ~test),
+        test=_read_split(root, images, labels, test),
         to_input=WarpFaces(landmark_noise, flip, FaceWarp(SIDE)),
     )
 
@@ -93,12 +122,34 @@ def _choose_test_subjects(subjects: list[str], chosen: int | list[str]) -> set[s
     return set(chosen)
 
 
-def _check_disjoint(train: list[Path], test: list[Path]) -> None:
-    """A subject's number is its name up to the dash: 042-ll042. Two folders may share one, but not across sides."""
-    train_subjects = {path.parts[-3].split("-")[0]: path.parts[-3] for path in train}
-    train_sequences = {path.parts[-2]: path.parts[-3] for path in train}
-    for subject, sequence in sorted({(path.parts[-3], path.parts[-2]) for path in test}):
-        if same := train_subjects.get(subject.split("-")[0]):
+def _strata(labels: NDArray[np.float32]) -> Labels:
+    """Tenths of the frames by size, but frames of one value, as most have no pain, are of one stratum."""
+    ordered = np.sort(labels)
+    return bins(ordered)[np.searchsorted(ordered, labels)]
+
+
+def _subjects(images: list[Path]) -> Labels:
+    """Of which subject each frame is. Folders that share a number, or the name of a sequence, are of one."""
+    numbers = [_number(path.parts[-3]) for path in images]
+    sequences = [path.parts[-2] for path in images]
+    return joined(*(np.unique(names, return_inverse=True)[1] for names in (numbers, sequences)))
+
+
+def _number(subject: str) -> str:
+    """A subject's number is its name up to the dash: 042-ll042."""
+    return subject.split("-")[0]
+
+
+def _check_disjoint(images: list[Path], test: NDArray[np.bool_]) -> None:
+    """Two folders may share a subject's number, or the name of a sequence, but not across sides."""
+    sides = [
+        {(path.parts[-3], path.parts[-2]) for path, tested in zip(images, test, strict=True) if tested == side}
+        for side in (False, True)
+    ]
+    train_subjects = {_number(subject): subject for subject, _ in sorted(sides[0])}
+    train_sequences = {sequence: subject for subject, sequence in sorted(sides[0])}
+    for subject, sequence in sorted(sides[1]):
+        if same := train_subjects.get(_number(subject)):
             raise ValueError(f"data.test_subjects: {same} (training) and {subject} (test) are the same subject")
         if same := train_sequences.get(sequence):
             raise ValueError(
@@ -106,30 +157,43 @@ def _check_disjoint(train: list[Path], test: list[Path]) -> None:
             )
 
 
-def _read_split(root: Path, images: list[Path]) -> Split:
-    crops = np.empty((len(images), 3, CROP, CROP), np.uint8)
-    landmarks = np.empty((len(images), len(REFERENCE), 2), np.float32)
-    labels = np.empty((len(images), 1), np.float32)
+def _read_labels(root: Path, images: list[Path]) -> NDArray[np.float32]:
+    labels = np.empty(len(images), np.float32)
 
     def read(index: int) -> None:
-        crops[index], landmarks[index], labels[index] = _read_frame(root, images[index])
+        labels[index] = _read_label(root / "Frame_Labels" / "PSPI" / f"{_frame(images[index])}_facs.txt", images[index])
 
     for_each(read, len(images), None)
-    return Split((torch.from_numpy(crops), torch.from_numpy(landmarks)), torch.from_numpy(labels))
+    return labels
 
 
-def _read_frame(root: Path, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64], float]:
-    """Crop [3, CROP, CROP], landmarks [66, 2] in the crop's pixels, label."""
-    frame = Path(*path.parts[-3:-1]) / path.stem
-    landmarks = _read_landmarks(root / "AAM_landmarks" / f"{frame}_aam.txt", path)
-    label = _read_label(root / "Frame_Labels" / "PSPI" / f"{frame}_facs.txt", path)
+def _read_split(root: Path, images: list[Path], labels: NDArray[np.float32], chosen: NDArray[np.bool_]) -> Split:
+    indices = np.flatnonzero(chosen)
+    crops = np.empty((len(indices), 3, CROP, CROP), np.uint8)
+    landmarks = np.empty((len(indices), len(REFERENCE), 2), np.float32)
+
+    def read(number: int) -> None:
+        crops[number], landmarks[number] = _read_face(root, images[indices[number]])
+
+    for_each(read, len(indices), None)
+    return Split((torch.from_numpy(crops), torch.from_numpy(landmarks)), torch.from_numpy(labels[indices, None]))
+
+
+def _frame(image: Path) -> Path:
+    """subject/sequence/frame, without an ending."""
+    return Path(*image.parts[-3:-1]) / image.stem
+
+
+def _read_face(root: Path, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Crop [3, CROP, CROP], landmarks [66, 2] in the crop's pixels."""
+    landmarks = _read_landmarks(root / "AAM_landmarks" / f"{_frame(path)}_aam.txt", path)
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
     except Exception as error:  # Pillow's plugins raise nearly anything
         raise ValueError(f"{path}: cannot decode the image ({error})") from error
     try:
-        return *crop_face(image, landmarks, CROP), label
+        return crop_face(image, landmarks, CROP)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

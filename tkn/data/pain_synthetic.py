@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from tkn.data.base import DataSet
 from tkn.data.face import REFERENCE
 from tkn.data.pain import MAX_PAIN, read_archive
+from tkn.data.partition import Division
 
 Points = NDArray[np.float64]
 Colour = tuple[int, int, int]
@@ -57,6 +58,8 @@ def load_pain_synthetic(
     frames: int = 20,
     seed: int = 0,
     test_subjects: int | list[str] = 7,
+    folds: int | None = None,
+    fold: int = 0,
     landmark_noise: float = 0.01,
     flip: bool = True,
 ) -> DataSet:
@@ -64,15 +67,14 @@ def load_pain_synthetic(
 
     It is drawn once, under `data_dir/pain_synthetic-<options>`, from the options alone: the same landmarks and labels
     on every machine, the same pixels with the same Pillow. The face's expression follows the label: brows lower, eyes
-    close, mouth opens and widens, wrinkles darken. Raises ValueError for counts below 1, a seed outside 0 - 2^32-1,
-    and as `read_archive` does.
+    close, mouth opens and widens, wrinkles darken. The folds are of the same seed as the drawings. Raises ValueError
+    for counts below 1, a seed outside 0 - 2^32-1, and as `read_archive` does.
     """
     counts = {"subjects": subjects, "sequences": sequences, "frames": frames}
     for key, count in counts.items():
         if count < 1:
             raise ValueError(f"data.{key}={count}: must be at least 1")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"data.seed={seed}: must be in 0 - {2**32 - 1}")
+    division = Division(None, folds, fold, seed)
     root = data_dir / f"pain_synthetic-v{VERSION}-{subjects}x{sequences}x{frames}-seed{seed}"
     if not root.is_dir():
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -89,6 +91,7 @@ def load_pain_synthetic(
         name="pain_synthetic",
         source=f"synthetic: {subjects} drawn subjects, {sequences} sequences of {frames} frames each, seed {seed}",
         test_subjects=test_subjects,
+        division=division,
         landmark_noise=landmark_noise,
         flip=flip,
     )

@@ -126,12 +126,20 @@ class Division:
         assert self.test_share is not None
         return [self.test_share, 1 - self.test_share]
 
-    def test(self, strata: Labels, groups: Labels | None) -> NDArray[np.bool_]:
-        """Whether each of [N] samples is for testing; see `held_out`. ValueError for fewer groups than parts."""
+    def test(self, strata: Labels, groups: Labels | None, noun: str = "groups") -> NDArray[np.bool_]:
+        """Whether each of [N] samples is for testing; see `held_out`.
+
+        ValueError for fewer groups than parts; `noun`: what it calls them.
+        """
         present = np.unique(strata, return_inverse=True)[1]
         if groups is not None and groups.max() + 1 < len(self.shares):
-            raise ValueError(f"{self}: there are only {groups.max() + 1} groups")
+            option = f"data.folds={self.folds}" if self.folds is not None else f"data.test_share={self.test_share}"
+            raise ValueError(f"{option}: the {noun} to divide are only {groups.max() + 1}")
         return held_out(present, groups, self.shares, self.fold, self.seed)
+
+    def after(self, source: str) -> str:
+        """The source of a data set that is divided so (`tkn.data.fold_source` reads it)."""
+        return f"{source}, {self}" if self.wanted else source
 
     def __str__(self) -> str:
         """For messages and for a data set's source."""

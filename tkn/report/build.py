@@ -13,11 +13,15 @@ from tkn.report.document import Document, html, markdown
 from tkn.report.figures.pictures import attention_picture, attention_pictures, sample_pictures, tradeoff_pictures
 from tkn.report.kernels.pages import kernel_pages
 from tkn.report.runs.collect import collect
+from tkn.report.runs.folds import CrossValidated, cross_validated
 from tkn.report.runs.groups import Section, sections
 from tkn.report.runs.run import Run
+from tkn.report.tables.folds import fold_sheets, folds_csv
 from tkn.report.tables.formats import groups_csv, runs_csv, terminal_table
 from tkn.report.tables.sheets import left_out_sheet, remarks_sheet, result_sheets, timings_sheet
 from tkn.report.timing import measure_timings, read_timings
+
+_FOLDS = "cross_validation.csv"
 
 
 def build_report(
@@ -37,7 +41,7 @@ def build_report(
     runs, empty = collect(paths)
     if not runs:
         raise FileNotFoundError(f"no run in {', '.join(map(str, paths))}: nothing to report")
-    rows = sections(runs)
+    rows, crossed = sections(runs), cross_validated(runs)
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     notes = [f"{path} holds no run." for path in empty]
@@ -60,15 +64,20 @@ def build_report(
     pages = {} if kernel_images is None else kernel_pages(rows, folder, data_dir, kernel_images, console, notes)
 
     extra = [left_out_sheet(runs), remarks_sheet(runs), timings_sheet(timings) if timings else None]
-    sheets = [*result_sheets(rows), *(sheet for sheet in extra if sheet is not None)]
+    sheets = [*result_sheets(rows), *fold_sheets(crossed), *(sheet for sheet in extra if sheet is not None)]
     links = [(title, made[0].name) for title, made in pages.items()]
-    document = Document(list(_lead(runs, rows)), sheets, pictures, notes, links=links)
+    document = Document(list(_lead(runs, rows, crossed)), sheets, pictures, notes, links=links)
     texts = {
         "report.html": html(document),
         "report.md": markdown(document, folder),
-        "runs.csv": runs_csv(runs, rows),
+        "runs.csv": runs_csv(
+            runs, [*(group for section in rows for group in section.groups), *(r.whole for r in crossed)]
+        ),
         "groups.csv": groups_csv(rows),
+        **({_FOLDS: folds_csv(crossed)} if crossed else {}),
     }
+    if not crossed:
+        (folder / _FOLDS).unlink(missing_ok=True)
     for name, text in texts.items():
         write_whole(folder / name, text)
 
@@ -85,21 +94,22 @@ def build_report(
     ]
 
 
-def _lead(runs: Sequence[Run], rows: Sequence[Section]) -> Iterator[str]:
+def _lead(runs: Sequence[Run], rows: Sequence[Section], crossed: Sequence[CrossValidated]) -> Iterator[str]:
     """How many runs there are and what they came to."""
     states = Counter(run.state for run in runs)
     counted = states.pop("finished", 0)
     count = sum(len(section.groups) for section in rows)
     left_out = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    over_folds = f" and {_plural(len(crossed), 'row')} of runs that differ in the fold too" if crossed else ""
     yield (
         f"{_plural(len(runs), 'run')} found, {counted} counted in {_plural(count, 'row')} of runs that differ only in "
-        f"the seed{f'; not counted: {left_out}' if left_out else ''}."
+        f"the seed{over_folds}{f'; not counted: {left_out}' if left_out else ''}."
     )
     whole = sum(len(group.runs) for section in rows if section.whole for group in section.groups)
     if counted:
         yield (
             f"{whole} of the counted runs used whole data sets. Only these stand beside the paper's figures; runs on "
-            "parts or on other data have tables of their own."
+            "parts, on folds or on other data have tables of their own."
         )
 
 

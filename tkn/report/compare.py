@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import sqrt
@@ -10,8 +10,11 @@ from math import sqrt
 from scipy.stats import t
 
 from tkn.report.runs.groups import Group, Statistic
+from tkn.report.runs.run import Run
 
 LEVEL = 0.95
+#: Keys of a recipe that only target layers read.
+_OF_TARGETS = ("recipe.attention_lr_factor",)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,25 @@ def conditions(group: Group) -> str:
     said = group.computed_on
     parts = (said["precision"], said["device"], said["torch"] and f"torch {said['torch']}")
     return " ".join(part for part in parts if part)
+
+
+def trained_differently(one: Run, other: Run) -> Iterator[str]:
+    """What differs between two runs that must not where their networks are compared, in words."""
+    ours, theirs = _shared(one), _shared(other)
+    for key in {**ours, **theirs}:
+        if ours.get(key) != theirs.get(key):
+            yield f"{key} {ours.get(key)} and {theirs.get(key)}"
+
+
+def _shared(run: Run) -> dict[str, object]:
+    config, summary = run.config or {}, run.result
+    recipe = {key: value for key, value in config.items() if key.startswith("recipe.") and key not in _OF_TARGETS}
+    stated = {key: value for key, value in recipe.items() if value is not None}
+    return {
+        **run.computed_on,
+        **{key.replace("_", " "): summary.get(key) for key in ("epochs", "tested", "train_images", "test_images")},
+        **stated,
+    }
 
 
 def best_pair(ones: Sequence[Group], others: Sequence[Group]) -> Pair | None:

@@ -5,7 +5,8 @@
 Between `<!-- paper 2 -->` and `<!-- end -->` stand the rows of the paper's Table 2 with the runs in
 results/<experiment>/, or "not run"; between `<!-- claims 2 -->` and `<!-- end -->` what its targeted rows claim against
 the dense one, with `all` every claim of the paper; between `<!-- figure 4 -->` and `<!-- end -->` its Figure 4 or 5;
-between `<!-- runs factors -->` and `<!-- end -->` all runs in results/factors/.
+between `<!-- runs factors -->` and `<!-- end -->` all runs in results/factors/; between `<!-- folds kfold -->` and
+`<!-- end -->` the cross-validated rows of the runs in results/kfold*/.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,10 @@ from tkn.report.author_count import author_count
 from tkn.report.blocks import fill_blocks
 from tkn.report.claims import claims_table, paper_rows, recorded, row_name
 from tkn.report.compare import half_width
+from tkn.report.runs.collect import collect
+from tkn.report.runs.folds import cross_validated
 from tkn.report.runs.groups import Group, Statistic, composed, plus_minus
+from tkn.report.tables.folds import fold_sheets
 from tkn.report.tables.formats import markdown_rows, seed_links
 from tkn.report.tables.sheets import Column, duration, millions
 from tkn.report.verdicts import verdicts_table
@@ -53,13 +58,15 @@ def fill(text: str, results: Path, page: Path) -> str:
     def tables(kind: str, name: str) -> str:
         if kind == "runs":
             return _runs_tables(results / name, page)
+        if kind == "folds":
+            return _folds_tables(name, results, page)
         if kind == "figure":
             return _figure(name, results, page)
         if name == "all":
             return verdicts_table(results)
         return _paper_tables(int(name), results, page) if kind == "paper" else claims_table(int(name), results)
 
-    return fill_blocks(text, ("paper", "claims", "runs", "figure"), tables)
+    return fill_blocks(text, ("paper", "claims", "runs", "figure", "folds"), tables)
 
 
 def _figure(number: str, results: Path, page: Path) -> str:
@@ -111,6 +118,15 @@ def _runs_tables(folder: Path, page: Path) -> str:
     rows = [(name, *_figures(group, page)) for name, group in zip(names, groups, strict=True)]
     details = [(name, *_details(group)) for name, group in zip(names, groups, strict=True)]
     return _with_details((Column("runs", right=False), *_FIGURES), rows, details)
+
+
+def _folds_tables(prefix: str, results: Path, page: Path) -> str:
+    """The cross-validated rows of the experiments whose names begin so."""
+    runs, _ = collect(sorted(path for path in results.glob(f"{prefix}*") if path.is_dir()))
+    sheets = fold_sheets(cross_validated(runs), partial(seed_links, page=page))
+    if not sheets:
+        return f"Not run: no folder {prefix}* holds a finished run on a fold.\n"
+    return "\n".join(f"{sheet.note}\n\n{markdown_rows(sheet.columns, sheet.rows)}" for sheet in sheets)
 
 
 def _with_details(columns: Sequence[Column], rows: Sequence[Sequence[str]], details: Sequence[Sequence[str]]) -> str:

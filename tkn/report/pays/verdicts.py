@@ -8,14 +8,11 @@ from dataclasses import dataclass, replace
 from scipy.stats import ttest_ind_from_stats
 
 from tkn.data.base import is_own
-from tkn.report.compare import difference
+from tkn.report.compare import difference, trained_differently
 from tkn.report.pays.design import LEVEL, OURS, RIVALS, PaysSet
 from tkn.report.pays.rows import Row
 from tkn.report.runs.groups import Group, Statistic
 from tkn.report.runs.run import Run, short_source
-
-#: Keys of a recipe that only target layers read.
-_OF_TARGETS = ("recipe.attention_lr_factor",)
 
 
 @dataclass(frozen=True)
@@ -91,26 +88,12 @@ def _numbers(statistic: Statistic) -> tuple[float, float | None, int]:
 
 def _obstacles(ours: Run, theirs: Run) -> Iterator[str]:
     """What differs between two rows that must not."""
-    one, other = _shared(ours), _shared(theirs)
-    for key in {**one, **other}:
-        if one.get(key) != other.get(key):
-            yield f"{key} {one.get(key)} and {other.get(key)}"
+    yield from trained_differently(ours, theirs)
     for run in (ours, theirs):
         if run.soft:
             yield f"the error of {run.folder.parent.name} is without clipping"
         if not (run.whole or is_own(run.result["data_source"])):
             yield f"{run.folder.parent.name} had {short_source(run.result['data_source'])}"
-
-
-def _shared(run: Run) -> dict[str, object]:
-    config, summary = run.config or {}, run.result
-    recipe = {key: value for key, value in config.items() if key.startswith("recipe.") and key not in _OF_TARGETS}
-    stated = {key: value for key, value in recipe.items() if value is not None}
-    return {
-        **run.computed_on,
-        **{key.replace("_", " "): summary.get(key) for key in ("epochs", "tested", "train_images", "test_images")},
-        **stated,
-    }
 
 
 def primary(data: PaysSet, rows: Mapping[str, Row]) -> Primary:

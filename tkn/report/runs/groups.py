@@ -1,4 +1,7 @@
-"""Runs that differ only in the seed as one row; rows on whole data sets apart from all others."""
+"""Runs that differ only in the seed as one row; rows on whole data sets apart from all others.
+
+Runs on folds are in none of these, see `tkn.report.runs.folds`.
+"""
 
 from __future__ import annotations
 
@@ -153,29 +156,39 @@ class Section:
 
 
 def plus_minus(statistic: Statistic, name: str) -> str:
-    """Mean and deviation with the digits that suit an "error" in percent, "mse" or "mae"."""
-    digits = 2 if name.endswith("error") else 3
+    """Mean and deviation of an "error" in percent, "mse" or "mae"."""
+    digits = digits_of(name)
     text = f"{statistic.mean:.{digits}f}"
     return text if statistic.deviation is None else f"{text} ± {statistic.deviation:.{digits}f}"
 
 
+def digits_of(name: str) -> int:
+    """The decimals that suit an "error" in percent, "mse" or "mae"."""
+    return 2 if name.endswith("error") else 3
+
+
 def sections(runs: Iterable[Run]) -> list[Section]:
-    """The counted runs as rows, whole data sets first, then by source; rows in a fixed order of their settings."""
+    """The counted runs but those on folds as rows, in a fixed order of their settings.
+
+    Whole data sets come first, then others by their source.
+    """
     by_source: dict[str, list[Run]] = {}
     for run in runs:
-        if run.state == "finished":
+        if run.state == "finished" and run.fold is None:
             source = "full" if run.whole else run.result["data_source"]
             by_source.setdefault(source, []).append(run)
     ordered = sorted(by_source, key=lambda source: (source != "full", source))
-    return [Section(source, _groups(by_source[source])) for source in ordered]
+    return [Section(source, groups_of(by_source[source])) for source in ordered]
 
 
-def _groups(runs: Iterable[Run]) -> tuple[Group, ...]:
+def groups_of(runs: Iterable[Run], *, over_folds: bool = False) -> tuple[Group, ...]:
+    """The runs as rows, labelled, in a fixed order; with `over_folds` runs that differ in the fold too are of one."""
     alike: dict[str, list[Run]] = {}
     for run in runs:
-        alike.setdefault(run.settings(), []).append(run)
+        alike.setdefault(run.settings(over_folds=over_folds), []).append(run)
     rows = [sorted(members, key=lambda run: run.result["seed"]) for members in alike.values()]
-    names = _labels([_base_label(row) for row in rows], [row[0].identity() for row in rows])
+    identities = [row[0].identity(over_folds=over_folds) for row in rows]
+    names = _labels([_base_label(row) for row in rows], identities)
     groups = [Group(name, tuple(row)) for name, row in zip(names, rows, strict=True)]
     return tuple(sorted(groups, key=_order))
 
@@ -232,4 +245,4 @@ def _setting(key: str, value: Any) -> str:
         return str(value)
     last = key.split(".")[-1]
     short = f"{value:.3g}" if isinstance(value, float) else str(value)
-    return f"{key if last in ('name', 'limit') else last} {short}"
+    return f"{key if last in ('name', 'limit', 'seed') else last} {short}"

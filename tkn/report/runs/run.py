@@ -18,6 +18,7 @@ from tkn.app.schema import flatten
 from tkn.attention import ATTENTION
 from tkn.data import HOW_READ
 from tkn.data.base import is_own, is_whole
+from tkn.data.fold_source import Fold, read_fold
 from tkn.data.mnist import EMBEDDED_SOURCE
 from tkn.fixed_rois import PLACES
 from tkn.kinds import PLAIN
@@ -102,6 +103,11 @@ class Run:
         return is_whole(self.result["data_source"])
 
     @property
+    def fold(self) -> Fold | None:
+        """Which fold of its data it was tested on; None if these were not divided into folds."""
+        return read_fold(self.result["data_source"])
+
+    @property
     def soft(self) -> bool:
         """Whether its error is that of windows without clipping, unlike its multiply-adds."""
         return (self.result.get("attention") or {}).get("clip") is False
@@ -149,9 +155,14 @@ class Run:
             "torch": versions.get("torch"),
         }
 
-    def identity(self) -> dict[str, Any]:
-        """What it shares with the runs that differ from it only in the seed."""
-        return {**self._identity(), **{key: self.computed_on[key] for key in ("device", "torch")}}
+    def identity(self, *, over_folds: bool = False) -> dict[str, Any]:
+        """What it shares with the runs that differ from it only in the seed, or with `over_folds` in the fold too."""
+        identity = {**self._identity(), **{key: self.computed_on[key] for key in ("device", "torch")}}
+        if over_folds:
+            assert self.fold is not None
+            identity.pop("data.fold", None)
+            identity["summary"] = {**identity["summary"], "data_source": self.fold.divided}
+        return identity
 
     def _identity(self) -> dict[str, Any]:
         summary = self.result
@@ -182,12 +193,12 @@ class Run:
             and not (key in _PLAIN and value == _PLAIN[key])
         }
 
-    def settings(self) -> str:
-        """`identity` as a text that is the same for runs that differ only in the seed, of earlier versions too.
+    def settings(self, *, over_folds: bool = False) -> str:
+        """`identity` as a text that is the same for runs that differ only so, of earlier versions too.
 
         These lack keys that now are null.
         """
-        stated = {key: value for key, value in self.identity().items() if value is not None}
+        stated = {key: value for key, value in self.identity(over_folds=over_folds).items() if value is not None}
         return json.dumps(stated, sort_keys=True, default=str)
 
 
@@ -273,7 +284,7 @@ def _wrong_key(summary: object) -> str | None:
 def _remarks(run: Run, summary: Mapping[str, Any], config_text: str) -> Iterator[str]:
     if is_own(summary["data_source"]):
         yield f"own data: {summary['data_source'].removeprefix('own: ')}"
-    elif not is_whole(summary["data_source"]):
+    elif not summary["data_source"].startswith("full"):
         yield f"not the whole data set ({summary['data_source'].split(':')[0]})"
     elif summary["data_source"] != "full":
         yield f"data: {summary['data_source']}"

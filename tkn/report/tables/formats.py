@@ -59,9 +59,9 @@ def _markdown_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(' '.join(cell.replace('|', chr(92) + '|').split()) for cell in cells)} |"
 
 
-def runs_csv(runs: Iterable[Run], sections: Iterable[Section]) -> str:
+def runs_csv(runs: Iterable[Run], groups: Iterable[Group]) -> str:
     """A row for every run: its folder, state, reason, remarks, row in the tables, and all scalars of its summary."""
-    labels = {run.folder: group.label for section in sections for group in section.groups for run in group.runs}
+    labels = {run.folder: group.label for group in groups for run in group.runs}
     rows: list[dict[str, Any]] = []
     for run in runs:
         scalars = {key: value for key, value in flatten(run.summary or {}).items() if not isinstance(value, list)}

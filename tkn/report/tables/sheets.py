@@ -10,7 +10,8 @@ from tkn.report.runs.groups import Group, Section, plus_minus
 from tkn.report.runs.run import Run
 
 _NAMES = {"error": "error", "mse": "MSE", "mae": "MAE"}
-_ERROR_TITLES = {**_NAMES, "error": "error (%)"}
+#: What a heading calls an error.
+ERROR_TITLES = {**_NAMES, "error": "error (%)"}
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ def result_sheets(sections: Iterable[Section]) -> list[Sheet]:
 def _result_sheet(section: Section, groups: Sequence[Group], names: Sequence[str]) -> Sheet:
     columns = [Column("row", right=False), Column("n"), Column("seeds", brief=False)]
     for name in names:
-        columns.append(Column(_ERROR_TITLES[name]))
+        columns.append(Column(ERROR_TITLES[name]))
         if section.whole:
             columns += [Column(f"paper's {_NAMES[name]}"), Column("difference")]
-    columns.append(Column(f"lowest {_ERROR_TITLES[names[0]]} of an epoch", brief=False))
+    columns.append(Column(f"lowest {ERROR_TITLES[names[0]]} of an epoch", brief=False))
     columns.append(Column("multiply-adds"))
     if section.whole:
         columns += [Column("paper's multiply-adds"), Column("from paper's", brief=False)]
