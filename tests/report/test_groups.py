@@ -49,6 +49,17 @@ def test_runs_with_a_budget_form_a_row_of_their_own(tmp_path: Path) -> None:
     assert [row["asked"] for row in table] == ["3960960", ""]
 
 
+def test_each_seed_may_start_from_the_run_of_its_seed(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for row in ("dense", "thin"):
+            weights = f"model.weights=results/{row}/seed{seed}/last.ckpt"
+            write_run(tmp_path / f"{row}{seed}", weights, seed=seed)
+    rows = _sections(tmp_path)[0].groups
+    assert [(group.label.split(", ")[-1], group.seeds) for group in rows] == [
+        (f"weights results/{row}/seed*/last.ckpt", [0, 1]) for row in ("dense", "thin")
+    ]
+
+
 def test_rois_of_other_runs_form_rows_of_their_own(tmp_path: Path) -> None:
     """By their places and by the budget that they were learned with, not by the run that each seed took them from."""
     none, budgets = {"l2": 0.0, "beta": 1.0}, {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 from tkn.report.pays.design import SHARE, TOLERANCE
 from tkn.report.runs.collect import collect
 from tkn.report.runs.groups import Group
-from tkn.report.runs.run import Run
+from tkn.report.runs.run import SEED_IN_PATH, Run
 
-_SEED = re.compile(r"\bseed\d+\b")
 #: Keys whose path says only where a machine keeps its data.
 _PLACES = ("data.path", "summary.data_source")
 #: Of the differences of two configurations, how many are said.
@@ -79,7 +77,7 @@ def conditions(run: Run) -> dict[str, str]:
 
 
 def _without_place(key: str, value: Any) -> str:
-    text = _SEED.sub("seed*", str(value))
+    text = SEED_IN_PATH.sub("seed*", str(value))
     return "/".join(text.split("/")[-1 if key in _PLACES else -3 :])
 
 

@@ -65,6 +65,8 @@ _NO_DIFFERENCE = (
 #: How a CPU's device ends.
 _THREADS = re.compile(r", \d+ threads$")
 _NO_DIFFERENCE_GROUPS = ("logger.", "prune.")
+#: What names a seed in the path of another run's file.
+SEED_IN_PATH = re.compile(r"\bseed\d+\b")
 _PLAIN = {f"attention.{key}": value for key, value in PLAIN.items()}
 #: How they begin that a dense network does not use.
 _OF_TARGETS = ("attention.", "penalty.", "engine")
@@ -181,7 +183,7 @@ class Run:
         dense = not summary.get("attention")
         unpruned = self.config.get("channels.macs") is None
         return identity | {
-            key: value
+            key: SEED_IN_PATH.sub("seed*", value) if key == "model.weights" and value else value
             for key, value in self.config.items()
             if key not in _NO_DIFFERENCE
             and not key.startswith(_NO_DIFFERENCE_GROUPS)
