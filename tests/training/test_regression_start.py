@@ -1,4 +1,4 @@
-"""Where a regression begins: at the mean of what it is to tell."""
+"""Where a regression begins: at the mean of what it is to tell, and spread as that is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tkn.cli import compose
 from tkn.models import build_model
 from tkn.training.outputs import start_at_
 
-MEAN = torch.tensor([33.0])
+#: Mean 33, deviation 5.
+TARGETS = torch.tensor([[28.0], [38.0]])
 
 
 def outputs(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
@@ -35,17 +36,17 @@ def pooled(*last: nn.Module) -> nn.Module:
         lambda: pooled(nn.Conv2d(4, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     ],
 )
-def test_the_last_bias_becomes_the_mean(model: Callable[[], nn.Module]) -> None:
+def test_the_outputs_begin_where_the_targets_are(model: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     made = model().train()
     *_, bias = (parameter for name, parameter in made.named_parameters() if name.endswith("bias"))
     with torch.no_grad():
         before = outputs(made, (1, 16, 16)) - bias
         made.train()
-        start_at_(made, (1, 16, 16), MEAN)
+        start_at_(made, (1, 16, 16), TARGETS)
         assert bias.item() == 33.0
         assert made.training
-        torch.testing.assert_close(outputs(made, (1, 16, 16)), before + 33.0)
+        torch.testing.assert_close(outputs(made, (1, 16, 16)), 5 * before + 33.0)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +64,18 @@ def test_other_networks_are_left_alone(last: list[nn.Module]) -> None:
     model = pooled(*last)
     outputs(model, (1, 16, 16))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    start_at_(model, (1, 16, 16), MEAN)
+    start_at_(model, (1, 16, 16), TARGETS)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_equal_targets_leave_the_weights() -> None:
+    model = build_model("dn10", (1, 16, 16), 1)
+    *_, weight, bias = model.parameters()
+    before = weight.clone()
+    start_at_(model, (1, 16, 16), torch.full((3, 1), 7.0))
+    assert torch.equal(weight, before)
+    assert bias.item() == 7.0
 
 
 def test_a_run_begins_there_unless_it_begins_with_a_learned_bias(tmp_path: Path) -> None:

@@ -246,8 +246,7 @@ def _module(
     pl.seed_everything(config.seed, verbose=False)
     start = start_network(config, data.input_size, data.num_outputs, checkpoint)
     if data.task == "regression" and checkpoint is None and config.channels.checkpoint is None:
-        mean = datamodule.train_split.targets.float().mean(dim=0)
-        start_at_(start.model, data.input_size, mean, frozenset(start.pretrained))
+        start_at_(start.model, data.input_size, datamodule.train_split.targets, frozenset(start.pretrained))
     if config.trainer.fourier:
         use_fourier(start.model)
     recipe: dict[str, Any] = OmegaConf.to_container(config.recipe)  # type: ignore[assignment]
