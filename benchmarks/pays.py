@@ -132,7 +132,7 @@ def time_batch(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path)
-    parser.add_argument("folder", type=Path, help="where the files go, such as benchmarks/epyc_2_cores")
+    parser.add_argument("folder", type=Path, help="where the files go, such as benchmarks/pays")
     parser.add_argument("sets", nargs="*", default=list(SETS), help="which (all)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each network and engine")
     parser.add_argument("--seconds", type=float, default=1.0, help="that each is timed at least, over all its turns")

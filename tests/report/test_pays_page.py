@@ -191,4 +191,4 @@ def test_errors_are_one_line(results: Path) -> None:
 def test_the_documents_page_is_that_of_the_results() -> None:
     page = ROOT / "docs" / "pays.md"
     text = page.read_text(encoding="utf-8")
-    assert fill(text, read_study(ROOT / "results", ROOT / "benchmarks" / "epyc_2_cores"), page) == text
+    assert fill(text, read_study(ROOT / "results", ROOT / "benchmarks" / "pays"), page) == text

@@ -28,8 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--timings",
         type=Path,
-        default=Path("benchmarks/epyc_2_cores"),
-        help="the folder of the files of benchmarks/pays.py (benchmarks/epyc_2_cores)",
+        default=Path("benchmarks/pays"),
+        help="the folder of the files of benchmarks/pays.py (benchmarks/pays)",
     )
     parsed = parser.parse_args(arguments)
 
