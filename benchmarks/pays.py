@@ -1,7 +1,7 @@
 """Times the networks of the comparison that were run: python benchmarks/pays.py RESULTS FOLDER [SET ...]
 
-Of each set the networks of its rows' first seeds, with the widths and ROIs recorded there: their own weights where the
-run's checkpoint lies beside, else random ones, which take the same time. In float32, one image and 128, each by this
+Of each set the networks of its rows' first seeds that have a checkpoint; without one, the network of the first that can
+be made again, with the widths and ROIs recorded there and random weights, which take the same time. In float32, one image and 128, each by this
 project's plan, by OpenVINO and by eager torch in both memory formats, all networks of a set in turns in one process.
 Writes FOLDER/pays_<set>.json, which `python -m tkn.report.pays` reads. Leave the machine alone meanwhile.
 """
@@ -33,6 +33,7 @@ from tkn.macs import count_macs
 from tkn.report.pays.design import SETS
 from tkn.report.pays.rows import read_row, where
 from tkn.report.pays.timings import BATCHES, timings_path
+from tkn.report.runs.groups import Group
 from tkn.report.runs.networks import remade_network
 from tkn.report.runs.roi_states import checkpoint_path
 from tkn.report.runs.run import Run
@@ -63,6 +64,13 @@ def network_of(run: Run, seed: int) -> tuple[nn.Module, tuple[int, ...], str]:
     return model, size, "random"
 
 
+def _timed_run(group: Group) -> Run:
+    """The first with a checkpoint, else the first whose summary says what its network was made for, else the first."""
+    kept = [run for run in group.runs if checkpoint_path(run).exists()]
+    told = [run for run in group.runs if "input_size" in run.result]
+    return [*kept, *told, group.first][0]
+
+
 def time_set(name: str, results: Path, sampling: Sampling) -> dict[str, Any] | None:
     """The content of the set's file; None if none of its networks was run."""
     networks: dict[str, nn.Module] = {}
@@ -73,7 +81,7 @@ def time_set(name: str, results: Path, sampling: Sampling) -> dict[str, Any] | N
         if group is None:
             print(f"{name}: {arm} was not run", flush=True)
             continue
-        run = group.first
+        run = _timed_run(group)
         networks[arm], size, weights = network_of(run, seed)
         sizes.add(size)
         report = count_macs(networks[arm], size)

@@ -56,7 +56,8 @@ def test_two_processes_do_what_one_does(tmp_path: Path, monkeypatch: pytest.Monk
         assert float(rows[1][key]) == pytest.approx(float(rows[0][key]), rel=1e-5), key
     rois = [recorded_rois(tmp_path / name) for name in ("one", "two")]
     for name, values in rois[0].items():
-        assert rois[1][name] == pytest.approx(values, abs=1e-6), name
+        # Adam divides small gradients by their own size, and with it what two processes' sums round otherwise.
+        assert rois[1][name] == pytest.approx(values, abs=5e-6), name
     assert (rois[0]["0.scale"][1] < 1).any()
     parameters = [torch.load(tmp_path / f"two/process{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, value in parameters[0].items():
