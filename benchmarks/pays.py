@@ -1,9 +1,10 @@
 """Times the networks of the comparison that were run: python benchmarks/pays.py RESULTS FOLDER [SET ...]
 
 Of each set the networks of its rows' first seeds that have a checkpoint; without one, the network of the first that can
-be made again, with the widths and ROIs recorded there and random weights, which take the same time. In float32, one image and 128, each by this
-project's plan, by OpenVINO and by eager torch in both memory formats, all networks of a set in turns in one process.
-Writes FOLDER/pays_<set>.json, which `python -m tkn.report.pays` reads. Leave the machine alone meanwhile.
+be made again, with the widths and ROIs recorded there and random weights, which take the same time. In float32, one
+image and 128, each by this project's plan, by OpenVINO and by eager torch in both memory formats, all networks of a set
+in turns in one process. Writes FOLDER/pays_<set>.json, which `python -m tkn.report.pays` reads. Leave the machine alone
+meanwhile.
 """
 
 from __future__ import annotations
