@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tkn.layers import RoiLayer
-from tkn.report.kernels.hooks import See, seen_passes
+from tkn.report.kernels.hooks import seen_passes
 from tkn.report.kernels.places import inside, kernel_rois
 
 #: Images at a time: of more the maps of a first layer no longer fit into a processor's cache.
@@ -46,7 +46,7 @@ def largest_responses(
     recorded = {name: _Recorded(layer) for name, layer in layers.items()}
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.enter_context(seen_passes(layer, recorded[name].see()))
+            stack.enter_context(seen_passes(layer, recorded[name].see))
         for batch in images.split(BATCH):
             model(batch)
     return {name: found.responses(min(top, len(images))) for name, found in recorded.items()}
@@ -62,18 +62,15 @@ class _Recorded:
     places: list[Tensor] = field(default_factory=list)
     rois: list[Tensor] = field(default_factory=list)
 
-    def see(self) -> See:
-        def record(input: Tensor, output: Tensor) -> None:
-            height, width = output.shape[2:]
-            self.size = height, width
-            rois = kernel_rois(self.layer, input, self.size)
-            seen = output.masked_fill(~inside(self.size, rois), -torch.inf)
-            values, places = seen.flatten(2).max(dim=2)
-            self.values.append(values)
-            self.places.append(places)
-            self.rois.append(rois.expand(len(output), *rois.shape[1:]))
-
-        return record
+    def see(self, input: Tensor, output: Tensor) -> None:
+        height, width = output.shape[2:]
+        self.size = height, width
+        rois = kernel_rois(self.layer, input, self.size)
+        seen = output.masked_fill(~inside(self.size, rois), -torch.inf)
+        values, places = seen.flatten(2).max(dim=2)
+        self.values.append(values)
+        self.places.append(places)
+        self.rois.append(rois.expand(len(output), *rois.shape[1:]))
 
     def responses(self, top: int) -> Responses:
         values, images = torch.cat(self.values).topk(top, dim=0)
