@@ -102,6 +102,21 @@ def test_claims_have_the_interval_of_the_difference(results: Path) -> None:
     assert rows[3].endswith(" | 0.50 against 0.50 %, 2.3 times fewer | +0.00 ± 0.95 | 2, 3 | not shown |  |")
 
 
+def test_runs_against_those_of_another_folder(results: Path, tmp_path: Path) -> None:
+    for seed, error in enumerate((0.45, 0.5, 0.55)):
+        summary = {"seed": seed, "error": error, "experiment": "table2_dn10", "target_layers": []}
+        write_run(results / "table2_dn10" / f"seed{seed}", "experiment=table2_dn10", model="dn10", **summary)
+    page = tmp_path / "page.md"
+    text = "<!-- against table2_dn10,table2_tdn10_cauchy,table2_tkn6 -->\n<!-- end -->"
+    shown = [line.split(" | ") for line in fill(text, results, page).splitlines() if "summary.json" in line]
+    assert [row[0] for row in shown] == ["| table2_dn10", "| table2_tdn10_cauchy"]
+    assert shown[0][-2:] == ["", " |"]
+    assert shown[1][-2:] == ["44 %", "+0.00 ± 0.95 |"]
+    assert "| table2_tkn6 | not run |  |  |  |  |  |  |" in fill(text, results, page)
+    alone = fill("<!-- against table2_tkn6,table2_dn10 -->\n<!-- end -->", results, page).splitlines()
+    assert next(line for line in alone if "summary.json" in line).endswith(") |  |  |")
+
+
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
     [((0.2, 0.3, 0.4), (0.6, 0.7, 0.8), (-0.4, 0.2267)), ((0.2,), (0.6, 0.7), (-0.45, None))],

@@ -5,8 +5,9 @@
 Between `<!-- paper 2 -->` and `<!-- end -->` stand the rows of the paper's Table 2 with the runs in
 results/<experiment>/, or "not run"; between `<!-- claims 2 -->` and `<!-- end -->` what its targeted rows claim against
 the dense one, with `all` every claim of the paper; between `<!-- figure 4 -->` and `<!-- end -->` its Figure 4 or 5;
-between `<!-- runs factors -->` and `<!-- end -->` all runs in results/factors/; between `<!-- folds kfold -->` and
-`<!-- end -->` the cross-validated rows of the runs in results/kfold*/.
+between `<!-- runs factors -->` and `<!-- end -->` all runs in results/factors/; between `<!-- against one,two -->` and
+`<!-- end -->` the runs in results/one/ and results/two/, with the differences from those of the first; between
+`<!-- folds kfold -->` and `<!-- end -->` the cross-validated rows of the runs in results/kfold*/.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tkn.report import figure4, figure5
 from tkn.report.author_count import author_count
 from tkn.report.blocks import fill_blocks
 from tkn.report.claims import claims_table, paper_rows, recorded, row_name
-from tkn.report.compare import half_width
+from tkn.report.compare import Pair, best_pair, half_width, plus_half
 from tkn.report.runs.collect import collect
 from tkn.report.runs.folds import cross_validated
 from tkn.report.runs.groups import Group, Statistic, composed, plus_minus
@@ -58,6 +59,8 @@ def fill(text: str, results: Path, page: Path) -> str:
     def tables(kind: str, name: str) -> str:
         if kind == "runs":
             return _runs_tables(results / name, page)
+        if kind == "against":
+            return _against_tables(name.split(","), results, page)
         if kind == "folds":
             return _folds_tables(name, results, page)
         if kind == "figure":
@@ -66,7 +69,7 @@ def fill(text: str, results: Path, page: Path) -> str:
             return verdicts_table(results)
         return _paper_tables(int(name), results, page) if kind == "paper" else claims_table(int(name), results)
 
-    return fill_blocks(text, ("paper", "claims", "runs", "figure", "folds"), tables)
+    return fill_blocks(text, ("paper", "claims", "runs", "against", "figure", "folds"), tables)
 
 
 def _figure(number: str, results: Path, page: Path) -> str:
@@ -118,6 +121,33 @@ def _runs_tables(folder: Path, page: Path) -> str:
     rows = [(name, *_figures(group, page)) for name, group in zip(names, groups, strict=True)]
     details = [(name, *_details(group)) for name, group in zip(names, groups, strict=True)]
     return _with_details((Column("runs", right=False), *_FIGURES), rows, details)
+
+
+def _against_tables(experiments: Sequence[str], results: Path, page: Path) -> str:
+    """The rows of the experiments, each but the first one's held against the first's."""
+    recorded_rows = {name: recorded(results / name) for name in experiments}
+    firsts = recorded_rows[experiments[0]]
+    columns = (Column("runs", right=False), *_FIGURES, Column("share"), Column("difference, 95 %"))
+    rows, details = [], []
+    for name, groups in recorded_rows.items():
+        for group in groups:
+            pair = best_pair([group], firsts)
+            against = ("", "") if pair is None or groups is firsts else _against(pair)
+            rows.append((name, *_figures(group, page), *against))
+            details.append((name, *_details(group)))
+        if not groups:
+            rows.append((name, "not run", *[""] * (len(columns) - 2)))
+    return _with_details(columns, rows, details)
+
+
+def _against(pair: Pair) -> tuple[str, str]:
+    """The part of the other's multiply-adds, and the difference of the errors."""
+    ours, theirs = pair.one.statistic("macs_roi"), pair.other.statistic("macs_roi")
+    assert ours is not None
+    assert theirs is not None
+    conditions = f" ({pair.conditions})" if pair.conditions else ""
+    between = plus_half(*pair.difference(pair.one.errors[0]))
+    return f"{100 * ours.mean / theirs.mean:.0f} %", between + conditions
 
 
 def _folds_tables(prefix: str, results: Path, page: Path) -> str:
