@@ -136,6 +136,13 @@ def test_filling_twice_changes_nothing(results: Path, tmp_path: Path) -> None:
     assert page.read_text() == once != PAGE
 
 
+@pytest.mark.parametrize("name", ["results", "beyond"])
+def test_the_pages_are_of_the_recorded_runs(name: str) -> None:
+    page = ROOT / "docs" / f"{name}.md"
+    text = page.read_text(encoding="utf-8")
+    assert fill(text, ROOT / "results", page) == text
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
