@@ -38,9 +38,9 @@ def finish(results: Path, experiment: str, seed: int) -> None:
 
 
 def next_run(rows: list[Row], results: Path, seeds: int | None = None) -> tuple[Row, int] | None:
-    """The row and the seed that come next."""
+    """The row and the number of its run that come next."""
     turn = Turns(rows, results, seeds).next()
-    return turn and (turn.row, turn.seed)
+    return turn and (turn.row, turn.number)
 
 
 def order(rows: list[Row], results: Path, count: int) -> list[tuple[str, int]]:
@@ -206,6 +206,20 @@ def test_a_row_ends_with_so_many_seeds(tmp_path: Path) -> None:
         finish(tmp_path, ROW, seed)
     assert next_run([row], tmp_path, seeds=2) is None
     assert next_run([row], tmp_path, seeds=3) == (row, 1)
+
+
+def test_all_folds_of_a_seed_are_its_runs(tmp_path: Path, runs: tuple[list[str], set[str]]) -> None:
+    rows = find_rows("kfold_faces_*", ["data.folds=2"])
+    assert rows[0].run(3) == ("experiment=kfold_faces_dense", "data.folds=2", "data.fold=1", "seed=1")
+    content = rows[0].configuration(3, tmp_path)
+    assert (content["data"]["folds"], content["data"]["fold"], content["seed"]) == (2, 1, 1)
+    (tmp_path / "kfold_faces_dense" / "fold0seed0").mkdir(parents=True)
+    (tmp_path / "kfold_faces_dense" / "fold0seed0" / "summary.json").touch()
+    fill(rows, tmp_path, 1e9, seeds=2)
+    done = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.glob("*/*/summary.json"))
+    folders = ("fold0seed0", "fold0seed1", "fold1seed0", "fold1seed1")
+    assert done == [f"kfold_faces_{name}/{folder}" for name in ("dense", "targeted") for folder in folders]
+    assert runs[0][:2] == ["kfold_faces_targeted/fold0seed0", "kfold_faces_dense/fold1seed0"]
 
 
 def test_two_at_once_do_not_choose_the_same_run(tmp_path: Path, runs: tuple[list[str], set[str]]) -> None:
@@ -379,7 +393,8 @@ def test_rows_without_data_are_named_once(tmp_path: Path, capfd: pytest.CaptureF
     [
         (("--experiments", "table9*"), "--experiments 'table9*' matches none of "),
         (("--experiments", ROW, "--", "trainer.max_epoch=1"), "did you mean 'trainer.max_epochs'?"),
-        (("--experiments", ROW, "--", "seed=1"), "seed=1: the experiments and seeds are chosen here"),
+        (("--experiments", ROW, "--", "seed=1"), "seed=1: the experiments, seeds and folds are chosen here"),
+        (("--experiments", ROW, "--", "data.fold=1"), "data.fold=1: the experiments, seeds and folds are chosen here"),
     ],
 )
 def test_wrong_arguments(wrong_arguments: Callable[..., str], arguments: tuple[str, ...], said: str) -> None:

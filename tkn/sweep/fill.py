@@ -39,10 +39,11 @@ def fill(
     clock: Callable[[], float] = time.monotonic,
     seeds: int | None = None,
 ) -> None:
-    """Do runs of the rows in results/<experiment>/seed<N> until so many seconds of the clock are over.
+    """Do runs of the rows in results/<experiment>/ until so many seconds of the clock are over.
 
-    A run that can't be done is named, and another seed of its row tried; after two of them the row is left. Of one
-    whose data are not there all rows of these data are left. `seeds`: how many of a row are enough.
+    A run that can't be done is named, and another of its row tried; after two of them the row is left. Of one
+    whose data are not there all rows of these data are left. `seeds`: how many of a row are enough, with all
+    their folds.
     """
     end_at = clock() + seconds
     stop_at = end_at - min(_TO_SAVE[0], _TO_SAVE[1] * seconds)
@@ -75,8 +76,8 @@ def _do(
             claim.enter_context(locked(folder / CLAIM))
         except ValueError:
             return None
-        print(f"{_NAME}: {folder}: tkn-run {' '.join(turn.row.run(turn.seed))}", flush=True)
-        child = RunProcess(turn.row.configuration(turn.seed, results), folder)
+        print(f"{_NAME}: {folder}: tkn-run {' '.join(turn.row.run(turn.number))}", flush=True)
+        child = RunProcess(turn.row.configuration(turn.number, results), folder)
         supervise(child, *ends, clock, benchmark_runs)
         failure = child.failure()
     if failure is not None and not any(folder.iterdir()):
@@ -104,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Run the experiments with the fewest finished seeds first, the cheapest first of these.",
         epilog="after --: overrides of tkn-run, for all runs",
     )
-    parser.add_argument("results", type=Path, help="the folder of results/<experiment>/seed<N>")
+    parser.add_argument("results", type=Path, help="the folder of results/<experiment>/seed<N>, and fold<F>seed<N>")
     parser.add_argument("--seconds", type=_seconds, required=True, help="how long, all in all")
     parser.add_argument("--seeds", type=positive, metavar="N", help="how many of a row are enough (without an end)")
     parser.add_argument("--experiments", default="table*", metavar="GLOB", help="which, of conf/experiment (table*)")

@@ -1,4 +1,4 @@
-"""The rows of a folder results/<experiment>/seed<N>: which experiments there are, and what their runs need."""
+"""The rows of a folder results/<experiment>/: which experiments there are, and what their runs need."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _FILES = ("channels.checkpoint", "rois.checkpoint", "model.weights")
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """An experiment, whose runs differ in the seed.
+    """An experiment, whose runs differ in the seed, and with `data.folds` in the fold: all folds of a seed in turn.
 
-    arguments: what tkn-run gets but the seed; config: what it makes of them; work: see `work`.
+    arguments: what tkn-run gets but these; config: what it makes of them; work: of one run, see `work`. Runs are
+    numbered from 0.
     """
 
     experiment: str
@@ -35,9 +36,25 @@ class Row:
     config: DictConfig
     work: float
 
-    def run(self, seed: int) -> tuple[str, ...]:
-        """The arguments of tkn-run with this seed."""
-        return (*self.arguments, f"seed={seed}")
+    @property
+    def folds(self) -> int:
+        """How many runs a seed has."""
+        return OmegaConf.select(self.config, "data.folds") or 1
+
+    def run(self, number: int) -> tuple[str, ...]:
+        """The arguments of tkn-run."""
+        return (*self.arguments, *(f"{key}={value}" for key, value in self._chosen(number).items()))
+
+    def folder(self, number: int) -> str:
+        """The name of the run's folder."""
+        return "".join(f"{key.split('.')[-1]}{value}" for key, value in self._chosen(number).items())
+
+    def _chosen(self, number: int) -> dict[str, int]:
+        """By its key, what no other run of the row has."""
+        if self.folds == 1:
+            return {"seed": number}
+        seed, fold = divmod(number, self.folds)
+        return {"data.fold": fold, "seed": seed}
 
     @property
     def data(self) -> dict[str, Any]:
@@ -45,17 +62,18 @@ class Row:
         content: dict[str, Any] = OmegaConf.to_container(self.config.data, resolve=True)  # type: ignore[assignment]
         return content
 
-    def configuration(self, seed: int, results: Path) -> dict[str, Any]:
-        """The run's configuration with this seed, where the rows' runs are below `results`."""
+    def configuration(self, number: int, results: Path) -> dict[str, Any]:
+        """The run's configuration, where the rows' runs are below `results`."""
         config = copy.deepcopy(self.config)
-        config.seed = seed
+        for key, value in self._chosen(number).items():
+            OmegaConf.update(config, key, value)
         os.environ[_RESULTS] = str(results)
         content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
         return content
 
-    def files(self, seed: int, results: Path) -> dict[str, Path]:
-        """By their keys, the files that the run with this seed begins with."""
-        config = OmegaConf.create(self.configuration(seed, results))
+    def files(self, number: int, results: Path) -> dict[str, Path]:
+        """By their keys, the files that the run begins with."""
+        config = OmegaConf.create(self.configuration(number, results))
         named = {key: OmegaConf.select(config, key) for key in _FILES}
         return {
             key: Path(value).expanduser() for key, value in named.items() if value is not None and value != "DEFAULT"
@@ -72,8 +90,8 @@ def find_rows(pattern: str, overrides: Sequence[str]) -> list[Row]:
     if not chosen:
         raise ValueError(f"--experiments {pattern!r} matches none of {', '.join(names)}")
     for override in overrides:
-        if override.split("=")[0].lstrip("+~") in ("experiment", "seed"):
-            raise ValueError(f"{override}: the experiments and seeds are chosen here")
+        if override.split("=")[0].lstrip("+~") in ("experiment", "seed", "data.fold"):
+            raise ValueError(f"{override}: the experiments, seeds and folds are chosen here")
     return [_row(name, overrides) for name in chosen]
 
 

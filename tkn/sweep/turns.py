@@ -1,4 +1,4 @@
-"""Which run of a folder results/<experiment>/seed<N> comes next, and which have to wait for others."""
+"""Which run of a folder results/<experiment>/ comes next, and which have to wait for others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Turn:
     """A run to be done; `obstacle`: why it can't be, in one line."""
 
     row: Row
-    seed: int
+    number: int
     obstacle: str | None = None
 
 
@@ -39,7 +39,7 @@ class Turns:
 
     def folder(self, turn: Turn) -> Path:
         """Where the run is."""
-        return self._folder(turn.row, turn.seed)
+        return self._folder(turn.row, turn.number)
 
     def next(self) -> Turn | None:
         """The run that comes next, None if there is none, or none now: `others_run`.
@@ -50,15 +50,15 @@ class Turns:
         turns = [turn for row in self._left if (turn := self._turn(row)) is not None]
         if not turns and not self.others_run():
             turns = [
-                Turn(row, seed, f"it needs another row's run that does not come: {self._named(row, seed)}")
+                Turn(row, number, f"it needs another row's run that does not come: {self._named(row, number)}")
                 for row in self._left
-                for seed in self._open_seeds(row)[:1]
+                for number in self._open(row)[:1]
             ]
         return min(turns, key=self._rank, default=None)
 
     def others_run(self) -> bool:
         """Whether a run waits for what other processes may be doing."""
-        waits = any(self._open_seeds(row) for row in self._left)
+        waits = any(self._open(row) for row in self._left)
         return waits and any(_busy(folder) for row in self._left for folder in self._folders(row))
 
     def fail(self, turn: Turn, missing: bool = False) -> list[Row]:
@@ -75,29 +75,29 @@ class Turns:
 
     def _turn(self, row: Row) -> Turn | None:
         """The row's run that comes next; None if it has all, or all wait."""
-        for seed in self._open_seeds(row):
-            obstacle = self._obstacle(row, seed)
+        for number in self._open(row):
+            obstacle = self._obstacle(row, number)
             if not isinstance(obstacle, _Wait):
-                return Turn(row, seed, obstacle)
+                return Turn(row, number, obstacle)
         return None
 
-    def _open_seeds(self, row: Row) -> list[int]:
-        """Seeds that have no finished run, did not fail and are not being done, unfinished ones first."""
+    def _open(self, row: Row) -> list[int]:
+        """The numbers of runs that are not finished, did not fail and are not being done, unfinished ones first."""
         folders = self._folders(row)
-        if self._seeds is not None and self._count(row) >= self._seeds:
+        if self._seeds is not None and self._count(row) >= self._seeds * row.folds:
             return []
-        seeds = range(len(folders) + len(self._failed) + 1)
-        named = {seed: self._folder(row, seed) for seed in seeds}
+        numbers = range(len(folders) + len(self._failed) + 1)
+        named = {number: self._folder(row, number) for number in numbers}
         free = [
-            seed
-            for seed, folder in named.items()
+            number
+            for number, folder in named.items()
             if folder not in self._failed and not _finished(folder) and not _busy(folder)
         ]
-        return sorted(free, key=lambda seed: not _unfinished(named[seed]))
+        return sorted(free, key=lambda number: not _unfinished(named[number]))
 
-    def _obstacle(self, row: Row, seed: int) -> str | _Wait | None:
+    def _obstacle(self, row: Row, number: int) -> str | _Wait | None:
         """Why a run can't be done, or not yet."""
-        for key, path in row.files(seed, self._results).items():
+        for key, path in row.files(number, self._results).items():
             run = self._run_of(path)
             if run is None:
                 if not path.is_file():
@@ -117,8 +117,8 @@ class Turns:
             return _Wait.FOR_A_ROW
         return None
 
-    def _named(self, row: Row, seed: int) -> str:
-        return ", ".join(f"{key}={path}" for key, path in row.files(seed, self._results).items())
+    def _named(self, row: Row, number: int) -> str:
+        return ", ".join(f"{key}={path}" for key, path in row.files(number, self._results).items())
 
     def _run_of(self, path: Path) -> Path | None:
         """The folder of the row's run that the file is in; None of one that lies elsewhere."""
@@ -129,18 +129,19 @@ class Turns:
             return None
         return self._results / experiment / seed
 
-    def _rank(self, turn: Turn) -> tuple[bool, int, float, str]:
-        return not _unfinished(self.folder(turn)), self._count(turn.row), turn.row.work, turn.row.experiment
+    def _rank(self, turn: Turn) -> tuple[bool, float, float, str]:
+        seeds = self._count(turn.row) / turn.row.folds
+        return not _unfinished(self.folder(turn)), seeds, turn.row.work, turn.row.experiment
 
     def _count(self, row: Row) -> int:
-        """Its seeds that are finished or being done."""
+        """Its runs that are finished or being done."""
         return sum(_finished(folder) or _busy(folder) for folder in self._folders(row))
 
-    def _folder(self, row: Row, seed: int) -> Path:
-        return self._results / row.experiment / f"seed{seed}"
+    def _folder(self, row: Row, number: int) -> Path:
+        return self._results / row.experiment / row.folder(number)
 
     def _folders(self, row: Row) -> list[Path]:
-        return list((self._results / row.experiment).glob("seed*"))
+        return list((self._results / row.experiment).glob("seed*" if row.folds == 1 else "fold*seed*"))
 
 
 def _finished(folder: Path) -> bool:
