@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from as_function import as_function
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tkn
@@ -16,6 +16,7 @@ from tkn.fixed_rois import fix_rois_
 from tkn.models.common import initialise
 from tkn.models.dense import densified
 from tkn.models.weights import fit_weights
+from tkn.roi_count import RoiCount
 
 PLAIN = {AdaptiveConv1d: tkn.TargetConv1d, AdaptiveConv2d: tkn.TargetConv2d, AdaptiveConv3d: tkn.TargetConv3d}
 SIZE = (9, 8, 7)
@@ -125,6 +126,61 @@ def test_multiply_adds_are_the_mean_over_the_images_that_were_seen() -> None:
     assert tkn.count_macs(layer, (2, 20, 16), rois).total_roi == counted.total_roi
 
 
+class _Mixed(nn.Module):
+    """Adaptive and plain layers, of one and two dimensions, one of them run on maps of two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near = moving(AdaptiveConv2d(2, 3, 3, padding=1), seed=3).float()
+        self.plain = tkn.TargetConv2d(3, 3, 3, padding=1)
+        self.line = moving(AdaptiveConv1d(3, 4, 3, padding=1, min_size=4), seed=4).float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.plain(self.near(x))
+        return self.line(self.plain(y[..., ::2, ::2]).flatten(2))
+
+
+def test_a_budgets_count_is_that_of_the_images_that_were_seen() -> None:
+    model = _Mixed()
+    x, size = torch.randn(5, 2, 16, 12), (2, 16, 12)
+    count = RoiCount(model, size)
+    static = count.fixed + int(count.macs(count.loc(), count.scale()).sum())
+    count.see()  # nothing yet
+    assert static == count.now == tkn.count_macs(model, size).total_roi
+    with tkn.ImageRois(model) as rois:
+        model(x)
+    count.see()
+    seen = count.fixed + float(count.macs(count.loc(), count.scale()).sum())
+    assert seen == pytest.approx(tkn.count_macs(model, size, rois).total_roi, abs=1)  # whole numbers of each layer
+    assert abs(seen - static) > 500
+    assert copy.deepcopy(model).near.moves is None
+
+
+def test_a_budget_is_held_in_the_images_of_each_step() -> None:
+    model = _Mixed()
+    size = (2, 16, 12)
+    count = RoiCount(model, size)
+    budget = tkn.Budget(model, size, macs=(count.least + count.now) / 2, steps=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(7):
+        torch.manual_seed(step)
+        x = torch.randn(6, *size)
+        loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        before = copy.deepcopy(model)  # with what found the ROIs of these images
+        optimizer.step()
+        budget.step()
+        for layer, static in ((before.near, model.near), (before.plain, model.plain), (before.line, model.line)):
+            layer.loc.data, layer.scale.data = static.loc.data, static.scale.data
+        with torch.no_grad(), tkn.ImageRois(before) as rois:
+            before(x)
+        counted = tkn.count_macs(before, size, rois).total_roi
+        # A kernel of the layer that runs twice has the larger of two smallest sizes in both.
+        assert counted - count.fixed == pytest.approx(budget.planned() - count.fixed, rel=0.03)
+    assert budget.met
+
+
 def test_the_penalty_is_on_the_images_own_scales() -> None:
     layer = moving(AdaptiveConv2d(1, 2, 3, padding=1))
     x = torch.randn(3, 1, 12, 12, dtype=torch.float64)
@@ -174,7 +230,5 @@ def test_what_cannot_be() -> None:
     model = nn.Sequential(AdaptiveConv2d(1, 2, 3))
     with pytest.raises(ValueError, match=r"a plan's ROIs are the same for all images, .* layer '0' .*adaptive"):
         tkn.accelerate(model, 1, (1, 8, 8))
-    with pytest.raises(ValueError, match="layer '0' is a AdaptiveConv2d, whose ROIs are of each image"):
-        tkn.Budget(model, (1, 8, 8), share=0.5)
     with pytest.raises(ValueError, match=r"ROIs that do not learn .* layer '0' is a AdaptiveConv2d"):
         fix_rois_(model, model.state_dict(), (1, 8, 8))

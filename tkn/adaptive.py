@@ -24,6 +24,8 @@ class _AdaptiveConv(TargetConvNd):
     in_channels: int
     #: [dims]: the mean over a training pass's images of the scales' squared factors, until the penalty has it
     _squared_factor: Tensor | None = None
+    #: how far the ROIs of the last training pass's images were moved, and times how much they were scaled: [B, dims]
+    moves: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,8 +54,8 @@ class _AdaptiveConv(TargetConvNd):
         return static if factor is None else static * factor.unsqueeze(1)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A tensor with gradients behind it can't be copied.
-        return {**self.__dict__, "_squared_factor": None}
+        # A tensor with gradients behind it can't be copied; the moves are of images that a copy has not seen.
+        return {**self.__dict__, "_squared_factor": None, "moves": None}
 
     def located(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """loc and scale of each image of `input` [B, Cin, *size], within their range: both [B, dims, Cout]."""
@@ -64,6 +66,7 @@ class _AdaptiveConv(TargetConvNd):
             move, factor = self.locator(input)
             if self.training and torch.is_grad_enabled():
                 self._squared_factor = at_least_float32(factor).square().mean(dim=0)
+                self.moves = move.detach(), factor.detach()
             static = at_least_float32(self.scale)
             locs, scales = [], []
             for axis, (length, wanted) in enumerate(zip(size, self.min_size, strict=True)):

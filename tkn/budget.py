@@ -53,6 +53,9 @@ class Budget:
     which estimates how much the loss rises as it shrinks. Rates do not depend on the loss's scale, and hardly on the
     batch's size or the optimiser.
 
+    Of adaptive layers the static ROIs shrink or grow, and the count is the mean over images of each step's batch. What
+    finds their ROIs learns on, so they are held to the budget up to the last step.
+
     Args:
         model: a network with target layers, on any device, also moved after this. Layers whose scale does not learn
             (`requires_grad`) stay as they are.
@@ -62,7 +65,7 @@ class Budget:
         steps: the optimiser's steps after which the budget is met; may be set later.
 
     ValueError for a budget that ROIs can't reach: below the least (min_size ROIs everywhere), or above the dense count;
-    and for a network without target layers that learn.
+    and for a network without target layers that learn, or with mixtures.
     """
 
     def __init__(
@@ -165,7 +168,9 @@ class Budget:
     @torch.no_grad()
     def apply(self) -> None:
         """The part of `step` on the device, which a CUDA graph can capture: one while shrinking, another when `met`."""
-        if not self.held:
+        # ROIs of each image move on with what finds them.
+        if not self.held or self.count.of_images:
+            self.count.see()
             self._shrink()
         self.count.set(self._loc, self._scale)
 

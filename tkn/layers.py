@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -510,10 +510,13 @@ class TargetConv3d(TargetConvNd, nn.Conv3d):
     num_dims = 3
 
 
-def require_rectangles(model: nn.Module, what: str) -> None:
-    """ValueError for a layer whose kernels have other ROIs than one rectangle for all images; `what` can't have it."""
+def require_rectangles(model: nn.Module, what: str, but: Container[str] = ()) -> None:
+    """ValueError for a layer whose kernels have other ROIs than one rectangle for all images; `what` can't have it.
+
+    `but`: names of layers that it can have.
+    """
     for name, layer in roi_layers(model).items():
-        if layer.other_rois is not None:
+        if layer.other_rois is not None and name not in but:
             raise ValueError(f"{what}: layer {name!r} is a {type(layer).__name__}, {layer.other_rois}")
 
 

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
+from tkn.adaptive import adaptive_layers
 from tkn.attention import at_least_float32
 from tkn.layers import RoiLayer, require_rectangles, roi_layers
 from tkn.macs import LayerCount, count_macs
 from tkn.roi import axis_bounds, least_scale, projected_loc
+
+#: Of a batch's images so many are counted, the first.
+_IMAGES = 64
 
 
 class RoiCount:
@@ -21,7 +25,8 @@ class RoiCount:
 
     loc and scale of all the network's kernels that learn their ROIs are one after the other in tensors [dims, K]:
     layers in the order of execution, those of fewer dimensions filled up with axes of one pixel. Frozen layers
-    (`requires_grad` of their scale is False) count as they are.
+    (`requires_grad` of their scale is False) count as they are. Adaptive layers count as their ROIs are in the images
+    that were last seen (`see`), the mean over these; as the static ones before that.
 
     Args:
         model: the network; its layers stay, their loc and scale may change.
@@ -31,7 +36,8 @@ class RoiCount:
     """
 
     def __init__(self, model: nn.Module, input_size: tuple[int, ...]) -> None:
-        require_rectangles(model, "a budget counts one rectangle for each kernel")
+        self._adaptive = adaptive_layers(model)
+        require_rectangles(model, "a budget counts one rectangle for each kernel", but=self._adaptive)
         report = count_macs(model, input_size)
         named = {name: layer for name, layer in roi_layers(model).items() if layer.scale.requires_grad}
         rows = [row for row in report.target_layers if row.name in named]
@@ -44,6 +50,31 @@ class RoiCount:
         self.dense, self.now = report.total_dense, report.total_roi
         self.fixed = report.total_roi - sum(row.macs_roi for row in rows)
         self._set_runs(rows, [named[row.name] for row in rows])
+        #: how far kernels are moved in each image, and times how much scaled: [images, dims, K]
+        self._moves: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the count depends on the images."""
+        return bool(self._adaptive)
+
+    def see(self) -> None:
+        """From now on count adaptive layers as in their last training pass, which was on the same images for all."""
+        if not self._adaptive:
+            return
+        adaptive = self._adaptive.values()
+        moves = {layer: layer.moves for layer in adaptive if layer.moves is not None}
+        if not moves:
+            return
+        count = min(_IMAGES, *(len(move) for move, _ in moves.values()))
+        joined: list[list[Tensor]] = [[], []]
+        for layer, kernels in zip(self.layers, self.kernels, strict=True):
+            for values, neutral, index in zip(joined, (0.0, 1.0), (0, 1), strict=True):
+                mine = layer.scale.new_full((count, self.dims), neutral)
+                if layer in moves:
+                    mine[:, : layer.num_dims] = moves[layer][index][:count]
+                values.append(mine[..., None].expand(-1, -1, kernels))
+        self._moves = torch.cat(joined[0], dim=2), torch.cat(joined[1], dim=2)
 
     def _set_runs(self, rows: Sequence[LayerCount], layers: Sequence[RoiLayer]) -> None:
         """What the count needs of every run of a layer; a layer may run twice, on maps of different sizes."""
@@ -109,6 +140,12 @@ class RoiCount:
 
     def macs(self, loc: Tensor, scale: Tensor) -> Tensor:
         """Multiply-adds of every kernel for one image: [..., dims, K] -> float64 [..., K]."""
+        if self._moves is None:
+            return self._rectangles(loc, scale)
+        move, factor = self._moves
+        return self._rectangles(*self.projected(loc.unsqueeze(-3) + move, scale.unsqueeze(-3) * factor)).mean(dim=-2)
+
+    def _rectangles(self, loc: Tensor, scale: Tensor) -> Tensor:
         loc, half = loc.double(), scale.double() / sqrt(2)
         lo, hi = axis_bounds(self.run_sizes, loc[..., self.run_kernels], half[..., self.run_kernels])
         costs = (hi - lo).prod(dim=-2) * self.run_costs

@@ -68,6 +68,13 @@ def test_multiply_adds_of_adaptive_layers_are_the_mean_over_the_test_images(tmp_
     assert len(adaptive_layers(module.model)) == 6
 
 
+@pytest.mark.usefixtures("empty_pictures")
+def test_adaptive_layers_meet_a_budget_in_the_test_images(tmp_path: Path) -> None:
+    budget = ("penalty=budget", "penalty.share=0.6", "attention.adaptive=true", "trainer.max_epochs=2")
+    summary, _ = tkn.run(compose(*TINY, "data=mnist_moved", "model=tdn10", *budget), tmp_path / "adaptive")
+    assert summary["macs_roi"] == pytest.approx(0.6 * summary["macs_dense"], rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -79,8 +86,8 @@ def test_multiply_adds_of_adaptive_layers_are_the_mean_over_the_test_images(tmp_
         ("attention.adaptive=true engine=roi", "engine=roi must be auto or dense with attention.adaptive=true"),
         ("attention.windows=2 engine=roi", "engine=roi must be auto or dense with attention.combine=max"),
         (
-            "attention.adaptive=true penalty=budget penalty.share=0.5",
-            "must be another than a budget with attention.adaptive=true",
+            "attention.windows=2 penalty=budget penalty.share=0.5",
+            "must be another than a budget with attention.combine=max",
         ),
         ("attention.adaptive=true trainer.compile=true", "trainer.compile=True must be false with attention.adaptive"),
         ("attention.adaptive=true trainer.devices=2", "trainer.devices=2 must be 1 with attention.adaptive=true"),

@@ -242,11 +242,8 @@ def _layer_rules(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     mixture = windows > 1 and combine != "parts"
     for what, chosen in (("attention.adaptive=true", adaptive), (f"attention.combine={combine}", mixture)):
         yield "engine", not chosen or config.engine != "roi", f"auto or dense with {what}: dense, then masked"
-        yield (
-            "penalty",
-            not chosen or "reach" not in config.penalty,
-            f"another than a budget with {what}: take penalty=l2",
-        )
+    budget = "reach" in config.penalty
+    yield "penalty", not (mixture and budget), f"another than a budget with attention.combine={combine}: penalty=l2"
     yield "trainer.compile", not (adaptive and trainer.get("compile")), "false with attention.adaptive=true"
     yield "trainer.devices", not adaptive or trainer.get("devices") == 1, "1 with attention.adaptive=true"
 
