@@ -106,12 +106,12 @@ class Budget:
 
     @property
     def met(self) -> bool:
-        """Whether the steps are done: the ROIs stay, and the count is the budget's."""
+        """Whether the steps are done: the ROIs stay, but for adaptive layers, and the count is the budget's."""
         return self.done >= self.steps
 
     @property
     def held(self) -> bool:
-        """Whether the budget was met before this step, which the ROIs therefore leave as they were."""
+        """Whether the budget was met before this step, which therefore leaves the ROIs, but adaptive layers', alone."""
         return self.done > self.steps
 
     def begin(self, done: int, steps: int) -> None:
