@@ -19,6 +19,8 @@ _SPREAD = 10.0
 _NO_WORTH = 1e-30
 #: Of the map's side: far less than a pixel.
 _ASIDE = 1e-5
+#: The mean over other images than those of the steps may be so many times the budget.
+_OTHER_IMAGES = 1.02
 #: The search for the shrinkage: so many rounds, each among so many values within the last one's bracket.
 _ROUNDS, _VALUES = 7, 7
 
@@ -111,8 +113,16 @@ class Budget:
 
     @property
     def held(self) -> bool:
-        """Whether the budget was met before this step, which therefore leaves the ROIs, but adaptive layers', alone."""
-        return self.done > self.steps
+        """Whether the budget was met before this step, which the ROIs therefore leave as they were.
+
+        Never of adaptive layers, whose ROIs move on with what finds them.
+        """
+        return self.done > self.steps and not self.count.of_images
+
+    def allows(self, macs: float) -> bool:
+        """Whether a network of so many multiply-adds meets the budget: of adaptive layers, in images other than those
+        that they were held to it in."""
+        return macs <= (_OTHER_IMAGES if self.count.of_images else 1.0) * self.macs
 
     def begin(self, done: int, steps: int) -> None:
         """Plan anew: from the count of now, after `done` steps of a run, to the budget after `steps` of it."""
@@ -168,8 +178,7 @@ class Budget:
     @torch.no_grad()
     def apply(self) -> None:
         """The part of `step` on the device, which a CUDA graph can capture: one while shrinking, another when `met`."""
-        # ROIs of each image move on with what finds them.
-        if not self.held or self.count.of_images:
+        if not self.held:
             self.count.see()
             self._shrink()
         self.count.set(self._loc, self._scale)

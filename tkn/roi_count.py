@@ -36,8 +36,8 @@ class RoiCount:
     """
 
     def __init__(self, model: nn.Module, input_size: tuple[int, ...]) -> None:
-        self._adaptive = adaptive_layers(model)
-        require_rectangles(model, "a budget counts one rectangle for each kernel", but=self._adaptive)
+        adaptive = adaptive_layers(model)
+        require_rectangles(model, "a budget counts one rectangle for each kernel", but=adaptive)
         report = count_macs(model, input_size)
         named = {name: layer for name, layer in roi_layers(model).items() if layer.scale.requires_grad}
         rows = [row for row in report.target_layers if row.name in named]
@@ -50,6 +50,7 @@ class RoiCount:
         self.dense, self.now = report.total_dense, report.total_roi
         self.fixed = report.total_roi - sum(row.macs_roi for row in rows)
         self._set_runs(rows, [named[row.name] for row in rows])
+        self._adaptive = [layer for layer in adaptive.values() if layer in self.layers]
         #: how far kernels are moved in each image, and times how much scaled: [images, dims, K]
         self._moves: tuple[Tensor, Tensor] | None = None
 
@@ -60,21 +61,21 @@ class RoiCount:
 
     def see(self) -> None:
         """From now on count adaptive layers as in their last training pass, which was on the same images for all."""
-        if not self._adaptive:
+        seen = {layer: layer.moves for layer in self._adaptive if layer.moves is not None}
+        if not seen:
             return
-        adaptive = self._adaptive.values()
-        moves = {layer: layer.moves for layer in adaptive if layer.moves is not None}
-        if not moves:
-            return
-        count = min(_IMAGES, *(len(move) for move, _ in moves.values()))
-        joined: list[list[Tensor]] = [[], []]
-        for layer, kernels in zip(self.layers, self.kernels, strict=True):
-            for values, neutral, index in zip(joined, (0.0, 1.0), (0, 1), strict=True):
-                mine = layer.scale.new_full((count, self.dims), neutral)
-                if layer in moves:
-                    mine[:, : layer.num_dims] = moves[layer][index][:count]
-                values.append(mine[..., None].expand(-1, -1, kernels))
-        self._moves = torch.cat(joined[0], dim=2), torch.cat(joined[1], dim=2)
+        count = min(_IMAGES, *(len(move) for move, _ in seen.values()))
+
+        def joined(index: int, neutral: float) -> Tensor:
+            parts = []
+            for layer, kernels in zip(self.layers, self.kernels, strict=True):
+                part = layer.scale.new_full((count, self.dims, 1), neutral)
+                if layer in seen:
+                    part[:, : layer.num_dims, 0] = seen[layer][index][:count]
+                parts.append(part.expand(-1, -1, kernels))
+            return torch.cat(parts, dim=2)
+
+        self._moves = joined(0, 0.0), joined(1, 1.0)
 
     def _set_runs(self, rows: Sequence[LayerCount], layers: Sequence[RoiLayer]) -> None:
         """What the count needs of every run of a layer; a layer may run twice, on maps of different sizes."""

@@ -86,12 +86,13 @@ def _figure(number: str, results: Path, page: Path) -> str:
         groups = recorded(results / experiment)
         rows += [(f"({letter})", what, *_figures(group, page)) for group in groups]
         if not groups:
-            rows.append((f"({letter})", what, "not run", *[""] * (len(_FIGURES) - 1)))
+            rows.append((f"({letter})", what, *_NOT_RUN))
     image = [f"![Attention maps of TDN10's six target layers]({shown})\n"] if shown else []
     return "\n".join([*image, markdown_rows(columns, rows)])
 
 
 _FIGURES = (Column("error (%)"), Column("95 %"), Column("multiply-adds"), Column("n"), Column("seeds"))
+_NOT_RUN = ("not run", *[""] * (len(_FIGURES) - 1))
 _DETAILS = (
     *(Column("lowest of an epoch"), Column("by the author's counter"), Column("precision, device", right=False)),
     *(Column("time a run"), Column("command", right=False)),
@@ -107,7 +108,7 @@ def _paper_tables(number: int, results: Path, page: Path) -> str:
         rows += [(label, *figures, *_figures(group, page)) for group in groups]
         details += [(label, *_details(group)) for group in groups]
         if not groups:
-            rows.append((label, *figures, "not run", *[""] * (len(_FIGURES) - 1)))
+            rows.append((label, *figures, *_NOT_RUN))
     return _with_details(columns, rows, details)
 
 
@@ -136,7 +137,7 @@ def _against_tables(experiments: Sequence[str], results: Path, page: Path) -> st
             rows.append((name, *_figures(group, page), *against))
             details.append((name, *_details(group)))
         if not groups:
-            rows.append((name, "not run", *[""] * (len(columns) - 2)))
+            rows.append((name, *_NOT_RUN, "", ""))
     return _with_details(columns, rows, details)
 
 

@@ -49,6 +49,11 @@ class Row:
         """The name of the run's folder."""
         return "".join(f"{key.split('.')[-1]}{value}" for key, value in self._chosen(number).items())
 
+    @property
+    def folders(self) -> str:
+        """The pattern of all its folders' names."""
+        return "".join(f"{key.split('.')[-1]}*" for key in self._chosen(0))
+
     def _chosen(self, number: int) -> dict[str, int]:
         """By its key, what no other run of the row has."""
         if self.folds == 1:

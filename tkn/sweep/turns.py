@@ -141,7 +141,7 @@ class Turns:
         return self._results / row.experiment / row.folder(number)
 
     def _folders(self, row: Row) -> list[Path]:
-        return list((self._results / row.experiment).glob("seed*" if row.folds == 1 else "fold*seed*"))
+        return list((self._results / row.experiment).glob(row.folders))
 
 
 def _finished(folder: Path) -> bool:

@@ -188,11 +188,7 @@ class TargetedTraining(pl.LightningModule):
 
     def may_be_best(self, row: Mapping[str, float]) -> bool:
         """Whether an epoch's network, of which `row` is, may be chosen as the best one: it meets the budget."""
-        if self.budget is None:
-            return True
-        # Adaptive layers are held to it in the images of the training.
-        room = 1.02 if self.budget.count.of_images else 1.0
-        return row["macs_roi"] <= room * self.budget.macs
+        return self.budget is None or self.budget.allows(row["macs_roi"])
 
     def count_macs(self) -> MacsReport:
         """The network's multiply-adds for one image, now; of adaptive layers the mean over the last evaluation."""
