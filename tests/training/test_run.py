@@ -12,6 +12,7 @@ import torch
 from runs import TINY, metrics_rows, recorded_rois
 
 import tkn
+from tkn.app.processor import processor_name
 from tkn.app.versions import project_commit
 from tkn.backends.cpu import normed
 from tkn.backends.cpu.build import kernels
@@ -58,6 +59,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert summary["data_source"].startswith("partial: data.limit=96, trainer.limit_val_batches=2, ")
     assert (summary["train_images"], summary["test_images"]) == (96, 1000)
     assert summary["wall_seconds"] >= summary["train_seconds"] > 0
+    assert summary["processor"] == processor_name()
     assert summary["commit"] == project_commit()
     assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
     assert 0 <= summary["error"] <= 100

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tkn.app.processor import processor_name
+
 #: Of the CPU's flags those that decide which kernels an engine can use (with x86's names, then Arm's).
 _FLAGS = ("avx2", "fma", "f16c", "avx512", "avx_vnni", "avx10", "amx", "asimd", "sve", "bf16", "i8mm")
 
@@ -19,7 +21,7 @@ def describe_machine() -> dict[str, Any]:
     flags = cpu.get("flags", cpu.get("Features", "")).split()
     memory = _colon_table(Path("/proc/meminfo")).get("MemTotal", "")
     return {
-        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu": processor_name(),
         "architecture": platform.machine(),
         "flags": [flag for flag in flags if flag.startswith(_FLAGS) or flag.endswith("bf16")],
         "logical_cpus": os.cpu_count(),

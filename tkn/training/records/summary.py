@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tkn.app.processor import processor_name
 from tkn.app.versions import package_versions
 from tkn.backends.torch.fourier import uses_fourier
 from tkn.budget import asked_macs
@@ -97,6 +98,7 @@ def summarise(
         "fourier": _in_frequencies(config, module, trainer),
         "cuda_graphs": module.cuda_graphs and supports_cuda_graphs(trainer.strategy.root_device),
         "device": _device(trainer),
+        "processor": processor_name(),
         "commit": commit,
         "versions": package_versions(*_PACKAGES),
         "target_layers": [
