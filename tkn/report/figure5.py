@@ -109,7 +109,7 @@ def table(results: Path, picture: Path | None) -> str:
         of_beta = {group.first.folder.parent.name: group for group in found.get(beta, ())}
         for name in names:
             group = of_beta.get(name)
-            rows.append((str(beta), *_row(group)) if group else (str(beta), name, "not run", "", "", ""))
+            rows.append((str(beta), *_row(group)) if group else (str(beta), "", f"not run: `{name}`", "", "", ""))
     text, outcome = verdict(found)
     parts = [f"![Error against relative speed-up, a line for each β]({picture})\n"] if picture and found else []
     on = [f"Computed on {conditions(group)}." for groups in found.values() for group in groups][:1]
