@@ -90,6 +90,19 @@ def test_a_pattern_elsewhere_moves_the_rois_along() -> None:
     assert torch.allclose(there - here, torch.tensor([16 / 56, -8 / 56]).double()[:, None].expand_as(here), atol=0.03)
 
 
+def test_where_to_look_does_not_follow_the_size_of_the_inner_weights() -> None:
+    layer = moving(AdaptiveConv2d(2, 3, 3, padding=1))
+    x = torch.rand(4, 2, 12, 12, dtype=torch.float64)
+    before = layer.locator(x)
+    assert before[0].abs().max() > 0.01
+    with torch.no_grad():
+        for inner in (layer.locator.reduce, layer.locator.near):
+            inner.weight.mul_(10)
+            inner.bias.mul_(10 if inner is layer.locator.reduce else 100)
+    for found, expected in zip(layer.locator(x), before, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_gradients() -> None:
     layer = moving(AdaptiveConv2d(1, 2, 3, padding=1, min_size=1))
     x = torch.randn(2, 1, 6, 5, dtype=torch.float64, requires_grad=True)
@@ -152,7 +165,7 @@ def test_a_budgets_count_is_that_of_the_images_that_were_seen() -> None:
     count.see()
     seen = count.fixed + float(count.macs(count.loc(), count.scale()).sum())
     assert seen == pytest.approx(tkn.count_macs(model, size, rois).total_roi, abs=1)  # whole numbers of each layer
-    assert abs(seen - static) > 500
+    assert abs(seen - static) > 100
     assert copy.deepcopy(model).near.moves is None
 
 
