@@ -12,8 +12,8 @@ from torch.nn import functional as F
 _CELLS = 14
 #: Channels between, and the sides of the two kernels that look for the place.
 _CHANNELS, _NEAR, _FAR = 8, 3, 5
-#: Times what the last two layers say: a step of gradient descent moves the ROIs a sixteenth as far, one of Adam a quarter.
-#: At the rate that convolutions learn with, the place can run into a corner for all images, where nothing brings it back.
+#: Times what the last two layers say: a step of gradient descent moves the ROIs a sixteenth as far, one of Adam a
+#: quarter. At the rate of convolutions the place can run into a corner for all images, where nothing brings it back.
 _OUTPUT = 0.25
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
