@@ -1,4 +1,4 @@
-"""The processor's name."""
+"""The processor's name, and Linux's tables of such things."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ from pathlib import Path
 
 def processor_name(table: Path = Path("/proc/cpuinfo")) -> str:
     """Such as "Intel(R) Xeon(R) Processor", from Linux's table; without it the architecture, such as "arm64"."""
+    return colon_table(table).get("model name") or platform.processor() or platform.machine()
+
+
+def colon_table(path: Path) -> dict[str, str]:
+    """The first value of every key of a file of "key : value" lines; empty if it can't be read."""
     try:
-        lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+        return {}
+    table: dict[str, str] = {}
+    for line in lines:
+        key, colon, value = line.partition(":")
+        if colon:
+            table.setdefault(key.strip(), value.strip())
+    return table

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tkn.app.processor import processor_name
+from tkn.app.processor import colon_table, processor_name
 
 #: Of the CPU's flags those that decide which kernels an engine can use (with x86's names, then Arm's).
 _FLAGS = ("avx2", "fma", "f16c", "avx512", "avx_vnni", "avx10", "amx", "asimd", "sve", "bf16", "i8mm")
@@ -17,9 +17,9 @@ _FLAGS = ("avx2", "fma", "f16c", "avx512", "avx_vnni", "avx10", "amx", "asimd", 
 
 def describe_machine() -> dict[str, Any]:
     """The CPU, its cores, caches and relevant flags, the memory and the operating system."""
-    cpu = _colon_table(Path("/proc/cpuinfo"))
+    cpu = colon_table(Path("/proc/cpuinfo"))
     flags = cpu.get("flags", cpu.get("Features", "")).split()
-    memory = _colon_table(Path("/proc/meminfo")).get("MemTotal", "")
+    memory = colon_table(Path("/proc/meminfo")).get("MemTotal", "")
     return {
         "cpu": processor_name(),
         "architecture": platform.machine(),
@@ -49,20 +49,6 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 def load_average() -> float | None:
     """Processes that ran or waited, over the last minute."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _colon_table(path: Path) -> dict[str, str]:
-    """The first value of every key of a file of "key : value" lines; empty if it can't be read."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    table: dict[str, str] = {}
-    for line in lines:
-        key, colon, value = line.partition(":")
-        if colon:
-            table.setdefault(key.strip(), value.strip())
-    return table
 
 
 def _caches() -> dict[str, str]:
