@@ -1,4 +1,5 @@
-"""No test reaches a network, and none sees what the engine measured or compiled for this machine's user."""
+"""No test reaches a network, none sees what the engine measured or compiled for this machine's user, and each has the
+same random numbers whatever ran before it."""
 
 from __future__ import annotations
 
@@ -34,6 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionstart() -> None:
     # A shell's background jobs ignore it, and so would the runs that tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    import torch  # not before its environment is set
+
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
