@@ -25,6 +25,7 @@ SIZE = (9, 8, 7)
 def moving(layer: nn.Module, seed: int = 0) -> nn.Module:
     """The layer in float64, with small ROIs that follow the image."""
     torch.manual_seed(seed)
+    layer.reset_parameters()
     layer = layer.double()
     with torch.no_grad():
         layer.loc.uniform_(0.4, 0.6)
@@ -145,6 +146,7 @@ class _Mixed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.near = moving(AdaptiveConv2d(2, 3, 3, padding=1), seed=3).float()
+        torch.manual_seed(5)
         self.plain = tkn.TargetConv2d(3, 3, 3, padding=1)
         self.line = moving(AdaptiveConv1d(3, 4, 3, padding=1, min_size=4), seed=4).float()
 
@@ -169,6 +171,13 @@ def test_a_budgets_count_is_that_of_the_images_that_were_seen() -> None:
     assert copy.deepcopy(model).near.moves is None
 
 
+def test_a_budget_refuses_adaptive_layers_whose_scale_is_frozen() -> None:
+    model = _Mixed()
+    model.near.scale.requires_grad_(False)
+    with pytest.raises(ValueError, match="scale of layer 'near' is frozen and its ROIs follow the image"):
+        tkn.Budget(model, (2, 16, 12), share=0.9)
+
+
 def test_a_budget_is_held_in_the_images_of_each_step() -> None:
     model = _Mixed()
     size = (2, 16, 12)
@@ -188,9 +197,9 @@ def test_a_budget_is_held_in_the_images_of_each_step() -> None:
             layer.loc.data, layer.scale.data = static.loc.data, static.scale.data
         with torch.no_grad(), tkn.ImageRois(before) as rois:
             before(x)
-        counted = tkn.count_macs(before, size, rois).total_roi
-        # A kernel of the layer that runs twice has the larger of two smallest sizes in both.
-        assert counted - count.fixed == pytest.approx(budget.planned() - count.fixed, rel=0.03)
+        over = tkn.count_macs(before, size, rois).total_roi - budget.planned()
+        # A kernel of the layer that runs twice, on 16x12 and 8x6, loses a row or column at both ends at once.
+        assert -2 * 27 * (16 + 8) < over < 0.005 * (budget.planned() - count.fixed)
     assert budget.met
 
 

@@ -67,7 +67,7 @@ class Budget:
         steps: the optimiser's steps after which the budget is met; may be set later.
 
     ValueError for a budget that ROIs can't reach: below the least (min_size ROIs everywhere), or above the dense count;
-    and for a network without target layers that learn, or with mixtures.
+    and for a network without target layers that learn, with mixtures, or with adaptive layers of frozen scales.
     """
 
     def __init__(

@@ -32,12 +32,19 @@ class RoiCount:
         model: the network; its layers stay, their loc and scale may change.
         input_size: of an image, (C, H, W).
 
-    ValueError if `model` has no target layer that learns its ROIs, or one whose ROIs are no single rectangles.
+    ValueError if `model` has no target layer that learns its ROIs, one whose ROIs are no single rectangles, or a frozen
+    adaptive one.
     """
 
     def __init__(self, model: nn.Module, input_size: tuple[int, ...]) -> None:
         adaptive = adaptive_layers(model)
         require_rectangles(model, "a budget counts one rectangle for each kernel", but=adaptive)
+        for name, layer in adaptive.items():
+            if not layer.scale.requires_grad:
+                raise ValueError(
+                    f"the scale of layer {name!r} is frozen and its ROIs follow the image (adaptive): their "
+                    "multiply-adds change with what finds them, and a budget could not hold them"
+                )
         report = count_macs(model, input_size)
         named = {name: layer for name, layer in roi_layers(model).items() if layer.scale.requires_grad}
         rows = [row for row in report.target_layers if row.name in named]
