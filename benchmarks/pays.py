@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from tkn.app.files import write_whole
 from tkn.app.messages import first_line, unknown
 from tkn.app.versions import package_versions
 from tkn.bench.alone import alone
-from tkn.bench.engines import TIMED_ENGINES, prepare_inference
+from tkn.bench.engines import TIMED_ENGINES, Prepared, prepare_inference
 from tkn.bench.machine import describe_machine
-from tkn.bench.measure import Sampling, time_interleaved
+from tkn.bench.measure import Sampling
 from tkn.bench.networks import settle_norms
+from tkn.bench.rows import time_rows
 from tkn.layers import roi_layers
 from tkn.load import OtherLoad
 from tkn.macs import count_macs
@@ -116,25 +118,16 @@ def time_batch(
     """A row for every network and engine."""
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     rows: dict[str, dict[str, Any]] = {}
-    calls: dict[str, Callable[[], object]] = {}
+    preparations: dict[str, Callable[[], Prepared]] = {}
     for arm, model in networks.items():
         for name in TARGETED if roi_layers(model) else DENSE:
             key = f"{arm}, {name}"
             rows[key] = {"arm": arm, "engine": name, "batch": shape[0]}
-            try:
-                prepared = prepare_inference(TIMED_ENGINES[name], model, images, torch.get_num_threads())
-            except Exception as error:  # one engine that fails must not stop the others
-                rows[key]["failure"] = f"{type(error).__name__}: {first_line(error)}"
-                print(f"{key}: {rows[key]['failure']}", flush=True)
-                continue
-            rows[key] |= {"difference": float(f"{prepared.difference:.3g}"), "notes": list(prepared.notes)}
-            calls[key] = prepared.call
-    with torch.inference_mode(), others:
-        timings, failures = time_interleaved(calls, sampling, seed=0)
-    for key, timing in timings.items():
-        rows[key]["seconds"] = {name: float(f"{value:.5g}") for name, value in asdict(timing).items()}
-    for key, error in failures.items():
-        rows[key]["failure"] = f"{type(error).__name__}: {first_line(error)}"
+            preparations[key] = partial(prepare_inference, TIMED_ENGINES[name], model, images, torch.get_num_threads())
+    time_rows(rows, preparations, sampling, seed=0, others=others, inference=True)
+    for key, row in rows.items():
+        if "failure" in row:
+            print(f"{key}: {row['failure']}", flush=True)
     return list(rows.values())
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,16 @@ from rich.console import Console
 
 from tkn.app.command import output_folder
 from tkn.app.files import write_whole
-from tkn.app.messages import message
 from tkn.app.versions import package_versions
 from tkn.bench.alone import alone
 from tkn.bench.config import check_config, place_of
 from tkn.bench.engines import TIMED_ENGINES, Prepared, prepare_inference, prepare_training
 from tkn.bench.machine import describe_device, describe_machine, load_average
-from tkn.bench.measure import Sampling, host_seconds, time_interleaved
+from tkn.bench.measure import Sampling
 from tkn.bench.memory import MEASURED, measure_memory
 from tkn.bench.networks import Network, build_networks, fill_case, images_and_labels
-from tkn.bench.on_gpu import gpu_seconds, graphed
 from tkn.bench.report import cost_figure, memory_table, speedups_table, timings_table
+from tkn.bench.rows import PEERS, reason, significant, time_rows
 from tkn.bench.speedups import speedups
 from tkn.drawing.figures import save_figure
 from tkn.load import OtherLoad
@@ -41,9 +38,6 @@ _log = logging.getLogger(__name__)
 _BUSY = 0.1
 #: The same for the part of the median that lies between the quartiles.
 _SPREAD = 0.2
-
-#: What the extra "bench" installs.
-_PEERS = ("onnxruntime", "openvino", "onnx", "onnxscript")
 
 
 def bench(config: DictConfig | Mapping[str, Any], output_dir: str | Path | None = None) -> dict[str, Any]:
@@ -118,7 +112,7 @@ def _header(config: DictConfig, networks: list[Network], threads: int) -> dict[s
         "machine": describe_machine(),
         "device": describe_device(place_of(config).device),
         "dtype": config.dtype,
-        "versions": package_versions("torch", "numpy", "triton", *_PEERS),
+        "versions": package_versions("torch", "numpy", "triton", *PEERS),
         "load_average": {"start": load_average(), "end": None},
         "busy_with_others": None,
         "networks": [
@@ -153,11 +147,9 @@ def _time_task(
     """A row for every network and engine that can do the task."""
     torch.compiler.reset()  # compilations for other batch sizes would count as too many
     images, labels = images_and_labels(config, batch)
-    context = torch.inference_mode if task == "inference" else nullcontext
     place = place_of(config)
-    on_gpu = place.device.type == "cuda"
     rows: dict[str, dict[str, Any]] = {}
-    calls: dict[str, Callable[[], object]] = {}
+    preparations: dict[str, Callable[[], Prepared]] = {}
     for network in networks:
         for name in config.engines:
             engine = TIMED_ENGINES[name]
@@ -169,52 +161,26 @@ def _time_task(
                 or not engine.applies_to(network.model)
             ):
                 continue
-            row = {"task": task, "batch": batch, "network": network.name, "engine": name, "macs": network.macs}
             key = f"{network.name}, {name}"
-            rows[key] = row
-            _log.info("%s at batch %s: preparing %s", task, batch, key)
-            start = time.perf_counter()
-            try:
-                if task == "inference":
-                    prepared = prepare_inference(engine, network.model, images, threads, place)
-                else:
-                    prepared = prepare_training(engine, network.model, images, labels, place)
-                with context():
-                    call = graphed(prepared.call) if on_gpu else prepared.call
-            except Exception as error:  # a failing engine must not stop the others
-                _log.debug("%s failed", key, exc_info=True)
-                row |= {"failure": _reason(error)}
-                continue
-            row |= _prepared_row(prepared, time.perf_counter() - start)
-            calls[key] = call
-    _log.info("%s at batch %s: timing %s candidates", task, batch, len(calls))
-    sampling = Sampling(**config.measure)
-    with context(), others:
-        timings, failures = time_interleaved(calls, sampling, config.seed, gpu_seconds if on_gpu else host_seconds)
-    for key, timing in timings.items():
-        rows[key]["seconds"] = {name: _significant(value) for name, value in asdict(timing).items()}
-        rows[key]["seconds_per_image"] = _significant(timing.median / batch)
-    for key, failure in failures.items():
-        rows[key]["failure"] = _reason(failure)
-    calls.clear()
-    gc.collect()
+            rows[key] = {"task": task, "batch": batch, "network": network.name, "engine": name, "macs": network.macs}
+            if task == "inference":
+                preparations[key] = partial(prepare_inference, engine, network.model, images, threads, place)
+            else:
+                preparations[key] = partial(prepare_training, engine, network.model, images, labels, place)
+    _log.info("%s at batch %s", task, batch)
+    time_rows(
+        rows,
+        preparations,
+        Sampling(**config.measure),
+        config.seed,
+        others,
+        inference=task == "inference",
+        on_gpu=place.device.type == "cuda",
+    )
+    for row in rows.values():
+        if "seconds" in row:
+            row["seconds_per_image"] = significant(row["seconds"]["median"] / batch)
     return list(rows.values())
-
-
-def _prepared_row(prepared: Prepared, seconds: float) -> dict[str, Any]:
-    return {
-        "precision": prepared.precision,
-        "difference": _significant(prepared.difference),
-        "notes": list(prepared.notes),
-        "prepare_seconds": round(seconds, 3),
-    }
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _PEERS:
-        return f"{error.name} is not installed: pip install .[bench]"
-    text = message(error)[:300]
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def _memory(config: DictConfig, config_path: Path, networks: list[Network]) -> list[dict[str, Any]]:
@@ -229,7 +195,7 @@ def _memory(config: DictConfig, config_path: Path, networks: list[Network]) -> l
             try:
                 row |= measure_memory(config_path, network.name, name, batch)
             except Exception as error:
-                row["failure"] = _reason(error)
+                row["failure"] = reason(error)
             rows.append(row)
     return rows
 
@@ -267,11 +233,6 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
         f"{engine}: {text} ({'; '.join(f'{network}, ' + ', '.join(tasks) for network, tasks in where.items())})"
         for (engine, text), where in lines.items()
     ]
-
-
-def _significant(value: float) -> float:
-    """Five digits of a time say more than any clock."""
-    return value if isinstance(value, int) else float(f"{value:.5g}")
 
 
 def _write(folder: Path, result: Mapping[str, Any]) -> None:
