@@ -44,10 +44,7 @@ def test_verdicts_arms_and_secondary_differences(results: Path) -> None:
         "| castings, 96x96: small CNN | error, % | 0.50 ± 0.05 | pruned: 0.62 ± 0.05 | 0.53 ± 0.04 | -0.09 ± 0.04 | "
         "3, 3 | 0.005 | 0.005 | **ahead** |  |"
     ]
-    assert (
-        "| MNIST, 28x28: CNN6 | error, % | not run | not run | not run |  |  |  |  | **not run** | "
-        in (blocks["verdicts"])
-    )
+    assert "CNN6" not in blocks["verdicts"]
     assert "ahead: casting; not run: meter, " in blocks["verdicts"]
     assert "Holm's correction is for 1 set." in blocks["verdicts"]
     casting = blocks["casting"].splitlines()
@@ -112,7 +109,7 @@ def test_multiply_adds_that_are_no_third(results: Path) -> None:
     for seed, macs in enumerate((THIRD, int(1.015 * THIRD), int(0.36 * WHOLE))):
         write_pays_run(results, "casting_thin", seed, 0.3, macs_roi=macs)
     blocks = _filled(results)
-    said = "thin: seed 2 has 36.0 % of the multiply-adds, not a third"
+    said = "thin: 36.0 % (seed 2) of the multiply-adds, not a third"
     assert f"- {said}" in blocks["casting"]
     assert said in blocks["verdicts"]
     assert "seed 1 has" not in blocks["casting"]

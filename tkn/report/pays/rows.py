@@ -98,11 +98,12 @@ def whole_macs(groups: Sequence[Group]) -> int | None:
     return None
 
 
-def off_budget(group: Group, whole: int) -> list[str]:
-    """The runs whose multiply-adds are not a third of the whole network's, in words."""
+def off_budget(group: Group, whole: int) -> str:
+    """The runs whose multiply-adds are not a third of the whole network's, in words; empty if there are none."""
     shares = {run.result["seed"]: run.result["macs_roi"] / whole for run in group.runs}
     off = {seed: share for seed, share in shares.items() if abs(share / SHARE - 1) > TOLERANCE}
-    return [f"seed {seed} has {percent(share)} of the multiply-adds, not a third" for seed, share in off.items()]
+    said = ", ".join(f"{percent(share)} (seed {seed})" for seed, share in off.items())
+    return f"{said} of the multiply-adds, not a third" if off else ""
 
 
 def percent(share: float) -> str:

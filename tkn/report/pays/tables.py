@@ -32,8 +32,8 @@ _COMPUTED = (
 
 
 def verdict_table(study: Study) -> str:
-    """A row a set, and below it in how many sets targeted networks are what."""
-    lines = [_verdict_row(one, study.sets[one.data.name]) for one in study.verdicts]
+    """A row for each set that was run, and below it in how many sets targeted networks are what."""
+    lines = [_verdict_row(one, study.sets[one.data.name]) for one in study.verdicts if study.sets[one.data.name].groups]
     names: dict[str, list[str]] = {}
     for one in study.verdicts:
         names.setdefault(one.verdict, []).append(one.data.name)
@@ -80,8 +80,10 @@ def _remarks(one: Primary, found: SetResults) -> Iterator[str]:
 def _off(found: SetResults, arms: Sequence[str]) -> Iterator[str]:
     for arm in arms:
         group = found.groups.get(arm)
-        if group is not None and found.whole is not None and arm != "dense":
-            yield from (f"{arm}: {text}" for text in off_budget(group, found.whole))
+        if group is None or found.whole is None or arm == "dense":
+            continue
+        if said := off_budget(group, found.whole):
+            yield f"{arm}: {said}"
 
 
 def _mean(group: Group, data: PaysSet) -> str:
