@@ -98,6 +98,60 @@ def test_fully_connected_layers_of_a_transformer_network_and_of_functions() -> N
     assert large(torch.rand(1, 1, 16, 16)).shape == own(x).shape
 
 
+class Heads(nn.Module):
+    """Two fully connected layers on one map, the first used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(3 * 64, 2), nn.Linear(3 * 64, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(x).flatten(1)
+        return torch.cat([self.one(maps), self.two(maps), self.one(maps)], 1)
+
+
+@pytest.mark.parametrize("to", [(1, 4, 16), (1, 12, 20)])
+def test_every_layer_that_reads_a_map_is_resampled_once_also_to_as_many_pixels(to: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = Heads().double()
+    other = tkn.at_resolution(model, to, resample_from=(1, 8, 8))
+    x = torch.rand(2, *to, dtype=torch.float64)
+    read = F.interpolate(model.conv(x), (8, 8), mode="bilinear", align_corners=False, antialias=True).flatten(1)
+    torch.testing.assert_close(other(x), torch.cat([model.one(read), model.two(read), model.one(read)], 1))
+
+
+class TwoSizes(nn.Module):
+    """One layer on maps of two sizes, the smaller one first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = tkn.TargetConv2d(1, 3, 3, padding=1, engine="dense")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.max_pool2d(x, 4)).mean((2, 3)) + self.conv(x).mean((2, 3))
+
+
+def test_min_size_holds_on_all_maps_of_a_layer() -> None:
+    model = TwoSizes()
+    nn.init.constant_(model.conv.scale, 0.1)
+    other = tkn.at_resolution(model, (1, 16, 24))
+    sides = other.conv.rois((4, 6))
+    assert (sides[..., 1] - sides[..., 0]).min() >= 3
+    with pytest.raises(ValueError, match="the maps of layer 'conv' have 2x4 pixels, fewer than its min_size=3x3"):
+        tkn.at_resolution(model, (1, 8, 16))
+
+
+class View(nn.Module):
+    """Flattens so that more pixels are more images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(3 * 64, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).view(-1, 3 * 64))
+
+
 class ChannelsLast(nn.Module):
     """Flattens pixels before channels."""
 
@@ -107,6 +161,12 @@ class ChannelsLast(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(self.conv(x).permute(0, 2, 3, 1).flatten(1))
+
+
+def parametrized() -> nn.Module:
+    model = Heads()
+    nn.utils.parametrizations.spectral_norm(model.two)
+    return nn.Sequential(model.conv, nn.Flatten(), model.two)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +180,11 @@ class ChannelsLast(nn.Module):
         ("tkn6", (1, 24, 24), {}, "layer '9' would read 4608 numbers and has weights for 2048.*resample_from="),
         ("tkn6", (1, 24, 24), {"resample_from": (1, 20, 20)}, "resample_from: .* can't take images of 1x20x20"),
         ("tkn6", (1, 24, 24), {"resample_from": (1, 2.5, 2)}, "resample_from=.* must be"),
+        ("tkn6", (1, 8, 32), {}, "layer '9' knows each pixel of the map 128x2x8 that it reads.*resample_from="),
+        (View(), (1, 16, 16), {}, "View gives 4 outputs for one image of 1x16x16.*flatten"),
+        (View(), (1, 16, 16), {"resample_from": (1, 8, 8)}, "it reads 3x8x8 there and no map here"),
+        (parametrized(), (1, 12, 12), {"resample_from": (1, 8, 8)}, "its weight is not a plain parameter"),
+        ("tdn10", 32, {}, "input_size=32 must be"),
         (ChannelsLast(), (1, 12, 12), {"resample_from": (1, 8, 8)}, "can't be resampled"),
     ],
 )

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tkn.app.messages import first_line
 from tkn.evaluating import evaluating, zeros_for
-from tkn.layers import roi_layers
+from tkn.layers import RoiLayer, roi_layers
 
 
 def at_resolution(
@@ -31,11 +31,12 @@ def at_resolution(
         input_size: of the images, (C, H, W), or (C, L) in one dimension.
         resample_from: a fully connected layer that reads a map knows each of its pixels, so a network with one takes
             one resolution alone. With (C, H, W), the one that the network was trained at, such a layer is made to read
-            larger or smaller maps as if they were resampled (bilinear, antialiased) to those that it knows.
+            larger or smaller maps as if they were resampled (bilinear, antialiased) to those that it knows: maps
+            [C, H, W] whose pixels were flattened channel by channel.
 
-    Returns the copy, in the mode of `model`. ValueError for a network with a fully connected layer after a map, without
-    `resample_from`; for a resolution that the network can't take, or at which a map is smaller than its layer's
-    `min_size`; for a plan, which is of one size.
+    Returns the copy, in the mode of `model`. ValueError for a network with a fully connected layer after a map of more
+    than one pixel, without `resample_from`; for a resolution that the network can't take, at which it gives several
+    outputs for one image, or at which a map is smaller than its layer's `min_size`; for a plan, which is of one size.
     """
     size = _checked("input_size", input_size)
     trained = None if resample_from is None else _checked("resample_from", resample_from)
@@ -43,25 +44,23 @@ def at_resolution(
     for layer in roi_layers(model).values():
         layer.map_size = None
     known = None if trained is None else _maps_read(model, trained)
-    with _watched(model) as reads:
-        _fit_(model, size, known, reads)
+    sizes = _fit_(model, size, known)
     for name, layer in roi_layers(model).items():
-        if layer.map_size is None:
-            continue
-        if any(length < least for length, least in zip(layer.map_size, layer.min_size, strict=True)):
-            raise ValueError(
-                f"at {_text(size)} the maps of layer {name!r} have {_text(layer.map_size)} pixels, fewer than its "
-                f"min_size={_text(layer.min_size)}: its ROIs can't stay what they are"
-            )
-        layer.project_(layer.map_size)
+        for map_size in sizes.get(layer, ()):
+            if any(length < least for length, least in zip(map_size, layer.min_size, strict=True)):
+                raise ValueError(
+                    f"at {_text(size)} the maps of layer {name!r} have {_text(map_size)} pixels, fewer than its "
+                    f"min_size={_text(layer.min_size)}: its ROIs can't stay what they are"
+                )
+            layer.project_(map_size)
     return model
 
 
 def _checked(name: str, size: Sequence[int]) -> tuple[int, ...]:
-    size = tuple(size)
-    if len(size) not in (2, 3, 4) or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
-        raise ValueError(f"{name}={size} must be (channels, height, width), whole numbers of at least 1")
-    return size
+    given = tuple(size) if isinstance(size, Sequence) else ()
+    if len(given) not in (2, 3, 4) or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in given):
+        raise ValueError(f"{name}={size!r} must be (channels, height, width), whole numbers of at least 1")
+    return given
 
 
 def _text(size: Sequence[int]) -> str:
@@ -87,7 +86,7 @@ class _Maps(TorchDispatchMode):
     def read_by(self, linear_input: Tensor) -> tuple[int, ...] | None:
         """The size (C, ...) of the map that was flattened to `linear_input` [1, features]; None if there is none."""
         last = self.last
-        if linear_input.dim() != 2 or last is None or last.numel() != linear_input.numel():
+        if last is None or linear_input.shape != (1, last.numel()):
             return None
         return tuple(last.shape[1:])
 
@@ -112,31 +111,55 @@ def _maps_read(model: nn.Module, size: tuple[int, ...]) -> dict[nn.Linear, tuple
     return known
 
 
-def _fit_(model: nn.Module, size: tuple[int, ...], known: dict[nn.Linear, tuple[int, ...]] | None, maps: _Maps) -> None:
+def _fit_(
+    model: nn.Module, size: tuple[int, ...], known: dict[nn.Linear, tuple[int, ...]] | None
+) -> dict[RoiLayer, set[tuple[int, ...]]]:
     """Run the network on images of `size`; a fully connected layer that then reads another map than in `known` is
-    resampled in place."""
+    resampled in place. Returns the sizes of all maps of each ROI layer that ran."""
     names = {module: name for name, module in model.named_modules()}
+    done: dict[nn.Linear, tuple[int, ...] | None] = {}
+    sizes: dict[RoiLayer, set[tuple[int, ...]]] = {}
 
     def fit(linear: nn.Linear, args: tuple[Tensor, ...]) -> None:
-        features = args[0].shape[-1]
-        if features == linear.in_features:
+        features, now = args[0].shape[-1], maps.read_by(args[0])
+        before = done.get(linear) if known is None or linear in done else known.get(linear)
+        fits = features == linear.in_features
+        if fits and (now == before or (known is None and (now is None or prod(now[1:]) == 1))):
             return
         what = f"{type(model).__name__} at {_text(size)}: the fully connected layer {names[linear]!r}"
         if known is None:
-            raise _Refused(
-                f"{what} would read {features} numbers and has weights for {linear.in_features}. Give the resolution "
-                "of the training, resample_from=(C, H, W), to have these weights resampled, or take a network that "
-                "ends in a global average pooling"
+            reads = (
+                f"knows each pixel of the map {_told(now)} that it reads"
+                if fits
+                else f"would read {features} numbers and has weights for {linear.in_features}"
             )
-        before, now = known.get(linear), maps.read_by(args[0])
-        if before is None or now is None or before[0] != now[0] or len(before) != 3:
+            raise _Refused(
+                f"{what} {reads}. Give the resolution of the training, resample_from=(C, H, W), to have these weights "
+                "resampled, or take a network that ends in a global average pooling"
+            )
+        if before is None or now is None or before[0] != now[0] or len(before) != 3 or linear in done:
             raise _Refused(
                 f"{what} can't be resampled: it reads {_told(before)} there and {_told(now)} here, not maps [C, H, W] "
                 "of the same channels"
             )
+        if "weight" not in linear._parameters:
+            raise _Refused(f"{what} can't be resampled: its weight is not a plain parameter (a parametrization)")
+        last = maps.last
         _resample_(linear, before, now)
+        done[linear], maps.last = now, last  # and no map of the resampling's own
 
-    _run(model, size, fit, "")
+    def note(layer: RoiLayer, *_: object) -> None:
+        if layer.map_size is not None:
+            sizes.setdefault(layer, set()).add(layer.map_size)
+
+    handles = [layer.register_forward_hook(note) for layer in roi_layers(model).values()]
+    try:
+        with _watched(model) as maps:
+            _run(model, size, fit, "")
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sizes
 
 
 def _told(read: tuple[int, ...] | None) -> str:
@@ -149,7 +172,12 @@ def _run(model: nn.Module, size: tuple[int, ...], before_linear: Any, where: str
         module.register_forward_pre_hook(before_linear) for module in model.modules() if isinstance(module, nn.Linear)
     ]
     try:
-        model(zeros_for(model, size))
+        result = model(zeros_for(model, size))
+        if isinstance(result, Tensor) and result.dim() and len(result) != 1:
+            raise _Refused(
+                f"{where}{type(model).__name__} gives {len(result)} outputs for one image of {_text(size)}: it reads "
+                "parts of a map as images of their own, as view(-1, n) does; flatten(1) keeps images apart"
+            )
     except _Refused as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # the network's own kinds
