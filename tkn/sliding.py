@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tkn.app.messages import first_line
 from tkn.crops import Pair, convolved_rows, in_batches, shares, windows_of
 from tkn.evaluating import evaluating
 from tkn.plan.plan import Plan
@@ -80,7 +82,7 @@ class WindowScores:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value} must lie within [0, 1]")
         outputs = len(self.scores)
-        if background is not None and not 0 <= background < outputs:
+        if background is not None and not (_is_whole(background) and 0 <= background < outputs):
             raise ValueError(f"background={background} must be one of the {outputs} outputs, from 0")
         sure = self.probabilities.flatten(1)
         best = sure.max(0)
@@ -128,11 +130,19 @@ def slide(
     if batch_size is None:
         a_window = image.shape[0] * sides[0] * sides[1] * image.element_size()
         batch_size = max(model.batch_size, _BYTES // a_window) if isinstance(model, Plan) else _BATCH
-    elif isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    elif not _is_whole(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
     with evaluating(model):
-        network, batches = _batches(model, image, sides, steps, batch_size)
-        outputs = torch.cat([_outputs(network, batch) for batch in batches])
+        try:
+            network, batches = _batches(model, image, sides, steps, batch_size)
+            outputs = torch.cat([_outputs(network, batch) for batch in batches])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # torch's, of another type or another number of channels
+            raise ValueError(
+                f"the network can't take windows of {[image.shape[0], *sides]} and {image.dtype}: "
+                f"{first_line(error)}"
+            ) from error
     counts = [(length - side) // step + 1 for length, side, step in zip(image.shape[1:], sides, steps, strict=True)]
     return WindowScores(outputs.T.unflatten(1, counts), sides, steps)
 
@@ -141,12 +151,17 @@ def _batches(
     model: nn.Module, image: Tensor, window: Pair, stride: Pair, size: int
 ) -> tuple[Callable[[Tensor], Any], Iterator[Tensor]]:
     """What takes the windows, and these in batches: the network, or what of it comes after its first convolution."""
-    if isinstance(model, nn.Sequential) and type(model) in _PLAIN and len(model) > 1 and not hooked(model):
+    if isinstance(model, nn.Sequential) and type(model) in _PLAIN and len(model) > 1 and not _is_watched(model):
         first = model[0]
-        if shares(first, window) and not hooked(first) and "forward" not in vars(first):
+        if shares(first, window) and not _is_watched(first):
             rows = convolved_rows(first, image, window, stride)
             return model[1:], (batch for row in rows for batch in row.split(size))
     return model, in_batches(windows_of(image, window, stride), size)
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether calling it does more than its class: hooks, or a `forward` of its own."""
+    return hooked(layer) or "forward" in vars(layer)
 
 
 def _outputs(network: Callable[[Tensor], Any], batch: Tensor) -> Tensor:
@@ -173,11 +188,15 @@ def _window(model: nn.Module, image: Tensor, window: int | Pair | None) -> Pair:
     return sides[0], sides[1]
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _pair(name: str, value: int | Pair) -> Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in pair):
-        raise ValueError(f"{name}={value} must be a whole number of pixels of at least 1, or two (down, right)")
-    return pair
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not all(_is_whole(n) and n >= 1 for n in pair):
+        raise ValueError(f"{name}={value!r} must be a whole number of pixels of at least 1, or two (down, right)")
+    return int(pair[0]), int(pair[1])
 
 
 def _check_axis(axis: str, length: int, side: int, step: int) -> None:
