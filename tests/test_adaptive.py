@@ -59,6 +59,8 @@ def test_each_image_has_the_target_layer_of_its_own_rois(kind: type[nn.Module], 
         assert torch.allclose(plain.scale, before[0])  # within their range
         assert torch.allclose(plain.loc, before[1])
     assert torch.allclose(layer(x[0]), y[0], rtol=1e-9, atol=1e-12)
+    assert torch.equal(layer.image_rois(x[0]), layer.image_rois(x)[:1])
+    assert layer(x[:0]).shape == (0, *y.shape[1:])
     assert layer.why(x) == "dense: the ROI engine knows no ROIs of each image"
 
 
@@ -128,7 +130,7 @@ def test_multiply_adds_are_the_mean_over_the_images_that_were_seen() -> None:
     assert static.total_roi == 18 * int(layer.areas((20, 16)).sum()) + locating
     with tkn.ImageRois(layer) as rois, torch.no_grad():
         layer(x[:3])
-        layer(x[3:])
+        layer(input=x[3:])
     sides = layer.image_rois(x)[..., 1] - layer.image_rois(x)[..., 0]
     counted = tkn.count_macs(layer, (2, 20, 16), rois)
     assert counted.total_roi == round(18 * int(sides.prod(dim=2).sum()) / 5) + locating
@@ -213,9 +215,10 @@ def test_the_penalty_is_on_the_images_own_scales() -> None:
     _, factor = layer.locator(x)
     penalty = tkn.scale_penalty(layer, 2.0)
     expected = (factor[:, :, None] * layer.scale).square().sum(dim=(1, 2)).mean()
-    assert penalty.item() == pytest.approx(2 * expected.item())
+    assert penalty.item() == tkn.scale_penalty(layer, 2.0).item() == pytest.approx(2 * expected.item())
     penalty.backward()
     assert layer.locator.size.weight.grad.abs().max() > 0
+    layer.eval()
     assert tkn.scale_penalty(layer, 2.0).item() == pytest.approx(2 * static)
 
 
@@ -224,6 +227,7 @@ def test_conversions() -> None:
     dense = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1)).eval()
     x = torch.randn(2, 2, 15, 15)
     model = tkn.targetize(dense, adaptive=True)
+    assert not any(module.training for module in model.modules())
     assert list(adaptive_layers(model)) == ["0", "2"]
     assert torch.allclose(model(x), dense(x), atol=1e-6)
     assert torch.equal(copy.deepcopy(model)(x), model(x))

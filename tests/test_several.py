@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from as_function import as_function
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 import tkn
 from tkn.kinds import target_layer
 from tkn.models.dense import densified
+from tkn.models.weights import fit_weights
 from tkn.several import MixtureConv1d, MixtureConv2d, MixtureConv3d, PartsConv1d, PartsConv2d, PartsConv3d
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -109,6 +112,18 @@ def test_windows_start_apart_with_whole_maps_and_part_as_they_learn() -> None:
         assert (MixtureConv2d(1, 2, 3, windows=1).loc == 0.5).all()
 
 
+@pytest.mark.parametrize("windows", [2, 3, 4, 7])
+@pytest.mark.parametrize("kind", [MixtureConv1d, MixtureConv3d, PartsConv1d, PartsConv3d])
+def test_windows_start_apart_in_any_number_of_dimensions(kind: type[nn.Module], windows: int) -> None:
+    layer = kind(1, 5, 3, windows=windows)
+    size = (20,) * kind.num_dims
+    assert (layer.rois(size) == torch.tensor([0, 20])).all()
+    places = layer.loc.detach()
+    assert ((places - 0.5).norm(dim=0) < 0.051).all()
+    for channel in places.unflatten(1, (5, windows)).unbind(1):
+        assert torch.pdist(channel.T).min() > 0.01
+
+
 def test_multiply_adds() -> None:
     mixture = MixtureConv2d(2, 3, 3, padding=1, bias=False)
     parts = PartsConv2d(2, 3, 3, padding=1, bias=False)
@@ -141,6 +156,8 @@ def test_what_cannot_be() -> None:
         PartsConv2d(2, 3, 3, groups=2)
     with pytest.raises(ValueError, match="windows=2 must be 1"):
         target_layer(2, windows=2, adaptive=True)
+    with pytest.raises(ValueError, match="adaptive='no' must be true or false"):
+        target_layer(2, adaptive="no")
     with pytest.raises(RuntimeError, match=r"combine=max, not .*combine=sum"):
         MixtureConv2d(1, 2, 3, combine="sum").load_state_dict(MixtureConv2d(1, 2, 3).state_dict())
     mixture = tkn.targetize(nn.Sequential(nn.Conv2d(1, 2, 3)), windows=2)
@@ -161,6 +178,23 @@ def test_parts_take_a_convolutions_kernels_and_give_them_back() -> None:
     again = densified(parts)
     assert [type(layer) for layer in again] == [nn.Conv2d, nn.ReLU, nn.Conv2d]
     assert torch.allclose(again(x), dense(x), atol=1e-6)
+    fresh = tkn.targetize(copy.deepcopy(dense), windows=2, combine="parts", scale_unit=0.6)
+    nn.init.normal_(fresh[0].weight)
+    assert fit_weights(fresh, dense.state_dict(), "weights") >= {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert torch.allclose(fresh(x), dense(x), atol=1e-6)
+
+
+def test_parts_keep_what_a_convolution_is() -> None:
+    dense = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 3)).to(memory_format=torch.channels_last)
+    dense[0].bias.requires_grad_(False)
+    parts = tkn.targetize(dense, windows=3, combine="parts")
+    assert parts[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert (parts[0].weight.requires_grad, parts[0].bias.requires_grad) == (True, False)
+    dense.append(nn.Conv2d(3, 3, 3))
+    dense[2].weight = dense[1].weight
+    with pytest.raises(ValueError, match="layer '1' shares its weight with another, and parts have more kernels"):
+        tkn.targetize(dense, windows=3, combine="parts", inplace=True)
+    assert type(dense[0]) is nn.Conv2d
 
 
 def test_parts_have_budgets_and_projections() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from tkn.roi import least_scale, projected_loc, roi_bounds, roi_mask
 class _AdaptiveConv(TargetConvNd):
     other_rois = "whose ROIs are of each image"
     in_channels: int
-    #: [dims]: the mean over a training pass's images of the scales' squared factors, until the penalty has it
+    #: [dims]: the mean over the last training pass's images of the scales' squared factors, until `train` or `eval`
     _squared_factor: Tensor | None = None
     #: how far the ROIs of the last training pass's images were moved, and times how much they were scaled: [B, dims]
     moves: tuple[Tensor, Tensor] | None = None
@@ -47,11 +47,14 @@ class _AdaptiveConv(TargetConvNd):
         super().reset_parameters()
 
     def squared_scales(self) -> Tensor:
-        """As of the images of the last training pass, whose mean over them it is; without one since the last call, of
-        the static ROIs."""
-        factor, self._squared_factor = self._squared_factor, None
-        static = super().squared_scales()
+        """As of the images of the last training pass, whose mean over them it is; without one since the last `train` or
+        `eval`, of the static ROIs."""
+        static, factor = super().squared_scales(), self._squared_factor
         return static if factor is None else static * factor.unsqueeze(1)
+
+    def train(self, mode: bool = True) -> Self:
+        self._squared_factor = None
+        return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         # A tensor with gradients behind it can't be copied; the moves are of images that a copy has not seen.
@@ -95,7 +98,7 @@ class _AdaptiveConv(TargetConvNd):
             if self.clip:
                 along = torch.where(roi_mask((length,), rois[:, axis : axis + 1]), along, 0.0)
             others = [1] * (self.num_dims - axis - 1)
-            y = y * along.to(y.dtype).view(len(y), -1, *[1] * axis, length, *others)
+            y = y * along.to(y.dtype).view(*y.shape[:2], *[1] * axis, length, *others)
         return y
 
     def why(self, input: Tensor) -> str:
@@ -103,7 +106,12 @@ class _AdaptiveConv(TargetConvNd):
         return "dense: the ROI engine knows no ROIs of each image"
 
     def image_rois(self, input: Tensor) -> Tensor:
-        """Every kernel's ROI in each image of `input` [B, Cin, *size]: int64 [B, Cout, dims, 2], (lo, hi) half-open."""
+        """Every kernel's ROI in each image of `input` [B, Cin, *size]: int64 [B, Cout, dims, 2], (lo, hi) half-open.
+
+        One image [Cin, *size] is a batch of one.
+        """
+        if input.dim() == self.num_dims + 1:
+            input = input.unsqueeze(0)
         size = self.target().spec.output_size(self.padded(input).shape[2:], self.weight.shape[2:])
         loc, scale = (each.transpose(0, 1).flatten(1) for each in self.located(input))
         return roi_bounds(size, loc, scale).unflatten(0, (len(input), -1))
@@ -163,7 +171,7 @@ class ImageRois:
                 model(images)
         tkn.count_macs(model, (1, 56, 56), rois)
 
-    Nothing is seen in compiled passes.
+    What torch.compile compiled before the context may pass unseen.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -173,7 +181,7 @@ class ImageRois:
         self._sums: dict[tuple[str, tuple[int, ...]], tuple[int, Tensor, Tensor]] = {}
 
     def __enter__(self) -> ImageRois:
-        self._handles = [layer.register_forward_hook(self._see) for layer in self._layers]
+        self._handles = [layer.register_forward_hook(self._see, with_kwargs=True) for layer in self._layers]
         return self
 
     def __exit__(
@@ -183,10 +191,9 @@ class ImageRois:
             handle.remove()
 
     @torch.no_grad()
-    def _see(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _see(self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
         assert isinstance(layer, _AdaptiveConv)
-        batch = inputs[0] if inputs[0].dim() == layer.num_dims + 2 else inputs[0].unsqueeze(0)
-        rois = layer.image_rois(batch)
+        rois = layer.image_rois(*args, **kwargs)
         sides = rois[..., 1] - rois[..., 0]
         pixels, means = sides.prod(dim=2).sum(), sides.double().mean(dim=1).sum(dim=0)
         key = self._layers[layer], tuple(output.shape[-layer.num_dims :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
@@ -53,8 +54,9 @@ def targetize(
             a function (name, module) -> bool over them; "all"; by default all with a kernel larger than one pixel.
         attention, scale_unit, min_size, clip, engine: as in `TargetConv2d`, whose default attention is another.
         windows, combine: several windows of each output channel: the "max" or "sum" of them (`MixtureConv2d`), or as
-            many kernels with a window each, in "parts" (`PartsConv2d`). At the start these windows are a little apart,
-            which lets the model compute about what it did, and their sum that many times over.
+            many kernels with a window each, in "parts" (`PartsConv2d`), whose weights and biases are new parameters, of
+            K times as many kernels. At the start these windows are a little apart, which lets the model compute about
+            what it did, and their sum that many times over.
         adaptive: ROIs that follow the image (`AdaptiveConv2d`).
         blocks: the power of beta in each layer's scale penalty, by name; 0 for layers not named.
         inplace: change `model` itself (its modules and parameters stay the same objects) instead of a copy.
@@ -64,8 +66,9 @@ def targetize(
     Returns the targeted model; at the start every ROI is the whole map. All else of a convolution stays: its hooks,
     attributes, mode, and the type, device, memory format and requires_grad of its parameters; loc and scale have the
     weight's type and device, and require gradients. The model's `no_weight_decay()` names loc and scale beside what it
-    named before. ValueError for a name that is not there or not a plain convolution, if nothing is chosen, and for an
-    attribute that a target layer would overwrite; `model` is then as it was.
+    named before. ValueError for a name that is not there or not a plain convolution, if nothing is chosen, for an
+    attribute that a target layer would overwrite, and for parts of a convolution that shares its weights with another;
+    `model` is then as it was.
     """
     if not inplace:
         model = copy.deepcopy(model)
@@ -89,6 +92,8 @@ def targetize(
         )
         for name, conv in chosen.items()
     }
+    if windows > 1 and combine == "parts":
+        _require_own_weights(model, chosen)
     for conv, target in targets.items():
         _become(conv, target)
     for parent in model.modules():
@@ -160,6 +165,18 @@ def _target_layer(
     return target
 
 
+def _require_own_weights(model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
+    """ValueError if a chosen convolution's weight or bias is also another module's."""
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    for name, conv in chosen.items():
+        for key, parameter in conv.named_parameters(recurse=False):
+            if owners[id(parameter)] > 1:
+                raise ValueError(
+                    f"layer {name!r} shares its {key} with another, and parts have more kernels: choose windows of one "
+                    "convolution (combine='max' or 'sum'), or other layers"
+                )
+
+
 def _become(conv: nn.Module, target: TargetConvNd) -> None:
     """Make `conv` the layer `target`, with the values that it has; loc and scale start as the whole map."""
     conv.__class__ = type(target)
@@ -171,7 +188,7 @@ def _become(conv: nn.Module, target: TargetConvNd) -> None:
         if name not in conv._parameters:
             conv.register_parameter(name, nn.Parameter(torch.empty_like(parameter, device=conv.weight.device)))
     for name, child in target.named_children():
-        conv.add_module(name, child.to_empty(device=conv.weight.device))
+        conv.add_module(name, child.to_empty(device=conv.weight.device).train(conv.training))
         child.reset_parameters()  # type: ignore[operator]  # torch's convention
     if isinstance(conv, PartsConvNd):
         conv.take_kernels_(conv.weight, conv.bias)

@@ -45,6 +45,8 @@ def target_layer(
     """
     check_windows(windows)
     check_combine(combine)
+    if not isinstance(adaptive, bool):
+        raise ValueError(f"adaptive={adaptive!r} must be true or false")
     if adaptive and windows > 1:
         raise ValueError(f"adaptive=True moves one window of each channel: windows={windows} must be 1")
     if adaptive:

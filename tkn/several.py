@@ -65,14 +65,16 @@ class _SeveralWindowsConv(TargetConvNd):
         return {**start, "loc": start["loc"] + self._apart(start["loc"])}
 
     def _apart(self, like: Tensor) -> Tensor:
-        """[dims, K * C]: from the map's middle to the windows' first places, on a circle that each channel turns."""
+        """[dims, K * C]: from the map's middle to the windows' first places, on a circle in the first two axes that
+        each channel turns; in one dimension evenly along it, shifted by the channel."""
         if self.windows == 1:
             return torch.zeros_like(like)
         golden = 0.6180339887
         window = torch.arange(self.num_kernels, device="cpu", dtype=torch.float64)
         turns = window % self.windows / self.windows + golden * (window // self.windows)
-        axes = [_APART * torch.cos(2 * pi * turns - axis * pi / 2) for axis in range(self.num_dims)]
-        return torch.stack(axes).to(like)
+        circle = [torch.cos(2 * pi * turns), torch.sin(2 * pi * turns), torch.zeros_like(turns)]
+        axes = [2 * (turns % 1) - 1] if self.num_dims == 1 else circle[: self.num_dims]
+        return (_APART * torch.stack(axes)).to(like)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, windows={self.windows}"
@@ -196,8 +198,9 @@ class PartsConvNd(_SeveralWindowsConv):
 
     def take_kernels_(self, weight: Tensor, bias: Tensor | None) -> None:
         """Make every part the K'th part of a convolution's kernel, so that their sums are that convolution's."""
-        for name, whole in self._shared(weight, bias).items():
-            setattr(self, name, nn.Parameter(whole, requires_grad=weight.requires_grad))
+        learns = {"weight": weight.requires_grad, "bias": bias is not None and bias.requires_grad}
+        for name, whole in self.shared_kernels(weight, bias).items():
+            setattr(self, name, nn.Parameter(whole, requires_grad=learns[name]))
 
     def unrolled(self) -> nn.Sequential:
         """The same of two layers: a target layer of all parts, which shares this one's parameters, and their sums."""
@@ -226,17 +229,20 @@ class PartsConvNd(_SeveralWindowsConv):
                 whole = parts.detach().unflatten(0, (self.out_channels, self.windows)).sum(dim=1)
                 setattr(self, name, nn.Parameter(whole, requires_grad=parts.requires_grad))
 
-    def _shared(self, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    def shared_kernels(self, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+        """The K'th part of each of a convolution's kernels for each part of its channel, by the parameter's name."""
         given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         return {
-            name: each.detach().repeat_interleave(self.windows, dim=0) / self.windows for name, each in given.items()
+            # Joined row by row: unlike repeat_interleave this keeps the memory format.
+            name: torch.cat([row for row in each.detach().split(1) for _ in range(self.windows)]) / self.windows
+            for name, each in given.items()
         }
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # A dense convolution's kernels: each part has its share.
         weight, bias = (state_dict.get(prefix + name) for name in ("weight", "bias"))
         if isinstance(weight, Tensor) and self.windows > 1 and len(weight) == self.out_channels:
-            state_dict |= {prefix + name: whole for name, whole in self._shared(weight, bias).items()}
+            state_dict |= {prefix + name: whole for name, whole in self.shared_kernels(weight, bias).items()}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _learned_with(self) -> dict[str, Any]:

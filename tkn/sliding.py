@@ -140,8 +140,7 @@ def slide(
             raise
         except RuntimeError as error:  # torch's, of another type or another number of channels
             raise ValueError(
-                f"the network can't take windows of {[image.shape[0], *sides]} and {image.dtype}: "
-                f"{first_line(error)}"
+                f"the network can't take windows of {[image.shape[0], *sides]} and {image.dtype}: {first_line(error)}"
             ) from error
     counts = [(length - side) // step + 1 for length, side, step in zip(image.shape[1:], sides, steps, strict=True)]
     return WindowScores(outputs.T.unflatten(1, counts), sides, steps)

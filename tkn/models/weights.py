@@ -14,6 +14,7 @@ from tkn.adaptive import locator_parameters
 from tkn.app.messages import first_line
 from tkn.decay import attention_parameters
 from tkn.models.stem import first_convolution
+from tkn.several import PartsConvNd
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +54,9 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> s
     """Put `weights` into `model`, and return the names of the parameters that got one.
 
     The classifier, the last layer by definition, may be of another number of classes: it then keeps its own. Colour
-    kernels of the first convolution are summed for grey images. loc, scale and locators need not be there. ValueError,
-    which names what differs, if anything else is missing, left over or of another shape; `what`: its beginning.
+    kernels of the first convolution are summed for grey images, and a dense convolution's shared among the parts of a
+    `PartsConv2d`. loc, scale and locators need not be there. ValueError, which names what differs, if anything else is
+    missing, left over or of another shape; `what`: its beginning.
     """
     given = dict(weights)
     own = model.state_dict()
@@ -63,6 +65,9 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> s
         colour = given.get(f"{first}.weight")
         if conv.in_channels == 1 and colour is not None and colour.shape[1:2] == (3,):
             given[f"{first}.weight"] = colour.sum(dim=1, keepdim=True)
+    for name, parts in model.named_modules():
+        if isinstance(parts, PartsConvNd):
+            given |= _shared_among(parts, name, given)
     new = _other_classifier(model, own, given)
     if new:
         _log.info("%s: the classifier %s starts anew, for it is of other classes", what, ", ".join(sorted(new)))
@@ -76,6 +81,15 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> s
         raise ValueError(f"{what} is not of this network: it {', '.join(differences)}")
     model.load_state_dict({name: value for name, value in given.items() if name not in new}, strict=False)
     return {name for name, _ in model.named_parameters() if name in given and name not in new}
+
+
+def _shared_among(parts: PartsConvNd, name: str, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A dense convolution's weight and bias as those of all its parts; nothing if `given` has none for the layer."""
+    prefix = f"{name}." if name else ""
+    weight, bias = (given.get(f"{prefix}{parameter}") for parameter in ("weight", "bias"))
+    if weight is None or weight.shape != (parts.out_channels, *parts.weight.shape[1:]):
+        return {}
+    return {f"{prefix}{parameter}": whole for parameter, whole in parts.shared_kernels(weight, bias).items()}
 
 
 def _other_classifier(model: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> set[str]:
