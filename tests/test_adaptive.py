@@ -126,7 +126,7 @@ def test_multiply_adds_are_the_mean_over_the_images_that_were_seen() -> None:
     x = torch.randn(5, 2, 20, 16)
     locating = 14 * 14 * (2 * 8 + 8 * 8 * 9 + 8 * 25) + 9 * 2
     static = tkn.count_macs(layer, (2, 20, 16))
-    assert static.total_dense == 3 * 18 * 320 + locating
+    assert static.total_dense == 3 * 18 * 320  # of the dense layer, which locates nothing
     assert static.total_roi == 18 * int(layer.areas((20, 16)).sum()) + locating
     with tkn.ImageRois(layer) as rois, torch.no_grad():
         layer(x[:3])

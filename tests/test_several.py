@@ -14,6 +14,8 @@ import tkn
 from tkn.kinds import target_layer
 from tkn.models.dense import densified
 from tkn.models.weights import fit_weights
+from tkn.penalty import kernel_costs
+from tkn.roi_count import RoiCount
 from tkn.several import MixtureConv1d, MixtureConv2d, MixtureConv3d, PartsConv1d, PartsConv2d, PartsConv3d
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -137,9 +139,15 @@ def test_multiply_adds() -> None:
         3 * 18 * 24,
     )
     assert (tkn.count_macs(parts, (2, 8, 8)).total_dense, tkn.count_macs(parts, (2, 8, 8)).total_roi) == (
-        6 * 18 * 64,
+        3 * 18 * 64,  # of the dense layer
         6 * 18 * 16,
     )
+    whole = RoiCount(tkn.targetize(nn.Sequential(nn.Conv2d(2, 3, 3)), windows=2, combine="parts"), (2, 8, 8))
+    assert (whole.dense, whole.most, whole.now) == (3 * 18 * 36, 6 * 18 * 36, 6 * 18 * 36)
+    assert kernel_costs(nn.Sequential(parts, PartsConv2d(3, 3, 3, padding=1, windows=3)), (2, 8, 8)) == {
+        "0": pytest.approx(18 / ((6 * 18 + 9 * 27) / 15)),
+        "1": pytest.approx(27 / ((6 * 18 + 9 * 27) / 15)),
+    }
     assert tkn.scale_penalty(mixture, 1.0).item() == pytest.approx(mixture.scale.square().sum().item())
 
 
@@ -207,7 +215,9 @@ def test_parts_have_budgets_and_projections() -> None:
         optimizer.step()
         budget.step()
         optimizer.zero_grad()
+    assert budget.macs == round(0.4 * 4 * 9 * 144)  # of the dense layer's
     assert tkn.count_macs(model, (1, 12, 12)).total_roi <= budget.macs
+    assert tkn.Budget(model, (1, 12, 12), share=1.5).macs == 1.5 * 4 * 9 * 144
     tkn.project_(model)
 
 

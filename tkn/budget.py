@@ -62,12 +62,12 @@ class Budget:
         model: a network with target layers, on any device, also moved after this. Layers whose scale does not learn
             (`requires_grad`) stay as they are.
         input_size: of an image, (C, H, W).
-        share: of the dense network's multiply-adds; or
+        share: of the multiply-adds of the dense network that `model` stands for; or
         macs: multiply-adds for one image.
         steps: the optimiser's steps after which the budget is met; may be set later.
 
-    ValueError for a budget that ROIs can't reach: below the least (min_size ROIs everywhere), or above the dense count;
-    and for a network without target layers that learn, with mixtures, or with adaptive layers of frozen scales.
+    ValueError for a budget that ROIs can't reach: below the least (min_size ROIs everywhere), or above the most (whole
+    maps); and for a network without target layers that learn, with mixtures, or with adaptive layers of frozen scales.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class Budget:
         self._loc, self._scale = self.count.loc(), scale
 
     def _check(self, asked: str) -> None:
-        dense, least = self.count.dense, self.count.least
-        if self.macs > dense:
-            raise ValueError(f"{asked} is more than the dense network's {dense} multiply-adds")
+        dense, least, most = self.count.dense, self.count.least, self.count.most
+        if self.macs > most:
+            raise ValueError(f"{asked} is more than the {most} multiply-adds of ROIs that are whole maps")
         if self.macs < least:
             raise ValueError(
                 f"{asked} of {dense} multiply-adds is less than the chosen layers can reach: the least is {least} "

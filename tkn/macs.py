@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -24,12 +24,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tkn.adaptive import ImageRois
 from tkn.evaluating import evaluating, zeros_for
 from tkn.layers import RoiLayer, roi_layers
-from tkn.several import PartsConvNd
+from tkn.locator import Locator
 
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One layer's multiply-adds for one image. `map_size` is the output's spatial size, () where it has none."""
+    """One layer's multiply-adds for one image. `map_size` is the output's spatial size, () where it has none.
+
+    macs_dense is what the dense layer costs that it stands for: one kernel for each output on the whole map, and
+    nothing for what finds an adaptive layer's ROIs.
+    """
 
     name: str
     kind: str
@@ -53,7 +57,7 @@ class MacsReport:
 
     @property
     def total_dense(self) -> int:
-        """Multiply-adds if every convolution covered its whole map."""
+        """Multiply-adds of the dense network that this one stands for."""
         return sum(layer.macs_dense for layer in self.layers)
 
     @property
@@ -95,11 +99,13 @@ class MacsReport:
         return "\n".join(lines + [f"not counted: {name}" for name in self.unknown])
 
 
+def kernel_macs(convolution: _ConvNd) -> int:
+    """What one kernel costs for one output pixel."""
+    return convolution.in_channels // convolution.groups * prod(convolution.kernel_size)
+
+
 def _convolution(layer: Any, output: Tensor) -> int:
-    # Of layers whose outputs are sums of several kernels' there are more kernels than outputs.
-    kernels = layer.num_kernels if isinstance(layer, PartsConvNd) else layer.out_channels
-    per_pixel = kernels * (layer.in_channels // layer.groups) * prod(layer.kernel_size)
-    return per_pixel * prod(output.shape[2:])
+    return layer.out_channels * kernel_macs(layer) * prod(output.shape[2:])
 
 
 def _linear(layer: Any, output: Tensor) -> int:
@@ -188,10 +194,7 @@ def _count(name: str, module: nn.Module, output: Tensor, seen: ImageRois | None)
         if seen is not None:
             mean_roi, pixels = seen.sides(name, map_size) or mean_roi, seen.pixels(name, map_size)
         if isinstance(module, _ConvNd):
-            areas = module.areas(map_size)
-            # All output pixels of a kernel cost the same, so the dense count divides exactly.
-            per_kernel_pixel = dense // (len(areas) * prod(map_size))
-            roi = round(per_kernel_pixel * (int(areas.sum()) if pixels is None else pixels))
+            roi = round(kernel_macs(module) * (int(module.areas(map_size).sum()) if pixels is None else pixels))
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return LayerCount(name, type(module).__name__, map_size, parameters, dense, roi, mean_roi)
 
@@ -218,7 +221,9 @@ class _Counter(TorchDispatchMode):
         leaf = next(module.children(), None) is None
         formula = _formula(module)
         if (formula or isinstance(module, RoiLayer)) and isinstance(output, Tensor):
-            self.rows.append(_count(self.names[module], module, output, self.seen))
+            row = _count(self.names[module], module, output, self.seen)
+            finds_rois = any(isinstance(parent, Locator) for parent in self.running)
+            self.rows.append(replace(row, macs_dense=0) if finds_rois else row)
         # A user's subclass may return more than a tensor.
         elif formula or (leaf and not isinstance(module, _FREE) and type(module).__module__.startswith("torch.")):
             self.note(type(module).__name__)

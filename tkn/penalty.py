@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from tkn.layers import roi_layers
-from tkn.macs import count_macs
+from tkn.macs import count_macs, kernel_macs
 
 
 def scale_penalty(model: nn.Module, l2: float, beta: float = 1.0, costs: Mapping[str, float] | None = None) -> Tensor:
@@ -41,6 +43,9 @@ def kernel_costs(model: nn.Module, input_size: tuple[int, ...]) -> dict[str, flo
     layers = roi_layers(model)
     macs = dict.fromkeys(layers, 0)
     for row in count_macs(model, input_size).target_layers:
-        macs[row.name] += row.macs_dense
-    mean = sum(macs.values()) / max(1, sum(layer.num_kernels for layer in layers.values()))
-    return {name: macs[name] / layer.num_kernels / mean if mean else 0.0 for name, layer in layers.items()}
+        layer = layers[row.name]
+        if isinstance(layer, _ConvNd):
+            macs[row.name] += kernel_macs(layer) * prod(row.map_size)
+    kernels = {name: layer.num_kernels for name, layer in layers.items()}
+    mean = sum(macs[name] * kernels[name] for name in layers) / max(1, sum(kernels.values()))
+    return {name: macs[name] / mean if mean else 0.0 for name in layers}

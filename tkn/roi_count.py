@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from tkn.adaptive import adaptive_layers
 from tkn.attention import at_least_float32
 from tkn.layers import RoiLayer, require_rectangles, roi_layers
-from tkn.macs import LayerCount, count_macs
+from tkn.macs import LayerCount, count_macs, kernel_macs
 from tkn.roi import axis_bounds, least_scale, projected_loc
 
 #: Of a batch's images so many are counted, the first.
@@ -53,7 +53,7 @@ class RoiCount:
             raise ValueError("the network has no target layers that learn: there is nothing that a budget could shrink")
         self.dims = max(layer.num_dims for layer in self.layers)
         self.kernels = [layer.num_kernels for layer in self.layers]
-        #: multiply-adds with every ROI the whole map, as the ROIs are now, and of all whose ROIs do not learn
+        #: multiply-adds of the dense network, as the ROIs are now, and of all whose ROIs do not learn
         self.dense, self.now = report.total_dense, report.total_roi
         self.fixed = report.total_roi - sum(row.macs_roi for row in rows)
         self._set_runs(rows, [named[row.name] for row in rows])
@@ -91,7 +91,8 @@ class RoiCount:
         #: the least scale, and the least part of the map's side that a ROI keeps: [dims, K]
         self.least_scale = torch.zeros(self.dims, sum(self.kernels), dtype=torch.float64)
         self.least_part = torch.zeros_like(self.least_scale)
-        self.least = self.fixed
+        #: with every ROI the least, and the whole map
+        self.least = self.most = self.fixed
         for row, layer in zip(rows, layers, strict=True):
             size = row.map_size + (1,) * (self.dims - layer.num_dims)
             least = [min(pair) for pair in zip(layer.min_size, row.map_size, strict=True)] + [1] * self.dims
@@ -102,9 +103,10 @@ class RoiCount:
                 self.least_part[axis, here].clamp_(min=least[axis] / length)
             kernels.append(torch.arange(here.start, here.stop))
             sizes.append(torch.tensor(size, dtype=torch.float64)[:, None].expand(-1, layer.num_kernels))
-            per_pixel = row.macs_dense // (layer.num_kernels * prod(row.map_size))
+            per_pixel = kernel_macs(layer) if isinstance(layer, _ConvNd) else 0
             costs.append(torch.full((layer.num_kernels,), float(per_pixel), dtype=torch.float64))
             self.least += per_pixel * layer.num_kernels * prod(least)
+            self.most += per_pixel * layer.num_kernels * prod(row.map_size)
         self.run_kernels, self.run_sizes, self.run_costs = torch.cat(kernels), torch.cat(sizes, dim=1), torch.cat(costs)
 
     def to(self, device: torch.device) -> None:

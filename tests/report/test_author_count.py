@@ -26,8 +26,12 @@ def test_pixels() -> None:
 
 
 def test_a_run_of_whole_rois(tmp_path: Path) -> None:
-    layers = [{"name": name, "map_size": [side, side], "macs_dense": 1000 * side**2} for name, side in LAYERS.items()]
-    write_run(tmp_path / "run", target_layers=layers, epochs=2)
+    layers = [
+        {"name": name, "map_size": [side, side], "macs_dense": 1000 * side**2, "macs_roi": 900 * side**2}
+        for name, side in LAYERS.items()
+    ]
+    inside = 11_317_030 - sum(100 * side**2 for side in LAYERS.values())
+    write_run(tmp_path / "run", target_layers=layers, epochs=2, macs_roi=inside)
     write_rois(tmp_path / "run", 2)
     run = read_run(tmp_path / "run")
     assert run is not None
@@ -37,6 +41,10 @@ def test_a_run_of_whole_rois(tmp_path: Path) -> None:
     whole = dataclasses.replace(run, summary={**run.summary, "tested": "best", "best_epoch": 0})
     lost = 1000 * (2 * (28**2 - 26**2) + 14**2 - 12**2)
     assert author_count(whole) == pytest.approx(11_317_030 - lost, abs=0)
+    parts = {**run.result["attention"], "windows": 3, "combine": "parts"}
+    several = dataclasses.replace(run, summary={**run.summary, "attention": parts})
+    pixels = 2 * 15**2 + 7**2  # three times as many kernels as the dense layers have
+    assert author_count(several) == pytest.approx(author_count(run) + 2 * 1000 * pixels, abs=0)
     missing = dataclasses.replace(run, summary={**run.summary, "tested": "best", "best_epoch": 7})
     with pytest.raises(ValueError, match="has no ROIs of epoch 7"):
         author_count(missing)

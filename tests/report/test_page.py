@@ -25,7 +25,10 @@ HEADINGS = "error (%) | 95 % | multiply-adds | n | seeds |"
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
-    layers = [{"name": name, "map_size": [side, side], "macs_dense": 1000 * side**2} for name, side in LAYERS.items()]
+    layers = [
+        {"name": name, "map_size": [side, side], "macs_dense": 1000 * side**2, "macs_roi": 900 * side**2}
+        for name, side in LAYERS.items()
+    ]
     arguments = ("experiment=table2_tdn10_cauchy", "trainer=fast")
     for seed, error in ((0, 0.4), (1, 0.6)):
         run = write_run(

@@ -150,7 +150,7 @@ def test_a_kernel_can_be_penalised_by_its_costs(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (("penalty.share=0.2",), r"penalty=budget: share=0\.2 .* the least is 3439942 .*model\.layers=all"),
-        (("penalty.share=null", "penalty.macs=12e6"), r"macs=1\.2e\+07 is more than the dense network's 11317030"),
+        (("penalty.share=null", "penalty.macs=12e6"), r"macs=1\.2e\+07 is more than the 11317030 multiply-adds"),
         (("model=dn10",), "penalty=budget: the network has no target layers"),
         (("penalty.share=null",), r"penalty\.share=None must be a share"),
         (("penalty.macs=5e6",), r"penalty\.macs=5000000\.0 must be null with penalty\.share=0\.4"),

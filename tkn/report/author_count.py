@@ -19,14 +19,18 @@ def author_count(run: Run) -> float:
     states, summary = read_states(run), run.result
     if run.epoch not in states.epochs:
         raise ValueError(f"{run.name} has no ROIs of epoch {run.epoch}")
-    if any("macs_dense" not in layer for layer in summary["target_layers"]):
-        raise ValueError(f"summary.json of {run.name} has layers without macs_dense")
+    for key in ("macs_dense", "macs_roi"):
+        if any(key not in layer for layer in summary["target_layers"]):
+            raise ValueError(f"summary.json of {run.name} has layers without {key}")
     state = states.epochs.index(run.epoch)
-    total = float(summary["macs_dense"])
+    attention = summary["attention"] or {}
+    # Of parts there are so many kernels for each of the dense layer's.
+    kernels = attention["windows"] if attention.get("combine") == "parts" else 1
+    total = float(summary["macs_roi"])
     for layer in summary["target_layers"]:
         loc, scale, size = states.layers[layer["name"]]
         share = author_pixels(size, loc[state], scale[state]).mean().item() / (size[0] * size[1])
-        total += layer["macs_dense"] * (share - 1)
+        total += kernels * layer["macs_dense"] * share - layer["macs_roi"]
     return total
 
 
