@@ -91,12 +91,15 @@ def _lead(look: Look) -> Iterator[str]:
     yield f"Run {look.run.name}. Data: {look.data.source}. Measured with the run's checkpoint on {images}."
     if look.data.task == "classification":
         yield f"One image more or less is {100 / count:.2g} percentage points of error."
+    moving = any(isinstance(found.layer, AdaptiveConv2d) for found in look.layers.values())
+    first = "where on the layer's map its ROI lies" if moving else "its window with the ROI, on the layer's map"
+    given = ", where the ROI lies in this image," if moving else ""
     yield (
         "The pictures of a layer show a kernel a row: how much the test error"
-        f"{' (in percentage points)' if look.data.task == 'classification' else ''} rises without it; its window with "
-        "the ROI, on the layer's map; and the test images with the largest responses (convolution times window) inside "
-        "the ROI. What lies outside of the orange box on an image cannot change a response inside the ROI; what lies "
-        "outside of the blue box cannot change the largest one."
+        f"{' (in percentage points)' if look.data.task == 'classification' else ''} rises without it; {first}; and the "
+        "test images with the largest responses (convolution times window) inside the ROI. What lies outside of the "
+        f"orange box on an image cannot{given} change a response inside the ROI; what lies outside of the blue box "
+        f"cannot{given} change the largest one."
     )
 
 
