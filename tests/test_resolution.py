@@ -120,6 +120,26 @@ def test_every_layer_that_reads_a_map_is_resampled_once_also_to_as_many_pixels(t
     torch.testing.assert_close(other(x), torch.cat([model.one(read), model.two(read), model.one(read)], 1))
 
 
+def test_a_layer_after_another_reads_no_map_though_it_has_as_many_inputs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(4), nn.Flatten())
+    model.extend([nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)])
+    other = tkn.at_resolution(model, (1, 16, 12), resample_from=(1, 8, 8))
+    assert other[3].in_features == 4 * 12
+    assert torch.equal(other[5].weight, model[5].weight)
+
+
+@pytest.mark.parametrize(
+    "pooling", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(2), nn.Sequential(nn.AdaptiveMaxPool2d(2), nn.ReLU())]
+)
+def test_maps_of_one_size_at_all_resolutions(pooling: nn.Module) -> None:
+    features = pooling(torch.rand(1, 4, 8, 8)).numel()
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), pooling, nn.Flatten(), nn.Linear(features, 4), nn.Linear(4, 4))
+    x = torch.rand(2, 1, 12, 20)
+    assert torch.equal(tkn.at_resolution(model, (1, 12, 20))(x), model(x))
+    assert torch.equal(tkn.at_resolution(model, (1, 12, 20), resample_from=(1, 8, 8))(x), model(x))
+
+
 class TwoSizes(nn.Module):
     """One layer on maps of two sizes, the smaller one first."""
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from tkn.app.messages import first_line
 from tkn.evaluating import evaluating, zeros_for
@@ -35,8 +37,9 @@ def at_resolution(
             [C, H, W] whose pixels were flattened channel by channel.
 
     Returns the copy, in the mode of `model`. ValueError for a network with a fully connected layer after a map of more
-    than one pixel, without `resample_from`; for a resolution that the network can't take, at which it gives several
-    outputs for one image, or at which a map is smaller than its layer's `min_size`; for a plan, which is of one size.
+    than one pixel, without `resample_from`, but for maps of an adaptive pooling; for a resolution that the network
+    can't take, at which it gives several outputs for one image, or at which a map is smaller than its layer's
+    `min_size`; for a plan, which is of one size.
     """
     size = _checked("input_size", input_size)
     trained = None if resample_from is None else _checked("resample_from", resample_from)
@@ -67,26 +70,46 @@ def _text(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
+#: What a fully connected layer computes by.
+_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.linear}
+#: What makes maps of one size of all others, but for the global average, which is a map of one pixel.
+_ADAPTIVE = {
+    getattr(torch.ops.aten, f"{prefix}adaptive_{kind}_pool{dims}d")
+    for prefix, kind, dims in (("_", "avg", 2), ("_", "avg", 3), ("", "max", 2), ("", "max", 3), ("", "avg", 1))
+}
+
+
 class _Refused(ValueError):
     """A message of this module's own, from within a pass of the network."""
 
 
 class _Maps(TorchDispatchMode):
-    """Remembers the last map [1, C, ...] that anything made: what a fully connected layer after it reads."""
+    """Remembers the last map [1, C, ...] that anything made: what a fully connected layer after it reads, unless that
+    is what another such layer made."""
 
-    last: Tensor | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Tensor | None = None
+        #: whether it has the same size whatever the network's input
+        self.fixed = False
+        #: what matrix products made, and what was made of that
+        self._mixed = WeakTensorKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         made = result[0] if isinstance(result, tuple) and result else result  # a pooling's, before its indices
         if isinstance(made, Tensor) and made.dim() > 2:
-            self.last = made
+            from_last = any(each is self.last for each in given)
+            self.last, self.fixed = made, func.overloadpacket in _ADAPTIVE or (self.fixed and from_last)
+        elif isinstance(made, Tensor) and (func.overloadpacket in _PRODUCTS or any(x in self._mixed for x in given)):
+            self._mixed[made] = True
         return result
 
     def read_by(self, linear_input: Tensor) -> tuple[int, ...] | None:
         """The size (C, ...) of the map that was flattened to `linear_input` [1, features]; None if there is none."""
         last = self.last
-        if last is None or linear_input.shape != (1, last.numel()):
+        if last is None or linear_input in self._mixed or linear_input.shape != (1, last.numel()):
             return None
         return tuple(last.shape[1:])
 
@@ -117,17 +140,16 @@ def _fit_(
     """Run the network on images of `size`; a fully connected layer that then reads another map than in `known` is
     resampled in place. Returns the sizes of all maps of each ROI layer that ran."""
     names = {module: name for name, module in model.named_modules()}
-    done: dict[nn.Linear, tuple[int, ...] | None] = {}
+    done: dict[nn.Linear, tuple[int, ...]] = {}
     sizes: dict[RoiLayer, set[tuple[int, ...]]] = {}
 
     def fit(linear: nn.Linear, args: tuple[Tensor, ...]) -> None:
         features, now = args[0].shape[-1], maps.read_by(args[0])
-        before = done.get(linear) if known is None or linear in done else known.get(linear)
         fits = features == linear.in_features
-        if fits and (now == before or (known is None and (now is None or prod(now[1:]) == 1))):
-            return
         what = f"{type(model).__name__} at {_text(size)}: the fully connected layer {names[linear]!r}"
         if known is None:
+            if fits and (now is None or prod(now[1:]) == 1 or maps.fixed):
+                return
             reads = (
                 f"knows each pixel of the map {_told(now)} that it reads"
                 if fits
@@ -137,6 +159,9 @@ def _fit_(
                 f"{what} {reads}. Give the resolution of the training, resample_from=(C, H, W), to have these weights "
                 "resampled, or take a network that ends in a global average pooling"
             )
+        before = done.get(linear, known.get(linear))
+        if fits and now == before:
+            return
         if before is None or now is None or before[0] != now[0] or len(before) != 3 or linear in done:
             raise _Refused(
                 f"{what} can't be resampled: it reads {_told(before)} there and {_told(now)} here, not maps [C, H, W] "
@@ -144,9 +169,9 @@ def _fit_(
             )
         if "weight" not in linear._parameters:
             raise _Refused(f"{what} can't be resampled: its weight is not a plain parameter (a parametrization)")
-        last = maps.last
+        last, fixed = maps.last, maps.fixed
         _resample_(linear, before, now)
-        done[linear], maps.last = now, last  # and no map of the resampling's own
+        done[linear], maps.last, maps.fixed = now, last, fixed  # and no map of the resampling's own
 
     def note(layer: RoiLayer, *_: object) -> None:
         if layer.map_size is not None:
