@@ -62,13 +62,13 @@ def test_tables_of_the_paper_and_of_other_runs(results: Path, tmp_path: Path) ->
         "| TDN10, Cauchy, 0.0001, β = 4 | 0.38 | 6.26M | 0.50 ± 0.14 | ± 1.27 | 5.00M | 2 | "
         "[0](../results/table2_tdn10_cauchy/seed0/summary.json), "
         "[1](../results/table2_tdn10_cauchy/seed1/summary.json) |",
-        f"| TDN10, Cauchy, 0.0001, β = 4 | 0.40 ± 0.00 | 10.1M | {device} | 110.0 s | "
+        f"| TDN10, Cauchy, 0.0001, β = 4 | 0.40 ± 0.00 | 3.91M | {device} | 110.0 s | "
         "`tkn-run -m experiment=table2_tdn10_cauchy trainer=fast seed=0,1` |",
     ]
     assert rows["| CNN6"] == ["| CNN6 | 0.42 | 368M | not run |  |  |  |  |"]
     assert rows["| clip_off"] == [
         "| clip_off | 0.50 (clipped: 7.12) |  | 5.00M | 1 | [3](../results/factors/clip_off/seed3/summary.json) |",
-        f"| clip_off | 0.40 | 10.1M | {device} | 110.0 s | "
+        f"| clip_off | 0.40 | 3.91M | {device} | 110.0 s | "
         "`tkn-run experiment=table2_tdn10_cauchy recipe.weight_decay_as=keras attention.clip=false seed=3` |",
     ]
     assert "old" not in lines
