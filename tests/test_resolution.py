@@ -157,8 +157,11 @@ def test_min_size_holds_on_all_maps_of_a_layer() -> None:
     other = tkn.at_resolution(model, (1, 16, 24))
     sides = other.conv.rois((4, 6))
     assert (sides[..., 1] - sides[..., 0]).min() >= 3
-    with pytest.raises(ValueError, match="the maps of layer 'conv' have 2x4 pixels, fewer than its min_size=3x3"):
-        tkn.at_resolution(model, (1, 8, 16))
+    # A map that is smaller than that is held whole, as in training.
+    other = tkn.at_resolution(model, (1, 8, 16))
+    sides = other.conv.rois((2, 4))
+    assert (sides[..., 0, :] == torch.tensor([0, 2])).all()
+    assert (sides[:, 1, 1] - sides[:, 1, 0]).min() >= 3
 
 
 class View(nn.Module):
@@ -183,6 +186,68 @@ class ChannelsLast(nn.Module):
         return self.fc(self.conv(x).permute(0, 2, 3, 1).flatten(1))
 
 
+class Branches(nn.Module):
+    """Two maps of as many pixels, each read by a layer of its own behind a gate; and a sequence first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 8, 3, stride=2, padding=1)
+        self.gate, self.a, self.b = nn.Linear(2, 1), nn.Linear(2 * 64, 3), nn.Linear(8 * 16, 3)
+
+    def read(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        one = self.one(x)
+        return one, self.two(one), self.gate(one.mean((2, 3))).sigmoid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, two, gate = self.read(x)
+        return (self.a(input=one.flatten(1) * gate) + self.b(two.flatten(1).relu())).unsqueeze(0).expand(5, -1, -1)
+
+
+def test_each_layer_is_resampled_from_the_map_that_it_reads() -> None:
+    torch.manual_seed(0)
+    model = Branches().double()
+    other = tkn.at_resolution(model, (1, 16, 12), resample_from=(1, 8, 8))
+    x = torch.rand(2, 1, 16, 12, dtype=torch.float64)
+    one, two, gate = model.read(x)
+
+    def resampled(maps: torch.Tensor, side: int) -> torch.Tensor:
+        return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=True).flatten(1)
+
+    expected = model.a(resampled(one, 8) * gate) + model.b(resampled(two.relu(), 4))
+    torch.testing.assert_close(other(x)[0], expected)
+
+
+class Pooled(nn.Module):
+    """What a fully connected layer reads is of one size whatever the image's: by attention, products, branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.side = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.query, self.attention = nn.Parameter(torch.zeros(1, 1, 4)), nn.MultiheadAttention(4, 1, batch_first=True)
+        self.a, self.b, self.c = nn.Linear(4, 2), nn.Linear(16, 2), nn.Linear(16, 2)
+        self.d = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(x)
+        pixels = maps.flatten(2).mT
+        attended, _ = self.attention(self.query.expand(len(x), -1, -1), pixels, pixels)
+        pooled = F.adaptive_avg_pool2d(maps, 2)
+        return (
+            self.a(attended.flatten(1))
+            + self.b((pixels.mT @ pixels).flatten(1))
+            + self.c((self.side(pooled) + pooled).flatten(1))
+            + self.d(maps.mean((2, 3)))
+        )
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8), (1, 20, 12), (1, 1, 1)])
+def test_what_is_of_one_size_is_left_as_it_is(size: tuple[int, ...]) -> None:
+    model = Pooled()
+    x = torch.rand(2, *size)
+    for resample_from in (None, (1, 8, 8), (1, 1, 1)):
+        assert torch.equal(tkn.at_resolution(model, size, resample_from=resample_from)(x), model(x))
+
+
 def parametrized() -> nn.Module:
     model = Heads()
     nn.utils.parametrizations.spectral_norm(model.two)
@@ -201,10 +266,11 @@ def parametrized() -> nn.Module:
         ("tkn6", (1, 24, 24), {"resample_from": (1, 20, 20)}, "resample_from: .* can't take images of 1x20x20"),
         ("tkn6", (1, 24, 24), {"resample_from": (1, 2.5, 2)}, "resample_from=.* must be"),
         ("tkn6", (1, 8, 32), {}, "layer '9' knows each pixel of the map 128x2x8 that it reads.*resample_from="),
-        (View(), (1, 16, 16), {}, "View gives 4 outputs for one image of 1x16x16.*flatten"),
+        (View(), (1, 16, 16), {}, "View gives 4 rows of outputs for one image of 1x16x16.*flatten"),
         (View(), (1, 16, 16), {"resample_from": (1, 8, 8)}, "it reads 3x8x8 there and no map here"),
         (parametrized(), (1, 12, 12), {"resample_from": (1, 8, 8)}, "its weight is not a plain parameter"),
         ("tdn10", 32, {}, "input_size=32 must be"),
+        (nn.Sequential(nn.Conv2d(1, 3, 8), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(9, 2)), (1, 9, 13), {}, "3x1x3"),
         (ChannelsLast(), (1, 12, 12), {"resample_from": (1, 8, 8)}, "can't be resampled"),
     ],
 )

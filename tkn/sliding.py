@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tkn.app.messages import first_line
 from tkn.crops import Pair, convolved_rows, in_batches, shares, windows_of
 from tkn.evaluating import evaluating
 from tkn.plan.plan import Plan
@@ -123,6 +122,7 @@ def slide(
     if not isinstance(image, Tensor) or image.dim() != 3 or not image.is_floating_point():
         told = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
         raise ValueError(f"image must be a floating-point tensor [C, H, W], not {told}")
+    _check_type(model, image)
     sides = _window(model, image, window)
     steps = _pair("stride", stride)
     for axis, length, side, step in zip(("height", "width"), image.shape[1:], sides, steps, strict=True):
@@ -133,15 +133,8 @@ def slide(
     elif not _is_whole(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
     with evaluating(model):
-        try:
-            network, batches = _batches(model, image, sides, steps, batch_size)
-            outputs = torch.cat([_outputs(network, batch) for batch in batches])
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # torch's, of another type or another number of channels
-            raise ValueError(
-                f"the network can't take windows of {[image.shape[0], *sides]} and {image.dtype}: {first_line(error)}"
-            ) from error
+        network, batches = _batches(model, image, sides, steps, int(batch_size))
+        outputs = torch.cat([_outputs(network, batch) for batch in batches])
     counts = [(length - side) // step + 1 for length, side, step in zip(image.shape[1:], sides, steps, strict=True)]
     return WindowScores(outputs.T.unflatten(1, counts), sides, steps)
 
@@ -185,6 +178,16 @@ def _window(model: nn.Module, image: Tensor, window: int | Pair | None) -> Pair:
     if window is not None and _pair("window", window) != tuple(sides):
         raise ValueError(f"window={window} is not the plan's, {tuple(sides)}")
     return sides[0], sides[1]
+
+
+def _check_type(model: nn.Module, image: Tensor) -> None:
+    like = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), image)
+    converted = torch.is_autocast_enabled(image.device.type)
+    if image.device != like.device or (image.dtype != like.dtype and not converted):
+        raise ValueError(
+            f"image is {image.dtype} on {image.device}, and the network {like.dtype} on {like.device}: "
+            "they must be alike"
+        )
 
 
 def _is_whole(value: Any) -> bool:

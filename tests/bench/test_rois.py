@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+import tkn
 from tkn import build_model, count_macs
 from tkn.bench.rois import describe_training, generate_rois, load_rois, main, read_rois, save_rois
 from tkn.cli import compose
@@ -142,6 +143,14 @@ def test_generated_rois_have_their_share(name: str, share: float) -> None:
         assert min(rows[1] - rows[0], columns[1] - columns[0]) >= 3
 
 
+def test_the_share_is_of_the_dense_network() -> None:
+    for options in ({"windows": 2, "combine": "parts"}, {"adaptive": True}):
+        model = tkn.build_model("tdn10", SIZE, 10, **options)
+        generate_rois(model, SIZE, 0.8, seed=0)
+        report = count_macs(model, SIZE)
+        assert report.total_roi / report.total_dense == pytest.approx(0.8, rel=0.02)
+
+
 def test_another_seed_gives_other_rois() -> None:
     model, other = _model(), _model()
     generate_rois(model, SIZE, 0.55, seed=0)
@@ -158,7 +167,7 @@ def test_a_share_out_of_reach_is_refused() -> None:
 
 def test_the_file_of_a_checkpoint(tmp_path: Path) -> None:
     model = _model()
-    generate_rois(model, SIZE, 0.6, seed=0)
+    generate_rois(model, SIZE, 0.8, seed=0)
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
     config = compose("model=tdn10", "data=mnist")
     identity = identify(config, architecture_of(config, SIZE, 10))

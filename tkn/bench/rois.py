@@ -13,17 +13,17 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from tkn.app.files import write_whole
 from tkn.app.messages import unknown
 from tkn.layers import RoiLayer, require_rectangles, roi_layers
-from tkn.macs import count_macs
+from tkn.macs import count_macs, kernel_macs
 from tkn.roi import roi_areas
 from tkn.training.records.checkpoint import checkpoint_network
 
@@ -164,7 +164,7 @@ def generate_rois(model: nn.Module, input_size: tuple[int, ...], share: float, s
 
     report = count_macs(model, input_size)
     rows = {row.name: row for row in report.target_layers}
-    fixed = report.total_dense - sum(row.macs_dense for row in rows.values())
+    fixed = report.total_roi - sum(row.macs_roi for row in rows.values())
 
     def macs(size: float) -> int:
         """Multiply-adds with ROIs of this common size, which the model then has."""
@@ -174,8 +174,8 @@ def generate_rois(model: nn.Module, input_size: tuple[int, ...], share: float, s
             loc, spread = shapes[name]
             _put(layer, loc, (size * spread).clamp(max=1))
             layer.project_(row.map_size)
-            per_pixel = row.macs_dense // (layer.loc.shape[1] * prod(row.map_size))
-            total += per_pixel * int(roi_areas(layer.rois(row.map_size)).sum())
+            if isinstance(layer, _ConvNd):
+                total += kernel_macs(layer) * int(roi_areas(layer.rois(row.map_size)).sum())
         return total
 
     wanted = share * report.total_dense
