@@ -282,7 +282,10 @@ def test_the_output_under_autocast_is_as_torchs(kind: torch.dtype, memory_format
 def test_auto_under_autocast() -> None:
     ours, theirs = chain("auto"), chain("dense")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(ours(images()), theirs(images()))  # too small to measure
+        output, expected = ours(images()), theirs(images())
+    assert output.dtype == expected.dtype == torch.bfloat16
+    # Which engine it is follows from how fast this machine was when the kernels were built.
+    assert_near(output, expected, 0.02)
 
 
 def test_hooks_fire_and_change_nothing_else() -> None:
