@@ -167,7 +167,7 @@ def test_a_share_out_of_reach_is_refused() -> None:
 
 def test_the_file_of_a_checkpoint(tmp_path: Path) -> None:
     model = _model()
-    generate_rois(model, SIZE, 0.8, seed=0)
+    generate_rois(model, SIZE, 0.6, seed=0)
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
     config = compose("model=tdn10", "data=mnist")
     identity = identify(config, architecture_of(config, SIZE, 10))
