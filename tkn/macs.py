@@ -99,9 +99,9 @@ class MacsReport:
         return "\n".join(lines + [f"not counted: {name}" for name in self.unknown])
 
 
-def kernel_macs(convolution: _ConvNd) -> int:
-    """What one kernel costs for one output pixel."""
-    return convolution.in_channels // convolution.groups * prod(convolution.kernel_size)
+def kernel_macs(layer: nn.Module) -> int:
+    """What one kernel of a convolution costs for one output pixel; 0 for a layer without, such as a regularization."""
+    return layer.in_channels // layer.groups * prod(layer.kernel_size) if isinstance(layer, _ConvNd) else 0
 
 
 def _convolution(layer: Any, output: Tensor) -> int:

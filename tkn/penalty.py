@@ -7,7 +7,6 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from tkn.layers import roi_layers
 from tkn.macs import count_macs, kernel_macs
@@ -43,9 +42,7 @@ def kernel_costs(model: nn.Module, input_size: tuple[int, ...]) -> dict[str, flo
     layers = roi_layers(model)
     macs = dict.fromkeys(layers, 0)
     for row in count_macs(model, input_size).target_layers:
-        layer = layers[row.name]
-        if isinstance(layer, _ConvNd):
-            macs[row.name] += kernel_macs(layer) * prod(row.map_size)
+        macs[row.name] += kernel_macs(layers[row.name]) * prod(row.map_size)
     kernels = {name: layer.num_kernels for name, layer in layers.items()}
     mean = sum(macs[name] * kernels[name] for name in layers) / max(1, sum(kernels.values()))
     return {name: macs[name] / mean if mean else 0.0 for name in layers}

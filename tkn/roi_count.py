@@ -103,7 +103,7 @@ class RoiCount:
                 self.least_part[axis, here].clamp_(min=least[axis] / length)
             kernels.append(torch.arange(here.start, here.stop))
             sizes.append(torch.tensor(size, dtype=torch.float64)[:, None].expand(-1, layer.num_kernels))
-            per_pixel = kernel_macs(layer) if isinstance(layer, _ConvNd) else 0
+            per_pixel = kernel_macs(layer)
             costs.append(torch.full((layer.num_kernels,), float(per_pixel), dtype=torch.float64))
             self.least += per_pixel * layer.num_kernels * prod(least)
             self.most += per_pixel * layer.num_kernels * prod(row.map_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import pi
 from typing import Any, Literal
 
@@ -238,11 +239,16 @@ class PartsConvNd(_SeveralWindowsConv):
             for name, each in given.items()
         }
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # A dense convolution's kernels: each part has its share.
+    def shared_state(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+        """A dense convolution's weight and bias in a state dict, names beginning with `prefix`, as those of all parts;
+        nothing if it has none."""
         weight, bias = (state_dict.get(prefix + name) for name in ("weight", "bias"))
-        if isinstance(weight, Tensor) and self.windows > 1 and len(weight) == self.out_channels:
-            state_dict |= {prefix + name: whole for name, whole in self.shared_kernels(weight, bias).items()}
+        if not isinstance(weight, Tensor) or self.windows == 1 or len(weight) != self.out_channels:
+            return {}
+        return {prefix + name: whole for name, whole in self.shared_kernels(weight, bias).items()}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict |= self.shared_state(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _learned_with(self) -> dict[str, Any]:

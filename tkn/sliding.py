@@ -81,7 +81,7 @@ class WindowScores:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value} must lie within [0, 1]")
         outputs = len(self.scores)
-        if background is not None and not (_is_whole(background) and 0 <= background < outputs):
+        if background is not None and not (_is_integer(background) and 0 <= background < outputs):
             raise ValueError(f"background={background} must be one of the {outputs} outputs, from 0")
         sure = self.probabilities.flatten(1)
         best = sure.max(0)
@@ -130,7 +130,7 @@ def slide(
     if batch_size is None:
         a_window = image.shape[0] * sides[0] * sides[1] * image.element_size()
         batch_size = max(model.batch_size, _BYTES // a_window) if isinstance(model, Plan) else _BATCH
-    elif not _is_whole(batch_size) or batch_size < 1:
+    elif not _is_integer(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
     with evaluating(model):
         network, batches = _batches(model, image, sides, steps, int(batch_size))
@@ -190,13 +190,13 @@ def _check_type(model: nn.Module, image: Tensor) -> None:
         )
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _pair(name: str, value: int | Pair) -> Pair:
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or not all(_is_whole(n) and n >= 1 for n in pair):
+    if len(pair) != 2 or not all(_is_integer(n) and n >= 1 for n in pair):
         raise ValueError(f"{name}={value!r} must be a whole number of pixels of at least 1, or two (down, right)")
     return int(pair[0]), int(pair[1])
 

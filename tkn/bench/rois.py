@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from tkn.app.files import write_whole
 from tkn.app.messages import unknown
@@ -174,8 +173,7 @@ def generate_rois(model: nn.Module, input_size: tuple[int, ...], share: float, s
             loc, spread = shapes[name]
             _put(layer, loc, (size * spread).clamp(max=1))
             layer.project_(row.map_size)
-            if isinstance(layer, _ConvNd):
-                total += kernel_macs(layer) * int(roi_areas(layer.rois(row.map_size)).sum())
+            total += kernel_macs(layer) * int(roi_areas(layer.rois(row.map_size)).sum())
         return total
 
     wanted = share * report.total_dense

@@ -67,7 +67,7 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> s
             given[f"{first}.weight"] = colour.sum(dim=1, keepdim=True)
     for name, parts in model.named_modules():
         if isinstance(parts, PartsConvNd):
-            given |= _shared_among(parts, name, given)
+            given |= parts.shared_state(given, f"{name}." if name else "")
     new = _other_classifier(model, own, given)
     if new:
         _log.info("%s: the classifier %s starts anew, for it is of other classes", what, ", ".join(sorted(new)))
@@ -81,15 +81,6 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> s
         raise ValueError(f"{what} is not of this network: it {', '.join(differences)}")
     model.load_state_dict({name: value for name, value in given.items() if name not in new}, strict=False)
     return {name for name, _ in model.named_parameters() if name in given and name not in new}
-
-
-def _shared_among(parts: PartsConvNd, name: str, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A dense convolution's weight and bias as those of all its parts; nothing if `given` has none for the layer."""
-    prefix = f"{name}." if name else ""
-    weight, bias = (given.get(f"{prefix}{parameter}") for parameter in ("weight", "bias"))
-    if weight is None or weight.shape != (parts.out_channels, *parts.weight.shape[1:]):
-        return {}
-    return {f"{prefix}{parameter}": whole for parameter, whole in parts.shared_kernels(weight, bias).items()}
 
 
 def _other_classifier(model: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> set[str]:
