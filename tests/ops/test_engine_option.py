@@ -25,8 +25,10 @@ from engine_cases import (
 from torch import Tensor, nn
 
 from tkn import TargetConv2d, build_model, targetize
+from tkn.backends.cpu import backend
 from tkn.backends.cpu.chain import Chain
-from tkn.ops import segments
+from tkn.kept import Kept
+from tkn.ops import segments, sticky
 from tkn.sequential import TargetSequential
 
 
@@ -279,13 +281,13 @@ def test_the_output_under_autocast_is_as_torchs(kind: torch.dtype, memory_format
     assert_near(ours, theirs, 0.01)
 
 
-def test_auto_under_autocast() -> None:
+def test_auto_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else it follows from how fast this machine was when the kernels were built.
+    monkeypatch.setattr(backend, "seconds", lambda engine, _: 2.0 if engine == "roi" else 1.0)
+    monkeypatch.setattr(sticky, "_choices", Kept(4096))
     ours, theirs = chain("auto"), chain("dense")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output, expected = ours(images()), theirs(images())
-    assert output.dtype == expected.dtype == torch.bfloat16
-    # Which engine it is follows from how fast this machine was when the kernels were built.
-    assert_near(output, expected, 0.02)
+        assert torch.equal(ours(images()), theirs(images()))
 
 
 def test_hooks_fire_and_change_nothing_else() -> None:
