@@ -98,14 +98,13 @@ def _fit_(
 ) -> dict[RoiLayer, set[tuple[int, ...]]]:
     """Run the network on images of `size`; a fully connected layer that then reads another map than in `known` is
     resampled in place. Returns the sizes of all maps of each ROI layer that ran."""
-    names = {module: name for name, module in model.named_modules()}
     fitted: dict[nn.Linear, tuple[MapSize, ...]] = {}
     sizes: dict[RoiLayer, set[tuple[int, ...]]] = {}
 
     def fit(linear: nn.Linear, features: Tensor) -> None:
         now = flattened.maps_of(features)
         fits = features.shape[-1] == linear.in_features
-        what = f"{type(model).__name__} at {_text(size)}: the fully connected layer {names[linear]!r}"
+        what = _called(model, size, linear)
         if known is None:
             if not fits:
                 raise _Refused(
@@ -138,26 +137,22 @@ def _fit_(
         for handle in handles:
             handle.remove()
     if known is None:
-        _require_one_size(model, size, {names[linear]: maps for linear, maps in fitted.items() if _pixels(maps)})
+        _require_one_size(model, size, {linear: maps for linear, maps in fitted.items() if _pixels(maps)})
     return sizes
 
 
-def _require_one_size(model: nn.Module, size: tuple[int, ...], read: dict[str, tuple[MapSize, ...]]) -> None:
-    """ValueError unless the maps that fully connected layers read, by name, are the same at any resolution, as after
+def _require_one_size(model: nn.Module, size: tuple[int, ...], read: dict[nn.Linear, tuple[MapSize, ...]]) -> None:
+    """ValueError unless the maps that fully connected layers read are the same at any resolution, as after
     an adaptive pooling: whether a map is the one that a layer knows cannot be seen at one resolution."""
     if not read:
         return
     larger = (size[0], *(2 * length for length in size[1:]))
-    layers = {model.get_submodule(name): name for name in read}
     with Flattened() as flattened:
 
         def compare(linear: nn.Linear, features: Tensor) -> None:
-            name = layers.get(linear)
-            if name is not None and flattened.maps_of(features) != read[name]:
-                raise _Refused(
-                    f"{type(model).__name__} at {_text(size)}: the fully connected layer {name!r} knows each pixel of "
-                    f"the map {_told(read[name])} that it reads. {_HELP}"
-                )
+            if linear in read and flattened.maps_of(features) != read[linear]:
+                known = f"knows each pixel of the map {_told(read[linear])} that it reads"
+                raise _Refused(f"{_called(model, size, linear)} {known}. {_HELP}")
 
         map_sizes = {layer: layer.map_size for layer in roi_layers(model).values()}
         try:
@@ -173,6 +168,12 @@ def _require_one_size(model: nn.Module, size: tuple[int, ...], read: dict[str, t
 def _pixels(maps: tuple[MapSize, ...]) -> tuple[MapSize, ...]:
     """Those of more than one pixel."""
     return tuple(size for size in maps if prod(size[1:]) > 1)
+
+
+def _called(model: nn.Module, size: tuple[int, ...], linear: nn.Linear) -> str:
+    """What messages call a fully connected layer."""
+    name = next(name for name, module in model.named_modules() if module is linear)
+    return f"{type(model).__name__} at {_text(size)}: the fully connected layer {name!r}"
 
 
 def _told(maps: tuple[MapSize, ...]) -> str:
